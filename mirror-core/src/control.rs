@@ -1,0 +1,173 @@
+//! Types of the control API, shared by the daemons and the tools. HTTP + JSON on `mirrord.sock`.
+//!
+//! | call | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`NodeStatus`] |
+//! | `POST /v1/mirrors/{name}/command` | [`CommandRequest`] | [`CommandReply`] (409 with [`Refusal`]) |
+//! | `GET /v1/mirrors/{name}/explain` | | [`Explanation`] |
+//! | `GET /v1/events?after=N` | | [`EventPage`]; waits up to 10 s for newer ones |
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::volume::notice::{Notice, Severity};
+pub use crate::volume::refusal::Refusal;
+pub use crate::wire::message::{DiskState, InitialSync, Mode, Role};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub node: String,
+    pub mirrors: Vec<MirrorStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MirrorStatus {
+    pub name: String,
+    pub role: Role,
+    pub mode: Mode,
+    pub connection: Connection,
+    pub disk: DiskState,
+    pub peer: PeerStatus,
+    pub size_bytes: u64,
+    pub out_of_sync_bytes: u64,
+    pub sync: Option<SyncStatus>,
+    pub lag_bytes: u64,
+    pub lag_ms: u64,
+    /// Answers wait: for the word that the lost peer is really down, or for a handshake to end.
+    pub io_suspended: bool,
+    pub generation: String,
+    pub epoch: u64,
+    pub device: Option<String>,
+    pub exports: Vec<String>,
+    pub counters: Counters,
+    /// Bytes that the last finished resync moved as data (not hashes, not holes).
+    pub last_sync_copied_bytes: u64,
+    /// Result of the last finished verify: bytes in blocks that differed.
+    pub last_verify_mismatch_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    pub node: String,
+    pub role: Role,
+    pub disk: DiskState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Connection {
+    Standalone,
+    Connecting,
+    Connected,
+    SplitBrain,
+    Unrelated,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SyncStatus {
+    pub kind: SyncKind,
+    pub direction: Direction,
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub rate_bytes_per_s: u64,
+    pub eta_s: Option<u64>,
+    pub paused: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncKind {
+    Resync,
+    Full,
+    Verify,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    Source,
+    Target,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    pub writes: u64,
+    pub reads: u64,
+    pub flushes: u64,
+    pub bytes_written: u64,
+    pub bytes_read: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    pub metadata_writes: u64,
+}
+
+/// A command as it travels to the daemon. `resync` stays one word for people, so the API has it too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum CommandRequest {
+    Promote {
+        #[serde(default)]
+        peer_down: bool,
+        #[serde(default)]
+        force: bool,
+    },
+    Demote,
+    Connect,
+    Disconnect,
+    Resync {
+        #[serde(default)]
+        full: bool,
+        #[serde(default)]
+        discard_local: bool,
+    },
+    Pause,
+    Resume,
+    Verify {
+        #[serde(default)]
+        repair: bool,
+    },
+    Resize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CommandReply {
+    pub message: String,
+}
+
+/// An event with its number and time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventRecord {
+    pub number: u64,
+    /// RFC 3339, UTC, milliseconds.
+    pub time: String,
+    pub mirror: String,
+    #[serde(flatten)]
+    pub notice: Notice,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventPage {
+    pub events: Vec<EventRecord>,
+    /// Pass as `after` next time.
+    pub next: u64,
+    /// Events between `after` and the first one here that are no longer kept.
+    pub dropped: u64,
+}
+
+/// Why a mirror is in its state, and what can be done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explanation {
+    pub mirror: String,
+    /// The handshake rule that decided last, if any.
+    pub rule: Option<String>,
+    pub summary: String,
+    /// Facts, one a line: what each side holds.
+    pub facts: Vec<String>,
+    pub choices: Vec<Choice>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Choice {
+    pub command: String,
+    pub effect: String,
+    pub loses: String,
+}

@@ -1,0 +1,11 @@
+//! The replication engine of the mirror: decisions, formats and protocol as pure code, and in `io`
+//! the drivers that carry the decisions out. Read `ARCHITECTURE.md` first.
+
+pub mod buffer;
+pub mod control;
+pub mod generation;
+pub mod layout;
+pub mod request;
+pub mod units;
+pub mod volume;
+pub mod wire;

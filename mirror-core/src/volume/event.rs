@@ -1,0 +1,88 @@
+//! Everything that can happen to a volume.
+
+use crate::buffer::Buffer;
+use crate::request::Request;
+use crate::units::{CommandId, IoToken, LinkId};
+use crate::wire::message::Envelope;
+
+#[derive(Debug)]
+pub enum Event {
+    /// A client asks for something. Only sent while the volume serves (see `Effect::Serve`).
+    Request(Request),
+    /// A disk operation on the data partition finished.
+    LocalDone {
+        io: IoToken,
+        result: Result<Output, DiskFault>,
+    },
+    /// A metadata write is durable, or failed.
+    MetadataDone {
+        io: IoToken,
+        result: Result<(), DiskFault>,
+    },
+    /// Both connections to the peer stand and the peer has proved that it has the cluster key.
+    LinkUp {
+        link: LinkId,
+    },
+    /// The link is gone. Nothing more comes from it.
+    LinkDown {
+        link: LinkId,
+    },
+    Message {
+        link: LinkId,
+        envelope: Envelope,
+    },
+    Command {
+        id: CommandId,
+        command: Command,
+    },
+    /// Answer to `Effect::Measure`: what the data partition could hold, metadata taken off.
+    Measured {
+        usable_bytes: u64,
+    },
+    /// Time passed. Sent at least every [`TICK_MS`].
+    Tick,
+}
+
+/// Longest time between two ticks.
+pub const TICK_MS: u64 = 100;
+
+/// What a successful local operation brings.
+#[derive(Debug)]
+pub enum Output {
+    Nothing,
+    Data(Buffer),
+    /// The range is known to be unallocated and reads as zeroes.
+    Hole,
+}
+
+/// Why a local operation failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFault {
+    Io,
+    NoSpace,
+}
+
+/// What an operator or the agent asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    Promote {
+        peer_down: bool,
+        force: bool,
+    },
+    Demote,
+    Connect,
+    Disconnect,
+    Resync {
+        full: bool,
+        discard_local: bool,
+    },
+    Pause,
+    Resume,
+    Verify {
+        repair: bool,
+    },
+    /// Take up a data partition that grew on both nodes.
+    Resize,
+    /// Finish what is in flight, make everything durable, take leave of the peer.
+    Stop,
+}

@@ -1,0 +1,3 @@
+//! The replication protocol: typed messages and their bytes. See `docs/protocol.md`.
+
+pub mod message;
