@@ -1,0 +1,58 @@
+//! A list of named steps that are all tried, timed and shown in one table at the end.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+#[derive(Debug, Default)]
+pub struct Steps {
+    done: Vec<Step>,
+}
+
+#[derive(Debug)]
+struct Step {
+    name: String,
+    took: Duration,
+    failure: Option<String>,
+}
+
+impl Steps {
+    /// Runs a step. A failure is kept for the table and does not stop the steps that follow.
+    pub fn step(&mut self, name: impl Into<String>, work: impl FnOnce() -> Result<()>) -> bool {
+        let name = name.into();
+        eprintln!("\n== {name}");
+        let start = Instant::now();
+        let failure = work().err().map(|error| format!("{error:#}"));
+        if let Some(reason) = &failure {
+            eprintln!("== {name} FAILED: {reason}");
+        }
+        let passed = failure.is_none();
+        self.done.push(Step {
+            name,
+            took: start.elapsed(),
+            failure,
+        });
+        passed
+    }
+
+    /// Prints the table and fails when a step did.
+    pub fn finish(self) -> Result<()> {
+        let width = self.done.iter().map(|s| s.name.len()).max().unwrap_or(0);
+        let total: Duration = self.done.iter().map(|s| s.took).sum();
+        println!();
+        for step in &self.done {
+            let (seconds, name) = (step.took.as_secs_f64(), &step.name);
+            match &step.failure {
+                None => println!("  {name:width$}  {seconds:8.1} s  ok"),
+                Some(reason) => println!("  {name:width$}  {seconds:8.1} s  FAILED  {reason}"),
+            }
+        }
+        println!("  {:width$}  {:8.1} s", "total", total.as_secs_f64());
+        let failed = self.done.iter().filter(|s| s.failure.is_some()).count();
+        println!("{} passed, {failed} failed", self.done.len() - failed);
+        if failed > 0 {
+            bail!("{failed} of {} steps failed", self.done.len());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! The suites that run whole nodes, simulated or real.
+//!
+//! Tests run in the dev profile, where arithmetic is checked and `mirror-core` and every dependency are
+//! optimised all the same. What people see, the demo and the figures, runs in the release profile.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::command::{cargo, program, run, target_dir};
+
+/// The test binaries of the package `mirror-tests`, quickest first.
+pub const GROUPS: [&str; 6] = ["golden", "crash", "conformance", "link", "sim", "nbd"];
+
+/// Names the folder of built programs to the tests, so that they never start stale ones.
+const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
+
+#[derive(Debug, Clone, Copy)]
+pub enum Profile {
+    Dev,
+    Release,
+}
+
+impl Profile {
+    fn program_dir(self) -> PathBuf {
+        target_dir().join(match self {
+            Profile::Dev => "debug",
+            Profile::Release => "release",
+        })
+    }
+
+    fn apply(self, command: &mut Command) -> &mut Command {
+        match self {
+            Profile::Dev => command,
+            Profile::Release => command.arg("--release"),
+        }
+    }
+}
+
+/// Builds the programs that end-to-end tests and the demo start.
+pub fn build_programs(profile: Profile) -> Result<()> {
+    let mut build = cargo();
+    build.args(["build", "--locked", "--bins"]);
+    build.args([
+        "-p",
+        "nbd-frontend",
+        "-p",
+        "mirrorctl",
+        "-p",
+        "mirror-inspect",
+    ]);
+    if let Profile::Release = profile {
+        build.args(["-p", "mirror-bench"]);
+    }
+    run(profile.apply(&mut build))
+}
+
+pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
+    let groups = match group {
+        None => GROUPS.to_vec(),
+        Some(name) if GROUPS.contains(&name) => vec![name],
+        Some(name) => bail!("no test group `{name}`; there are {}", GROUPS.join(", ")),
+    };
+    build_programs(Profile::Dev)?;
+    groups
+        .into_iter()
+        .try_for_each(|group| test_group(group, arguments))
+}
+
+/// Runs one group; the programs must be built.
+pub fn test_group(group: &str, arguments: &[String]) -> Result<()> {
+    run(cargo()
+        .args(["test", "--locked", "-p", "mirror-tests", "--test", group])
+        .arg("--")
+        .args(arguments)
+        .env(PROGRAM_DIR_VARIABLE, Profile::Dev.program_dir()))
+}
+
+pub fn sim(arguments: &[String]) -> Result<()> {
+    run(cargo()
+        .args([
+            "run",
+            "--locked",
+            "--quiet",
+            "-p",
+            "mirror-tests",
+            "--bin",
+            "sim",
+            "--",
+        ])
+        .args(arguments))
+}
+
+pub fn bench(arguments: &[String]) -> Result<()> {
+    build_programs(Profile::Release)?;
+    let folder = Profile::Release.program_dir();
+    run(program(folder.join("mirror-bench"))
+        .args(arguments)
+        .env(PROGRAM_DIR_VARIABLE, &folder))
+}
+
+pub fn demo(arguments: &[String]) -> Result<()> {
+    build_programs(Profile::Release)?;
+    run(program(Profile::Release.program_dir().join("mirrorctl"))
+        .arg("demo")
+        .args(arguments))
+}
