@@ -9,6 +9,9 @@ use std::ops::Deref;
 use std::rc::Rc;
 
 /// Where a [`Buffer`]'s bytes live: pooled aligned memory in the daemon, a vector in the simulator.
+///
+/// `bytes` returns the same place and contents for as long as the value lives: the kernel reads
+/// from there while the handle is elsewhere.
 pub trait Memory {
     fn bytes(&self) -> &[u8];
 }

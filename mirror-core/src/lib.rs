@@ -4,6 +4,7 @@
 pub mod buffer;
 pub mod control;
 pub mod generation;
+pub mod io;
 pub mod layout;
 pub mod request;
 pub mod units;

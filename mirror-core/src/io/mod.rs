@@ -1,0 +1,6 @@
+//! The drivers: the only place that does I/O, and the only one with `unsafe`.
+//!
+//! Nothing here decides. A driver turns completions into events, carries effects out, and moves
+//! payload between sockets and disks in pooled memory without copying it.
+
+pub mod buffers;
