@@ -1,0 +1,501 @@
+//! The file as written: every key read and typed, with its line, nothing yet compared with anything
+//! else. A value that could not be read is absent here and a problem already.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mirror_core::control::{InitialSync, Mode};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Collector, Located, Problem};
+use super::section::{Complaint, Lines, Section, article, boolean, nearest_of, text};
+use super::{Config, Encryption, MetadataPlace, Mirror, NbdListen, PeerLoss, Side, units};
+
+/// Sections that belong to the agent.
+const AGENT_SECTIONS: [&str; 6] = [
+    "heartbeat",
+    "partition",
+    "forced_stop",
+    "arbiter",
+    "group",
+    "monitor",
+];
+/// Longest name of a cluster, node or mirror.
+const NAME_BYTES_MAX: usize = 48;
+
+const PEER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6);
+const PEER_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(600)];
+const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
+const BUFFER_MEMORY_DEFAULT: u64 = 48 << 20;
+const BUFFER_MEMORY_RANGE: [u64; 2] = [16 << 20, 16 << 30];
+
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub cluster: Option<Located<String>>,
+    pub key_file: Option<Located<PathBuf>>,
+    pub nodes: Vec<Located<String>>,
+    pub mirrors: Vec<DraftMirror>,
+}
+
+#[derive(Debug)]
+pub(super) struct DraftMirror {
+    pub line: usize,
+    pub name: Option<Located<String>>,
+    pub mode: Located<Mode>,
+    pub initial_sync: InitialSync,
+    pub peer_loss: PeerLoss,
+    pub encryption: Encryption,
+    pub peer_timeout: Duration,
+    pub resync_rate_max: u64,
+    pub buffer_memory: u64,
+    pub stop_timeout: Duration,
+    pub insecure: bool,
+    pub sides: Vec<DraftSide>,
+}
+
+#[derive(Debug)]
+pub(super) struct DraftSide {
+    pub node: Located<String>,
+    pub data: Option<Located<PathBuf>>,
+    pub metadata: Option<Located<MetadataPlace>>,
+    pub replication: Option<Located<SocketAddr>>,
+    pub device: Option<Located<PathBuf>>,
+    pub nbd: Vec<Located<NbdListen>>,
+}
+
+impl DraftMirror {
+    /// What problems call this mirror.
+    pub fn title(&self) -> String {
+        match &self.name {
+            Some(name) => format!("mirror {:?}", name.value),
+            None => "mirror".into(),
+        }
+    }
+}
+
+/// Reads the whole text. Syntax errors are problems too; what could be read is read anyway.
+pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
+    let (table, errors) = DeTable::parse_recoverable(source);
+    let lines = Lines(source);
+    for error in &errors {
+        problems.add(
+            error.span().map(|span| lines.at(span.start)),
+            "",
+            format!("this is not TOML: {}", error.message().trim()),
+            "mend the line",
+        );
+    }
+    if !errors.is_empty() {
+        return Draft::default();
+    }
+    let mut root = Section::new("", 1, lines, table.get_ref());
+    let mut draft = Draft::default();
+    read_cluster(&mut root, lines, problems, &mut draft);
+    for (entry, line) in tables(&mut root, "node", lines, problems) {
+        let mut section = Section::new("node", line, lines, entry);
+        draft
+            .nodes
+            .extend(section.required("name", "\"server1\"", problems, name));
+        section.refuse_unknown_keys(problems);
+    }
+    for (entry, line) in tables(&mut root, "mirror", lines, problems) {
+        draft
+            .mirrors
+            .push(read_mirror(entry, line, lines, problems));
+    }
+    for section in AGENT_SECTIONS {
+        if let Some(found) = root.raw(section) {
+            problems.add(
+                Some(lines.at(found.span().start)),
+                section,
+                "this section is for the high-availability agent, which is not part of this version",
+                "remove the section; mirrors work without it",
+            );
+        }
+    }
+    root.refuse_unknown_keys(problems);
+    draft
+}
+
+fn read_cluster(root: &mut Section, lines: Lines, problems: &mut Collector, draft: &mut Draft) {
+    let Some(found) = root.raw("cluster") else {
+        problems.add(
+            None,
+            "cluster",
+            "the section is missing",
+            "add [cluster] with name and key_file",
+        );
+        return;
+    };
+    let line = lines.at(found.span().start);
+    let Some(table) = found.get_ref().as_table() else {
+        wrong_shape("cluster", "[cluster]", line, found.get_ref(), problems);
+        return;
+    };
+    let mut section = Section::new("cluster", line, lines, table);
+    draft.cluster = section.required("name", "\"cluster1\"", problems, name);
+    draft.key_file = section.required("key_file", "\"/etc/mirror/cluster.key\"", problems, path);
+    section.refuse_unknown_keys(problems);
+}
+
+fn read_mirror(
+    table: &DeTable,
+    line: usize,
+    lines: Lines,
+    problems: &mut Collector,
+) -> DraftMirror {
+    let title = match table.get("name").and_then(|name| name.get_ref().as_str()) {
+        Some(name) => format!("mirror {name:?}"),
+        None => "mirror".into(),
+    };
+    let mut section = Section::new(title.clone(), line, lines, table);
+    let name = section.required("name", "\"md1\"", problems, name);
+    let mode = section
+        .optional("mode", problems, |value| {
+            choice(
+                value,
+                &[
+                    ("sync", Mode::Sync),
+                    ("semisync", Mode::Semisync),
+                    ("async", Mode::Async),
+                ],
+            )
+        })
+        .unwrap_or(Located {
+            value: Mode::Sync,
+            line,
+        });
+    let initial_sync = section.optional("initial_sync", problems, |value| {
+        choice(
+            value,
+            &[
+                ("full", InitialSync::Full),
+                ("sparse", InitialSync::Sparse),
+                ("skip", InitialSync::Skip),
+            ],
+        )
+    });
+    let peer_loss = section.optional("peer_loss", problems, |value| {
+        choice(
+            value,
+            &[("hold", PeerLoss::Hold), ("continue", PeerLoss::Continue)],
+        )
+    });
+    let encryption = section.optional("encryption", problems, |value| {
+        choice(value, &[("tls", Encryption::Tls), ("off", Encryption::Off)])
+    });
+    let peer_timeout = section.optional("peer_timeout", problems, |value| {
+        duration(value, PEER_TIMEOUT_RANGE)
+    });
+    let stop_timeout = section.optional("stop_timeout", problems, |value| {
+        duration(value, STOP_TIMEOUT_RANGE)
+    });
+    let resync_rate_max = section.optional("resync_rate_max", problems, |value| {
+        Ok(units::parse_rate(text(value)?)?)
+    });
+    let buffer_memory = section.optional("buffer_memory", problems, buffer_memory);
+    let insecure = section.optional("insecure", problems, boolean);
+    let sides = read_sides(&mut section, &title, lines, problems);
+    section.refuse_unknown_keys(problems);
+    DraftMirror {
+        line,
+        name,
+        mode,
+        initial_sync: value_or(initial_sync, InitialSync::Full),
+        peer_loss: value_or(peer_loss, PeerLoss::Continue),
+        encryption: value_or(encryption, Encryption::Tls),
+        peer_timeout: value_or(peer_timeout, PEER_TIMEOUT_DEFAULT),
+        resync_rate_max: value_or(resync_rate_max, 0),
+        buffer_memory: value_or(buffer_memory, BUFFER_MEMORY_DEFAULT),
+        stop_timeout: value_or(stop_timeout, STOP_TIMEOUT_DEFAULT),
+        insecure: value_or(insecure, false),
+        sides,
+    }
+}
+
+fn read_sides(
+    mirror: &mut Section,
+    title: &str,
+    lines: Lines,
+    problems: &mut Collector,
+) -> Vec<DraftSide> {
+    let Some(found) = mirror.raw("on") else {
+        return Vec::new();
+    };
+    let Some(nodes) = found.get_ref().as_table() else {
+        let line = lines.at(found.span().start);
+        wrong_shape(title, "[mirror.on.NODE]", line, found.get_ref(), problems);
+        return Vec::new();
+    };
+    let mut sides = Vec::new();
+    for (node, side) in nodes.iter() {
+        let line = lines.at(node.span().start);
+        let Some(table) = side.get_ref().as_table() else {
+            wrong_shape(title, "[mirror.on.NODE]", line, side.get_ref(), problems);
+            continue;
+        };
+        let node = Located {
+            value: node.get_ref().to_string(),
+            line,
+        };
+        sides.push(read_side(node, title, table, lines, problems));
+    }
+    sides.sort_by_key(|side| side.node.line);
+    sides
+}
+
+fn read_side(
+    node: Located<String>,
+    title: &str,
+    table: &DeTable,
+    lines: Lines,
+    problems: &mut Collector,
+) -> DraftSide {
+    let mut section = Section::new(
+        format!("{title} on {:?}", node.value),
+        node.line,
+        lines,
+        table,
+    );
+    let side = DraftSide {
+        data: section.required("data", "\"/dev/vdb1\"", problems, path),
+        metadata: section.required("metadata", "\"internal\"", problems, |value| {
+            match text(value)? {
+                "internal" => Ok(MetadataPlace::Internal),
+                _ => path(value).map(MetadataPlace::Separate),
+            }
+        }),
+        replication: section.required("replication", "\"10.5.0.5:29051\"", problems, |value| {
+            address(text(value)?)
+        }),
+        device: section.optional("device", problems, path),
+        nbd: read_exports(&mut section, lines, problems),
+        node,
+    };
+    section.refuse_unknown_keys(problems);
+    side
+}
+
+/// The `nbd` list. Absent means the Unix socket alone.
+fn read_exports(
+    section: &mut Section,
+    lines: Lines,
+    problems: &mut Collector,
+) -> Vec<Located<NbdListen>> {
+    let key = format!("{} nbd", section.name);
+    let default_line = section.line;
+    let Some(found) = section.raw("nbd") else {
+        return vec![Located {
+            value: NbdListen::Unix,
+            line: default_line,
+        }];
+    };
+    let line = lines.at(found.span().start);
+    let Some(entries) = found.get_ref().as_array() else {
+        problems.add(
+            Some(line),
+            key,
+            format!("this is {}, not a list", article(found.get_ref())),
+            "write a list such as [\"unix\", \"tcp:127.0.0.1:10809\"]",
+        );
+        return Vec::new();
+    };
+    let mut exports = Vec::new();
+    for entry in entries.iter() {
+        let line = lines.at(entry.span().start);
+        match export(entry.get_ref()) {
+            Ok(value) => exports.push(Located { value, line }),
+            Err(complaint) => {
+                problems.add(Some(line), key.clone(), complaint.message, complaint.remedy);
+            }
+        }
+    }
+    exports
+}
+
+/// The entries of `[[key]]`.
+fn tables<'a, 'i>(
+    root: &mut Section<'a, 'i>,
+    key: &'static str,
+    lines: Lines,
+    problems: &mut Collector,
+) -> Vec<(&'a DeTable<'i>, usize)> {
+    let Some(found): Option<&'a Spanned<DeValue<'i>>> = root.raw(key) else {
+        return Vec::new();
+    };
+    let shape = format!("[[{key}]]");
+    let line = lines.at(found.span().start);
+    let Some(entries) = found.get_ref().as_array() else {
+        wrong_shape(key, &shape, line, found.get_ref(), problems);
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for entry in entries.iter() {
+        let line = lines.at(entry.span().start);
+        match entry.get_ref().as_table() {
+            Some(table) => found.push((table, line)),
+            None => wrong_shape(key, &shape, line, entry.get_ref(), problems),
+        }
+    }
+    found
+}
+
+fn wrong_shape(key: &str, shape: &str, line: usize, value: &DeValue, problems: &mut Collector) {
+    problems.add(
+        Some(line),
+        key,
+        format!("this is {} where a section {shape} belongs", article(value)),
+        format!("write it as {shape} with its keys below"),
+    );
+}
+
+fn name(value: &DeValue) -> Result<String, Complaint> {
+    let name = text(value)?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) || name.starts_with(['.', '-']) {
+        return Err(Complaint::new(
+            format!("{name:?} is no valid name"),
+            format!(
+                "use up to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.', \
+                 and begin with a letter or digit"
+            ),
+        ));
+    }
+    Ok(name.into())
+}
+
+fn path(value: &DeValue) -> Result<PathBuf, Complaint> {
+    let path = Path::new(text(value)?);
+    if !path.is_absolute() {
+        return Err(Complaint::new(
+            format!("{:?} is a relative path", path.display().to_string()),
+            "write the whole path, from / on, so that it means the same wherever the daemon starts",
+        ));
+    }
+    Ok(path.into())
+}
+
+fn address(text: &str) -> Result<SocketAddr, Complaint> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        Complaint::new(
+            format!("{text:?} is no IP address with a port"),
+            "write one such as \"10.5.0.5:29051\" or \"[fd00::5]:29051\"; \
+             host names are not looked up",
+        )
+    })?;
+    if address.port() == 0 {
+        return Err(Complaint::new(
+            format!("{text:?} has port 0"),
+            "choose a port, so that the other side can find it",
+        ));
+    }
+    Ok(address)
+}
+
+fn export(value: &DeValue) -> Result<NbdListen, Complaint> {
+    let text = text(value)?;
+    match text.strip_prefix("tcp:") {
+        Some(rest) => address(rest).map(NbdListen::Tcp),
+        None if text == "unix" => Ok(NbdListen::Unix),
+        None => Err(Complaint::new(
+            format!("{text:?} is no kind of export"),
+            "write \"unix\" or \"tcp:ADDRESS:PORT\"",
+        )),
+    }
+}
+
+fn choice<T: Copy>(value: &DeValue, choices: &[(&str, T)]) -> Result<T, Complaint> {
+    let text = text(value)?;
+    choices
+        .iter()
+        .find(|(name, _)| *name == text)
+        .map(|(_, value)| *value)
+        .ok_or_else(|| {
+            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+            Complaint::new(
+                format!("{text:?} is none of {}", names.join(", ")),
+                nearest_of(text, names.into_iter()),
+            )
+        })
+}
+
+fn duration(value: &DeValue, [least, most]: [Duration; 2]) -> Result<Duration, Complaint> {
+    let duration = units::parse_duration(text(value)?)?;
+    if duration < least || duration > most {
+        return Err(Complaint::new(
+            format!("{} is out of range", humantime::format_duration(duration)),
+            format!(
+                "choose between {} and {}",
+                humantime::format_duration(least),
+                humantime::format_duration(most)
+            ),
+        ));
+    }
+    Ok(duration)
+}
+
+fn buffer_memory(value: &DeValue) -> Result<u64, Complaint> {
+    let bytes = units::parse_size(text(value)?)?;
+    if !(BUFFER_MEMORY_RANGE[0]..=BUFFER_MEMORY_RANGE[1]).contains(&bytes) {
+        return Err(Complaint::new(
+            format!("{bytes} bytes is out of range"),
+            "choose between 16MiB and 16GiB",
+        ));
+    }
+    Ok(bytes)
+}
+
+fn value_or<T>(found: Option<Located<T>>, default: T) -> T {
+    found.map_or(default, |found| found.value)
+}
+
+impl Draft {
+    /// The checked configuration; `None` if anything is missing, which a check has reported then.
+    pub(super) fn finish(self, file: &Path, unsupported: Vec<Problem>) -> Option<Config> {
+        let names = self.nodes.into_iter().map(|node| node.value);
+        let nodes: [String; 2] = names.collect::<Vec<_>>().try_into().ok()?;
+        let mirrors = self
+            .mirrors
+            .into_iter()
+            .map(|mirror| finish_mirror(mirror, &nodes))
+            .collect::<Option<_>>()?;
+        Some(Config {
+            path: file.into(),
+            cluster: self.cluster?.value,
+            key_file: self.key_file?.value,
+            mirrors,
+            nodes,
+            unsupported,
+        })
+    }
+}
+
+fn finish_mirror(mirror: DraftMirror, nodes: &[String; 2]) -> Option<Mirror> {
+    let mut sides = mirror.sides;
+    let mut side = |node: &str| {
+        let position = sides.iter().position(|side| side.node.value == node)?;
+        let side = sides.swap_remove(position);
+        Some(Side {
+            data: side.data?.value,
+            metadata: side.metadata?.value,
+            replication: side.replication?.value,
+            device: side.device.map(|device| device.value),
+            nbd: side.nbd.into_iter().map(|export| export.value).collect(),
+        })
+    };
+    Some(Mirror {
+        name: mirror.name?.value,
+        mode: mirror.mode.value,
+        initial_sync: mirror.initial_sync,
+        peer_loss: mirror.peer_loss,
+        encryption: mirror.encryption,
+        peer_timeout: mirror.peer_timeout,
+        resync_rate_max: mirror.resync_rate_max,
+        buffer_memory: mirror.buffer_memory,
+        stop_timeout: mirror.stop_timeout,
+        sides: [side(&nodes[0])?, side(&nodes[1])?],
+    })
+}

@@ -1,0 +1,210 @@
+//! The configuration file: one TOML file, the same on both nodes, turned into typed and checked
+//! values once at start.
+//!
+//! Text → [`draft`] (every key read, with its line) → [`validate`] (what must hold between keys) →
+//! [`Config`]. Problems are collected, never stopped at, so that an operator mends a file in one
+//! round. Nothing here looks at devices: that is the business of `mirrorctl init` and of the daemon.
+
+mod convert;
+mod draft;
+pub mod key;
+mod problem;
+mod section;
+pub mod units;
+mod validate;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mirror_core::control::{InitialSync, Mode};
+
+pub use key::{ClusterKey, KeyError};
+pub use problem::{Located, Problem, Problems};
+
+/// Where the file is looked for when no path is given.
+pub const PATH_DEFAULT: &str = "/etc/mirror/cluster.toml";
+/// Where sockets live when no folder is given.
+pub const RUN_DIR_DEFAULT: &str = "/run/mirror";
+/// Largest file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A whole valid configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub path: PathBuf,
+    pub cluster: String,
+    pub key_file: PathBuf,
+    /// Exactly two, in file order. The first one connects, the second accepts.
+    pub nodes: [String; 2],
+    pub mirrors: Vec<Mirror>,
+    /// Settings that are valid but that this version cannot serve. `mirrord` does not start with
+    /// any of them.
+    pub unsupported: Vec<Problem>,
+}
+
+/// One `[[mirror]]`.
+#[derive(Debug, Clone)]
+pub struct Mirror {
+    pub name: String,
+    pub mode: Mode,
+    pub initial_sync: InitialSync,
+    pub peer_loss: PeerLoss,
+    pub encryption: Encryption,
+    /// Without a sign of life for this long, the peer counts as lost.
+    pub peer_timeout: Duration,
+    /// Bytes per second; 0 is no limit.
+    pub resync_rate_max: u64,
+    /// Bytes of payload buffers, taken at start.
+    pub buffer_memory: u64,
+    /// How long a stop waits for what is in flight.
+    pub stop_timeout: Duration,
+    /// The two sides, in the order of [`Config::nodes`].
+    pub sides: [Side; 2],
+}
+
+/// One `[mirror.on.NODE]`.
+#[derive(Debug, Clone)]
+pub struct Side {
+    pub data: PathBuf,
+    pub metadata: MetadataPlace,
+    pub replication: SocketAddr,
+    pub device: Option<PathBuf>,
+    pub nbd: Vec<NbdListen>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum MetadataPlace {
+    /// At the end of the data partition.
+    Internal,
+    Separate(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NbdListen {
+    /// `<run-dir>/<mirror>.nbd`
+    Unix,
+    Tcp(SocketAddr),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerLoss {
+    /// Answers wait until the lost peer is known to be down or to know that it is outdated.
+    Hold,
+    /// Answers go on as soon as "the peer is outdated" is durable here.
+    Continue,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encryption {
+    Tls,
+    Off,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {source}; name another file with --config", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Invalid(#[from] Problems),
+    #[error("{}", unknown_node(.0))]
+    UnknownNode(Box<UnknownNode>),
+    #[error("cannot read the host name: {0}; say which node this is with --node")]
+    HostName(std::io::Error),
+}
+
+/// A node name that the file does not have.
+#[derive(Debug)]
+pub struct UnknownNode {
+    node: String,
+    from_host_name: bool,
+    path: PathBuf,
+    nodes: [String; 2],
+}
+
+fn unknown_node(unknown: &UnknownNode) -> String {
+    format!(
+        "{} is no node of {} (there are {} and {}){}; choose one with --node",
+        unknown.node,
+        unknown.path.display(),
+        unknown.nodes[0],
+        unknown.nodes[1],
+        if unknown.from_host_name {
+            ", though it is the name of this host"
+        } else {
+            ""
+        }
+    )
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let failed = |source| ConfigError::Read {
+            path: path.into(),
+            source,
+        };
+        let file = std::fs::File::open(path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(
+            &mut std::io::Read::take(file, FILE_BYTES_MAX + 1),
+            &mut bytes,
+        )
+        .map_err(failed)?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(failed(std::io::Error::other("it is larger than 1 MiB")));
+        }
+        let text = String::from_utf8(bytes)
+            .map_err(|_| failed(std::io::Error::other("it is not UTF-8 text")))?;
+        Ok(Self::parse(path, &text)?)
+    }
+
+    /// Checks `text`; `path` is only what problems call it.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Problems> {
+        let mut problems = problem::Collector::new(path);
+        let draft = draft::read(text, &mut problems);
+        validate::check(&draft, &mut problems);
+        let mut unsupported = problem::Collector::new(path);
+        validate::find_unsupported(&draft, &mut unsupported);
+        Problems::none_in(problems.into_vec())?;
+        Ok(draft
+            .finish(path, unsupported.into_vec())
+            .expect("a draft without problems is complete"))
+    }
+
+    /// Which of the two nodes this is: the one named, else the one with the name of the host.
+    pub fn node_index(&self, named: Option<&str>) -> Result<usize, ConfigError> {
+        let host;
+        let name = match named {
+            Some(name) => name,
+            None => {
+                host = nix::unistd::gethostname()
+                    .map_err(|errno| ConfigError::HostName(errno.into()))?
+                    .to_string_lossy()
+                    .into_owned();
+                &host
+            }
+        };
+        self.nodes
+            .iter()
+            .position(|node| node == name)
+            .ok_or_else(|| {
+                ConfigError::UnknownNode(Box::new(UnknownNode {
+                    node: name.into(),
+                    from_host_name: named.is_none(),
+                    path: self.path.clone(),
+                    nodes: self.nodes.clone(),
+                }))
+            })
+    }
+
+    pub fn mirror(&self, name: &str) -> Option<&Mirror> {
+        self.mirrors.iter().find(|mirror| mirror.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

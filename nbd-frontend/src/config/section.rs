@@ -1,0 +1,190 @@
+//! Reads one table of the file key by key, and at the end names every key that nobody asked for.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Collector, Located};
+
+/// Refusal of one value: what is wrong with it and what to write instead.
+#[derive(Debug)]
+pub(super) struct Complaint {
+    pub message: String,
+    pub remedy: String,
+}
+
+impl Complaint {
+    pub(super) fn new(message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+impl From<super::units::UnitError> for Complaint {
+    fn from(error: super::units::UnitError) -> Self {
+        Self::new(error.message, error.remedy)
+    }
+}
+
+/// Turns byte offsets into line numbers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lines<'a>(pub(super) &'a str);
+
+impl Lines<'_> {
+    pub(super) fn at(self, offset: usize) -> usize {
+        let before = &self.0.as_bytes()[..offset.min(self.0.len())];
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
+    }
+}
+
+/// One table under the name that problems give it, for example `mirror "md1"`.
+#[derive(Debug)]
+pub(super) struct Section<'a, 'i> {
+    pub(super) name: String,
+    pub(super) line: usize,
+    lines: Lines<'a>,
+    table: &'a DeTable<'i>,
+    asked: Vec<&'static str>,
+}
+
+impl<'a, 'i> Section<'a, 'i> {
+    pub(super) fn new(
+        name: impl Into<String>,
+        line: usize,
+        lines: Lines<'a>,
+        table: &'a DeTable<'i>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            line,
+            lines,
+            table,
+            asked: Vec::new(),
+        }
+    }
+
+    /// The raw value of `key`, for tables and arrays that are read further by the caller.
+    pub(super) fn raw(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
+        self.asked.push(key);
+        self.table.get(key)
+    }
+
+    /// An optional value. A value that `read` refuses becomes a problem and counts as absent.
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &'static str,
+        problems: &mut Collector,
+        read: impl FnOnce(&DeValue<'i>) -> Result<T, Complaint>,
+    ) -> Option<Located<T>> {
+        let found = self.raw(key)?;
+        let line = self.lines.at(found.span().start);
+        match read(found.get_ref()) {
+            Ok(value) => Some(Located { value, line }),
+            Err(complaint) => {
+                problems.add(
+                    Some(line),
+                    self.key(key),
+                    complaint.message,
+                    complaint.remedy,
+                );
+                None
+            }
+        }
+    }
+
+    /// A value that must be there.
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        problems: &mut Collector,
+        read: impl FnOnce(&DeValue<'i>) -> Result<T, Complaint>,
+    ) -> Option<Located<T>> {
+        if !self.table.contains_key(key) {
+            self.asked.push(key);
+            problems.add(
+                Some(self.line),
+                self.key(key),
+                "the key is missing",
+                format!("add a line such as: {key} = {example}"),
+            );
+            return None;
+        }
+        self.optional(key, problems, read)
+    }
+
+    /// Names every key that was not asked for, with the nearest one that was.
+    pub(super) fn refuse_unknown_keys(self, problems: &mut Collector) {
+        for (key, _) in self.table.iter() {
+            let name = key.get_ref().as_ref();
+            if self.asked.contains(&name) {
+                continue;
+            }
+            problems.add(
+                Some(self.lines.at(key.span().start)),
+                self.key(name),
+                format!("{name:?} is not a known key here"),
+                nearest_of(name, self.asked.iter().copied()),
+            );
+        }
+    }
+
+    fn key(&self, key: &str) -> String {
+        if self.name.is_empty() {
+            key.into()
+        } else {
+            format!("{} {key}", self.name)
+        }
+    }
+}
+
+/// "did you mean …" where something is near, else what there is.
+pub(super) fn nearest_of<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
+    let known: Vec<_> = known.collect();
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
+        .min();
+    match nearest {
+        Some((distance, candidate)) if distance <= 1 + name.len() / 3 => {
+            format!("did you mean {candidate:?}?")
+        }
+        _ => format!("known here: {}", known.join(", ")),
+    }
+}
+
+/// A string, not empty.
+pub(super) fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Complaint> {
+    match value.as_str() {
+        Some("") => Err(Complaint::new(
+            "the value is empty",
+            "write a value between the quotes",
+        )),
+        Some(text) => Ok(text),
+        None => Err(Complaint::new(
+            format!("this is {}, not a string", article(value)),
+            match value {
+                DeValue::Integer(number) => {
+                    format!("put it in quotes, with its unit if it has one: \"{number}…\"")
+                }
+                _ => "write a string in double quotes".into(),
+            },
+        )),
+    }
+}
+
+pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, Complaint> {
+    value.as_bool().ok_or_else(|| {
+        Complaint::new(
+            format!("this is {}, not a boolean", article(value)),
+            "write true or false, without quotes",
+        )
+    })
+}
+
+pub(super) fn article(value: &DeValue<'_>) -> String {
+    let kind = value.type_str();
+    let vowel = kind.starts_with(['a', 'e', 'i', 'o', 'u']);
+    format!("{} {kind}", if vowel { "an" } else { "a" })
+}

@@ -1,0 +1,383 @@
+//! The file as an operator would write it, and everything that can be wrong with it.
+
+use super::*;
+
+const GOOD: &str = r#"
+[cluster]
+name = "cluster1"
+key_file = "/etc/mirror/cluster.key"
+
+[[node]]
+name = "server1"
+[[node]]
+name = "server2"
+
+[[mirror]]
+name = "md1"
+mode = "sync"
+peer_timeout = "3s"
+resync_rate_max = "100MiB/s"
+
+[mirror.on.server1]
+data = "/dev/vdb1"
+metadata = "/dev/vdb2"
+replication = "10.5.0.5:29051"
+nbd = ["unix", "tcp:127.0.0.1:10809"]
+
+[mirror.on.server2]
+data = "/dev/vdb1"
+metadata = "internal"
+replication = "10.5.0.6:29051"
+"#;
+
+fn parse(text: &str) -> Result<Config, Problems> {
+    Config::parse(Path::new("cluster.toml"), text)
+}
+
+/// Replaces `from` in the good file and expects one problem that holds all of `parts`.
+#[track_caller]
+fn check(from: &str, to: &str, parts: &[&str]) {
+    assert!(GOOD.contains(from), "{from:?} is not in the good file");
+    let text = GOOD.replacen(from, to, 1);
+    let problems = parse(&text).expect_err("the file is wrong");
+    let found = problems
+        .iter()
+        .map(ToString::to_string)
+        .any(|problem| parts.iter().all(|part| problem.contains(part)));
+    assert!(found, "no problem has all of {parts:?}:\n{problems}");
+}
+
+#[test]
+fn a_good_file_is_taken_with_its_defaults() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.nodes, ["server1", "server2"]);
+    assert!(config.unsupported.is_empty());
+    let mirror = config.mirror("md1").unwrap();
+    assert_eq!(mirror.mode, Mode::Sync);
+    assert_eq!(mirror.initial_sync, InitialSync::Full);
+    assert_eq!(mirror.peer_loss, PeerLoss::Continue);
+    assert_eq!(mirror.encryption, Encryption::Tls);
+    assert_eq!(mirror.peer_timeout, Duration::from_secs(3));
+    assert_eq!(mirror.stop_timeout, Duration::from_secs(10));
+    assert_eq!(mirror.resync_rate_max, 100 << 20);
+    assert_eq!(mirror.buffer_memory, 48 << 20);
+    assert_eq!(
+        mirror.sides[0].metadata,
+        MetadataPlace::Separate("/dev/vdb2".into())
+    );
+    assert_eq!(mirror.sides[1].metadata, MetadataPlace::Internal);
+    assert_eq!(mirror.sides[1].nbd, [NbdListen::Unix]);
+    assert_eq!(mirror.sides[0].nbd.len(), 2);
+}
+
+#[test]
+fn an_unknown_key_names_its_line_and_the_nearest_one() {
+    check(
+        "peer_timeout =",
+        "peer_time_out =",
+        &[
+            "cluster.toml:14",
+            "\"peer_time_out\" is not a known key",
+            "did you mean \"peer_timeout\"?",
+        ],
+    );
+    check(
+        "[cluster]",
+        "[clutser]",
+        &["cluster.toml:2", "did you mean \"cluster\"?"],
+    );
+    check(
+        "data = \"/dev/vdb1\"\nmetadata = \"/dev/vdb2\"",
+        "dat = \"/dev/vdb1\"\nmetadata = \"/dev/vdb2\"",
+        &["cluster.toml:18", "did you mean \"data\"?"],
+    );
+    check(
+        "key_file",
+        "zzzzzzzzzzz",
+        &["\"zzzzzzzzzzz\"", "known here: name, key_file"],
+    );
+}
+
+#[test]
+fn missing_keys_show_an_example() {
+    check(
+        "key_file = \"/etc/mirror/cluster.key\"",
+        "",
+        &["cluster key_file", "missing", "add a line"],
+    );
+    check(
+        "metadata = \"internal\"",
+        "",
+        &["mirror \"md1\" on \"server2\" metadata", "missing"],
+    );
+    check(
+        "name = \"server2\"",
+        "",
+        &["node name", "cluster.toml:8", "missing"],
+    );
+}
+
+#[test]
+fn values_of_the_wrong_kind_are_refused() {
+    check(
+        "\"sync\"",
+        "\"synch\"",
+        &[
+            "cluster.toml:13",
+            "none of sync, semisync, async",
+            "did you mean \"sync\"?",
+        ],
+    );
+    check("\"sync\"", "3", &["an integer, not a string", "quotes"]);
+    check(
+        "peer_timeout = \"3s\"",
+        "peer_timeout = 3",
+        &["an integer", "\"3…\""],
+    );
+    check("\"3s\"", "\"3\"", &["\"3\" has no unit", "\"3s\""]);
+    check("\"3s\"", "\"3 weeks\"", &["no unit of a duration"]);
+    check(
+        "\"3s\"",
+        "\"1ms\"",
+        &["1ms is out of range", "between 500ms and 10m"],
+    );
+    check("\"100MiB/s\"", "\"100\"", &["\"100\" has no unit"]);
+    check(
+        "mode = \"sync\"",
+        "buffer_memory = \"1MiB\"",
+        &["out of range", "16MiB"],
+    );
+    check("mode = \"sync\"", "insecure = \"yes\"", &["not a boolean"]);
+    check(
+        "\"10.5.0.5:29051\"",
+        "\"server1:29051\"",
+        &["no IP address", "host names are not looked up"],
+    );
+    check("\"10.5.0.5:29051\"", "\"10.5.0.5:0\"", &["port 0"]);
+    check(
+        "\"10.5.0.5:29051\"",
+        "\"0.0.0.0:29051\"",
+        &["no address that the other node can connect to"],
+    );
+    check("\"/dev/vdb1\"", "\"vdb1\"", &["relative path"]);
+    check("\"unix\"", "\"unixx\"", &["no kind of export"]);
+    check(
+        "[\"unix\", \"tcp:127.0.0.1:10809\"]",
+        "\"unix\"",
+        &["not a list"],
+    );
+    check("name = \"md1\"", "name = \"../md1\"", &["no valid name"]);
+    check("name = \"md1\"", "name = \"\"", &["empty"]);
+}
+
+#[test]
+fn a_cluster_has_exactly_two_named_nodes() {
+    check(
+        "[[node]]\nname = \"server2\"\n",
+        "",
+        &["there are 1 nodes", "exactly two"],
+    );
+    check(
+        "[[mirror]]",
+        "[[node]]\nname = \"server3\"\n[[mirror]]",
+        &["there are 3 nodes"],
+    );
+    check(
+        "name = \"server2\"",
+        "name = \"server1\"",
+        &["on line 7 too"],
+    );
+}
+
+#[test]
+fn every_mirror_has_a_side_on_each_node() {
+    check(
+        "[mirror.on.server2]",
+        "[mirror.on.server3]",
+        &["\"server3\" is no node", "did you mean"],
+    );
+    check(
+        "[mirror.on.server2]",
+        "[mirror.on.server3]",
+        &["no side on \"server2\""],
+    );
+}
+
+#[test]
+fn addresses_and_paths_do_not_clash() {
+    check("10.5.0.6:29051", "10.5.0.5:29051", &["the other side too"]);
+    check(
+        "tcp:127.0.0.1:10809",
+        "tcp:10.5.0.5:29051",
+        &["taken by mirror \"md1\" on \"server1\" replication"],
+    );
+    check(
+        "metadata = \"/dev/vdb2\"",
+        "metadata = \"/dev/vdb1\"",
+        &["the data partition itself", "\"internal\""],
+    );
+    check("[\"unix\", ", "[\"unix\", \"unix\", ", &["listed twice"]);
+    let second = GOOD[GOOD.find("[[mirror]]").unwrap()..].replace("md1", "md2");
+    let problems = parse(&format!("{GOOD}{second}")).unwrap_err().to_string();
+    assert!(
+        problems.contains("10.5.0.6:29051 is taken by mirror \"md1\" on \"server2\""),
+        "{problems}"
+    );
+    assert!(
+        problems.contains("/dev/vdb2 is taken by mirror \"md1\" on \"server1\" metadata"),
+        "{problems}"
+    );
+    let problems = parse(&format!(
+        "{GOOD}{}",
+        GOOD[GOOD.find("[[mirror]]").unwrap()..].to_owned()
+    ))
+    .unwrap_err()
+    .to_string();
+    assert!(
+        problems.contains("\"md1\" is the name of the mirror on line 12 too"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn an_export_to_the_network_must_be_called_insecure() {
+    check(
+        "tcp:127.0.0.1:10809",
+        "tcp:10.5.0.5:10809",
+        &["without authentication", "insecure = true"],
+    );
+    let text = GOOD
+        .replace("tcp:127.0.0.1:10809", "tcp:10.5.0.5:10809")
+        .replace("mode = \"sync\"", "insecure = true");
+    parse(&text).unwrap();
+}
+
+#[test]
+fn sections_of_the_agent_are_reserved() {
+    for section in [
+        "[heartbeat]\n",
+        "[[heartbeat.path]]\n",
+        "[[partition.resolver]]\n",
+        "[forced_stop]\n",
+        "[arbiter]\n",
+        "[[group]]\n",
+        "[[monitor]]\n",
+    ] {
+        check(
+            "[[node]]",
+            &format!("{section}[[node]]"),
+            &["not part of this version", "remove the section"],
+        );
+    }
+}
+
+#[test]
+fn what_this_version_cannot_serve_is_known_but_named() {
+    let text = GOOD
+        .replace("mode = \"sync\"", "mode = \"async\"")
+        .replace("nbd =", "device = \"/dev/nbd0\"\nnbd =");
+    let config = parse(&text).unwrap();
+    let found: Vec<_> = config.unsupported.iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].contains("cluster.toml:13") && found[0].contains("mode = \"sync\""),
+        "{found:?}"
+    );
+    assert!(
+        found[1].contains("/dev/nbd0") && found[1].contains("nbd = [\"unix\"]"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn all_problems_come_at_once_in_file_order() {
+    let text = GOOD
+        .replace("\"3s\"", "\"3\"")
+        .replace("mode =", "mod =")
+        .replace("\"/dev/vdb2\"", "\"vdb2\"");
+    let problems: Vec<_> = parse(&text).unwrap_err().into_vec();
+    let lines: Vec<_> = problems.iter().filter_map(|problem| problem.line).collect();
+    assert_eq!(lines, [13, 14, 19], "{problems:?}");
+}
+
+#[test]
+fn broken_toml_names_the_line() {
+    let text = GOOD.replace("name = \"cluster1\"", "name = cluster1");
+    let problems = parse(&text).unwrap_err().to_string();
+    assert!(
+        problems.contains("cluster.toml:3") && problems.contains("not TOML"),
+        "{problems}"
+    );
+    let problems = parse("").unwrap_err().to_string();
+    assert!(
+        problems.contains("[cluster]")
+            && problems.contains("exactly two")
+            && problems.contains("no mirror"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn any_text_is_either_taken_or_refused_with_a_reason() {
+    let pieces = [
+        "[",
+        "]",
+        "=",
+        "\"",
+        "\n",
+        "name",
+        "mirror",
+        "on",
+        "1",
+        "{",
+        "}",
+        ".",
+        "é",
+        "node",
+        "[[node]]\n",
+    ];
+    let mut state = 1u64;
+    for _ in 0..2_000 {
+        let mut text = String::new();
+        for _ in 0..(state % 24) {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            text.push_str(pieces[(state >> 33) as usize % pieces.len()]);
+        }
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+        assert!(!parse(&text).unwrap_err().to_string().is_empty());
+    }
+}
+
+#[test]
+fn the_node_must_be_one_of_the_file() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.node_index(Some("server2")).unwrap(), 1);
+    let error = config.node_index(Some("server9")).unwrap_err().to_string();
+    assert!(
+        error.contains("server9")
+            && error.contains("server1 and server2")
+            && error.contains("--node"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_digest_covers_what_both_sides_must_share_and_nothing_local() {
+    let digest = |text: &str| {
+        let config = parse(text).unwrap();
+        config.digest(&config.mirrors[0])
+    };
+    assert_eq!(
+        digest(GOOD),
+        digest(&GOOD.replace("/dev/vdb2", "/dev/vdc2"))
+    );
+    assert_eq!(digest(GOOD), digest(&GOOD.replace("\"3s\"", "\"4s\"")));
+    assert_ne!(
+        digest(GOOD),
+        digest(&GOOD.replace("peer_timeout = \"3s\"", "encryption = \"off\""))
+    );
+    assert_ne!(digest(GOOD), digest(&GOOD.replace("\"sync\"", "\"async\"")));
+    assert_ne!(digest(GOOD), digest(&GOOD.replace("server2", "server3")));
+}

@@ -1,0 +1,310 @@
+//! What must hold between the keys of a file. Pure: it looks at values, never at the machine.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use mirror_core::control::Mode;
+
+use super::draft::{Draft, DraftMirror, DraftSide};
+use super::problem::{Collector, Located};
+use super::section::nearest_of;
+use super::{MetadataPlace, NbdListen};
+
+/// Adds every violation to `problems`.
+pub(super) fn check(draft: &Draft, problems: &mut Collector) {
+    check_nodes(draft, problems);
+    check_mirror_names(draft, problems);
+    for mirror in &draft.mirrors {
+        check_sides_are_the_nodes(draft, mirror, problems);
+        check_sides_differ(mirror, problems);
+        for side in &mirror.sides {
+            check_paths(mirror, side, problems);
+            check_exports(mirror, side, problems);
+        }
+    }
+    for node in &draft.nodes {
+        check_addresses(draft, &node.value, problems);
+        check_shared_paths(draft, &node.value, problems);
+    }
+}
+
+/// Adds what is well-formed but not to be had from this version.
+pub(super) fn find_unsupported(draft: &Draft, problems: &mut Collector) {
+    for mirror in &draft.mirrors {
+        if mirror.mode.value != Mode::Sync {
+            let mode = match mirror.mode.value {
+                Mode::Semisync => "semisync",
+                _ => "async",
+            };
+            problems.add(
+                Some(mirror.mode.line),
+                format!("{} mode", mirror.title()),
+                format!("mode {mode:?} is not served by this version"),
+                "write mode = \"sync\"",
+            );
+        }
+        for side in &mirror.sides {
+            let Some(device) = &side.device else { continue };
+            problems.add(
+                Some(device.line),
+                format!("{} device", side_title(mirror, side)),
+                format!(
+                    "attaching {} to the kernel is not part of this version",
+                    device.value.display()
+                ),
+                "remove the key and use an export of nbd = [\"unix\"] instead, \
+                 for example with nbdfuse or nbd-client",
+            );
+        }
+    }
+}
+
+fn side_title(mirror: &DraftMirror, side: &DraftSide) -> String {
+    format!("{} on {:?}", mirror.title(), side.node.value)
+}
+
+fn check_nodes(draft: &Draft, problems: &mut Collector) {
+    if draft.nodes.len() != 2 {
+        problems.add(
+            draft.nodes.last().map(|node| node.line),
+            "node",
+            format!("there are {} nodes", draft.nodes.len()),
+            "a cluster has exactly two: write two [[node]] sections with a name each",
+        );
+    }
+    for (position, node) in draft.nodes.iter().enumerate() {
+        if let Some(first) = draft.nodes[..position]
+            .iter()
+            .find(|other| other.value == node.value)
+        {
+            problems.add(
+                Some(node.line),
+                "node name",
+                format!(
+                    "{:?} is the name of the node on line {} too",
+                    node.value, first.line
+                ),
+                "give each node its own name",
+            );
+        }
+    }
+}
+
+fn check_mirror_names(draft: &Draft, problems: &mut Collector) {
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for name in draft
+        .mirrors
+        .iter()
+        .filter_map(|mirror| mirror.name.as_ref())
+    {
+        if let Some(first) = seen.insert(&name.value, name.line) {
+            problems.add(
+                Some(name.line),
+                "mirror name",
+                format!(
+                    "{:?} is the name of the mirror on line {first} too",
+                    name.value
+                ),
+                "give each mirror its own name",
+            );
+        }
+    }
+    if draft.mirrors.is_empty() {
+        problems.add(
+            None,
+            "mirror",
+            "there is no mirror",
+            "add a [[mirror]] section with a [mirror.on.NODE] section for each node",
+        );
+    }
+}
+
+fn check_sides_are_the_nodes(draft: &Draft, mirror: &DraftMirror, problems: &mut Collector) {
+    let nodes = || draft.nodes.iter().map(|node| node.value.as_str());
+    for side in &mirror.sides {
+        if !nodes().any(|node| node == side.node.value) {
+            problems.add(
+                Some(side.node.line),
+                side_title(mirror, side),
+                format!("{:?} is no node of this cluster", side.node.value),
+                nearest_of(&side.node.value, nodes()),
+            );
+        }
+    }
+    for node in nodes() {
+        if !mirror.sides.iter().any(|side| side.node.value == node) {
+            problems.add(
+                Some(mirror.line),
+                mirror.title(),
+                format!("it has no side on {node:?}"),
+                format!("add [mirror.on.{node}] with data, metadata and replication"),
+            );
+        }
+    }
+}
+
+fn check_sides_differ(mirror: &DraftMirror, problems: &mut Collector) {
+    let [first, second] = &mirror.sides[..] else {
+        return;
+    };
+    let (Some(one), Some(other)) = (&first.replication, &second.replication) else {
+        return;
+    };
+    if one.value == other.value {
+        problems.add(
+            Some(other.line),
+            format!("{} replication", side_title(mirror, second)),
+            format!("{} is the address of the other side too", other.value),
+            "give each node its own address, or on one machine its own port",
+        );
+    }
+    for side in &mirror.sides {
+        if let Some(address) = &side.replication
+            && address.value.ip().is_unspecified()
+        {
+            problems.add(
+                Some(address.line),
+                format!("{} replication", side_title(mirror, side)),
+                format!(
+                    "{} is no address that the other node can connect to",
+                    address.value
+                ),
+                "write the address that this node has on the network between the nodes",
+            );
+        }
+    }
+}
+
+fn check_paths(mirror: &DraftMirror, side: &DraftSide, problems: &mut Collector) {
+    let (Some(data), Some(metadata)) = (&side.data, &side.metadata) else {
+        return;
+    };
+    if let MetadataPlace::Separate(path) = &metadata.value
+        && *path == data.value
+    {
+        problems.add(
+            Some(metadata.line),
+            format!("{} metadata", side_title(mirror, side)),
+            format!("{} is the data partition itself", path.display()),
+            "write \"internal\" to keep the metadata at its end, or name another partition",
+        );
+    }
+}
+
+fn check_exports(mirror: &DraftMirror, side: &DraftSide, problems: &mut Collector) {
+    let key = || format!("{} nbd", side_title(mirror, side));
+    for (position, export) in side.nbd.iter().enumerate() {
+        if side.nbd[..position]
+            .iter()
+            .any(|other| other.value == export.value)
+        {
+            problems.add(
+                Some(export.line),
+                key(),
+                "the same export is listed twice",
+                "remove one",
+            );
+        }
+        let NbdListen::Tcp(address) = export.value else {
+            continue;
+        };
+        if !address.ip().is_loopback() && !mirror.insecure {
+            problems.add(
+                Some(export.line),
+                key(),
+                format!("{address} would offer the disk to the network without authentication"),
+                "use \"unix\" or a loopback address, or write insecure = true on the mirror \
+                 if that network is trusted",
+            );
+        }
+    }
+}
+
+/// No two listening sockets of one node may want the same port.
+fn check_addresses(draft: &Draft, node: &str, problems: &mut Collector) {
+    let mut taken: Vec<(SocketAddr, String)> = Vec::new();
+    let mut claim = |address: Located<SocketAddr>, key: String| {
+        if let Some((_, owner)) = taken
+            .iter()
+            .find(|(other, _)| addresses_clash(*other, address.value))
+        {
+            problems.add(
+                Some(address.line),
+                key.clone(),
+                format!("{} is taken by {owner}", address.value),
+                "choose another port",
+            );
+        }
+        taken.push((address.value, key));
+    };
+    for (mirror, side) in sides_of(draft, node) {
+        if let Some(address) = &side.replication {
+            claim(
+                address.clone(),
+                format!("{} replication", side_title(mirror, side)),
+            );
+        }
+        for export in &side.nbd {
+            if let NbdListen::Tcp(value) = export.value {
+                let line = export.line;
+                claim(
+                    Located { value, line },
+                    format!("{} nbd", side_title(mirror, side)),
+                );
+            }
+        }
+    }
+}
+
+fn addresses_clash(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (any || one.ip() == other.ip())
+}
+
+/// No partition of one node may serve two mirrors.
+fn check_shared_paths(draft: &Draft, node: &str, problems: &mut Collector) {
+    let mut taken: HashMap<&Path, (&DraftMirror, String)> = HashMap::new();
+    for (mirror, side) in sides_of(draft, node) {
+        let data = side
+            .data
+            .iter()
+            .map(|data| (data.value.as_path(), data.line, "data"));
+        let metadata = side
+            .metadata
+            .iter()
+            .filter_map(|metadata| match &metadata.value {
+                MetadataPlace::Separate(path) => Some((path.as_path(), metadata.line, "metadata")),
+                MetadataPlace::Internal => None,
+            });
+        for (path, line, key) in data.chain(metadata) {
+            let key = format!("{} {key}", side_title(mirror, side));
+            match taken.get(path) {
+                // Data and metadata of one mirror in one place: `check_paths` says it better.
+                Some((owner, _)) if std::ptr::eq(*owner, mirror) => {}
+                Some((_, owner)) => problems.add(
+                    Some(line),
+                    key,
+                    format!("{} is taken by {owner}", path.display()),
+                    "give each mirror its own partitions",
+                ),
+                None => {
+                    taken.insert(path, (mirror, key));
+                }
+            }
+        }
+    }
+}
+
+fn sides_of<'a>(
+    draft: &'a Draft,
+    node: &'a str,
+) -> impl Iterator<Item = (&'a DraftMirror, &'a DraftSide)> {
+    draft.mirrors.iter().flat_map(move |mirror| {
+        mirror
+            .sides
+            .iter()
+            .filter(move |side| side.node.value == node)
+            .map(move |side| (mirror, side))
+    })
+}
