@@ -5,10 +5,13 @@
 //! | `GET /v1/status` | | [`NodeStatus`] |
 //! | `POST /v1/mirrors/{name}/command` | [`CommandRequest`] | [`CommandReply`] (409 with [`Refusal`]) |
 //! | `GET /v1/mirrors/{name}/explain` | | [`Explanation`] |
-//! | `GET /v1/events?after=N` | | [`EventPage`]; waits up to 10 s for newer ones |
+//! | `GET /v1/events?after=N&wait_ms=M` | | [`EventPage`]; waits up to M ms (default and most: 10 s) for newer ones |
+//!
+//! Every answer that is no success carries a [`Refusal`].
 
 use serde::{Deserialize, Serialize};
 
+use crate::volume::event::Command;
 pub use crate::volume::notice::{Notice, Severity};
 pub use crate::volume::refusal::Refusal;
 pub use crate::wire::message::{DiskState, InitialSync, Mode, Role};
@@ -126,6 +129,28 @@ pub enum CommandRequest {
         repair: bool,
     },
     Resize,
+}
+
+impl From<CommandRequest> for Command {
+    fn from(request: CommandRequest) -> Self {
+        match request {
+            CommandRequest::Promote { peer_down, force } => Self::Promote { peer_down, force },
+            CommandRequest::Demote => Self::Demote,
+            CommandRequest::Connect => Self::Connect,
+            CommandRequest::Disconnect => Self::Disconnect,
+            CommandRequest::Resync {
+                full,
+                discard_local,
+            } => Self::Resync {
+                full,
+                discard_local,
+            },
+            CommandRequest::Pause => Self::Pause,
+            CommandRequest::Resume => Self::Resume,
+            CommandRequest::Verify { repair } => Self::Verify { repair },
+            CommandRequest::Resize => Self::Resize,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -2,3 +2,4 @@
 //! control API and the `mirrord` daemon that ties them together.
 
 pub mod config;
+pub mod control;

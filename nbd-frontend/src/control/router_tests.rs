@@ -1,0 +1,272 @@
+//! The API over a real socket, with a task in the place of a mirror's thread.
+
+use std::io::{Read, Write};
+
+use mirror_core::control::{
+    Choice, Connection, Counters, DiskState, Mode, Notice, PeerStatus, Role,
+};
+use tokio::net::UnixListener;
+
+use super::super::client::{Client, ClientError};
+use super::super::port::Ask;
+use super::*;
+
+fn sample_status(name: &str) -> MirrorStatus {
+    MirrorStatus {
+        name: name.into(),
+        role: Role::Primary,
+        mode: Mode::Sync,
+        connection: Connection::Connected,
+        disk: DiskState::UpToDate,
+        peer: PeerStatus {
+            node: "server2".into(),
+            role: Role::Secondary,
+            disk: DiskState::UpToDate,
+        },
+        size_bytes: 1 << 30,
+        out_of_sync_bytes: 0,
+        sync: None,
+        lag_bytes: 0,
+        lag_ms: 0,
+        io_suspended: false,
+        generation: "0123456789abcdef".into(),
+        epoch: 3,
+        device: None,
+        exports: Vec::new(),
+        counters: Counters::default(),
+        last_sync_copied_bytes: 0,
+        last_verify_mismatch_bytes: None,
+    }
+}
+
+/// A mirror that takes `promote` and refuses everything else, as its thread would.
+fn fake_mirror() -> MirrorPort {
+    let (port, mut asks) = MirrorPort::new("md1");
+    tokio::spawn(async move {
+        while let Some(ask) = asks.recv().await {
+            // A caller that went away is no fault of the mirror.
+            let _ = match ask {
+                Ask::Command { command, reply } => reply
+                    .send(match command {
+                        Command::Promote { .. } => Ok("md1 is primary".into()),
+                        _ => Err(Refusal::new("fake-rule", "no", "do something else")),
+                    })
+                    .is_ok(),
+                Ask::Status(reply) => reply.send(sample_status("md1")).is_ok(),
+                Ask::Explain(reply) => reply
+                    .send(Explanation {
+                        mirror: "md1".into(),
+                        rule: Some("equal".into()),
+                        summary: "in step".into(),
+                        facts: Vec::new(),
+                        choices: vec![Choice {
+                            command: "mirrorctl demote md1".into(),
+                            effect: "secondary".into(),
+                            loses: "nothing".into(),
+                        }],
+                    })
+                    .is_ok(),
+            };
+        }
+    });
+    port
+}
+
+struct Served {
+    folder: tempfile::TempDir,
+    client: Client,
+    events: EventRing,
+}
+
+fn serve() -> Served {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join(super::super::SOCKET_NAME)).unwrap();
+    let events = EventRing::default();
+    let (dead, asks) = MirrorPort::new("dead");
+    drop(asks);
+    let entry = |name: &str, state| MirrorEntry {
+        name: name.into(),
+        state,
+    };
+    let node = Node {
+        name: "server1".into(),
+        mirrors: vec![
+            entry(
+                "md1",
+                MirrorState::Running {
+                    port: fake_mirror(),
+                    exports: vec!["nbd+unix:///md1?socket=/run/md1.nbd".into()],
+                },
+            ),
+            entry(
+                "broken",
+                MirrorState::Down {
+                    reason: "both superblocks are bad".into(),
+                },
+            ),
+        ],
+        events: events.clone(),
+    };
+    drop(dead);
+    tokio::spawn(super::super::server::serve(
+        listener,
+        router(Arc::new(node)),
+    ));
+    Served {
+        client: Client::new(folder.path(), Duration::from_secs(10)),
+        folder,
+        events,
+    }
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> Refusal {
+    match result {
+        Err(ClientError::Refused(refusal)) => refusal,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn status_lists_running_mirrors_with_their_exports() {
+    let served = serve();
+    let status = served.client.status().await.unwrap();
+    assert_eq!(status.node, "server1");
+    assert_eq!(status.mirrors.len(), 1);
+    assert_eq!(
+        status.mirrors[0].exports,
+        ["nbd+unix:///md1?socket=/run/md1.nbd"]
+    );
+}
+
+#[tokio::test]
+async fn commands_reach_the_mirror_and_refusals_come_back_whole() {
+    let served = serve();
+    let promote = CommandRequest::Promote {
+        peer_down: false,
+        force: true,
+    };
+    let reply = served.client.command("md1", &promote).await.unwrap();
+    assert_eq!(reply.message, "md1 is primary");
+    let refusal = refused(served.client.command("md1", &CommandRequest::Demote).await);
+    assert_eq!(
+        refusal,
+        Refusal::new("fake-rule", "no", "do something else")
+    );
+    let explanation = served.client.explain("md1").await.unwrap();
+    assert_eq!(explanation.rule.as_deref(), Some("equal"));
+}
+
+#[tokio::test]
+async fn unknown_and_broken_mirrors_are_named() {
+    let served = serve();
+    let refusal = refused(served.client.explain("md9").await);
+    assert_eq!(refusal.rule, "unknown-mirror");
+    assert!(refusal.remedy.contains("md1, broken"), "{refusal}");
+    let refusal = refused(
+        served
+            .client
+            .command("broken", &CommandRequest::Demote)
+            .await,
+    );
+    assert_eq!(refusal.rule, "not-running");
+    assert!(
+        refusal.reason.contains("both superblocks are bad"),
+        "{refusal}"
+    );
+}
+
+#[tokio::test]
+async fn events_are_paged_and_waited_for() {
+    let served = serve();
+    let page = served.client.events(0, Duration::ZERO).await.unwrap();
+    assert!(page.events.is_empty());
+    let (page, ()) = tokio::join!(served.client.events(0, Duration::from_secs(5)), async {
+        served
+            .events
+            .push("md1", Notice::warning("peer-lost", "gone"));
+    });
+    assert_eq!(page.unwrap().events[0].notice.kind, "peer-lost");
+}
+
+/// Sends raw bytes and returns the whole answer.
+async fn raw(served: &Served, request: String) -> String {
+    let path = served.folder.path().join(super::super::SOCKET_NAME);
+    tokio::task::spawn_blocking(move || {
+        let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        // The server may answer and close before it has read a request that is too large.
+        let _ = stream.write_all(request.as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    })
+    .await
+    .unwrap()
+}
+
+fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[tokio::test]
+async fn bad_calls_get_a_refusal_in_json() {
+    let served = serve();
+    for (request, status, rule) in [
+        (post("/v1/nothing", "{}"), "404", "unknown-call"),
+        (post("/v1/status", "{}"), "404", "unknown-call"),
+        (post("/v1/mirrors/md1/command", "{"), "400", "bad-request"),
+        (
+            post("/v1/mirrors/md1/command", r#"{"command":"explode"}"#),
+            "400",
+            "bad-request",
+        ),
+        (
+            post("/v1/mirrors/md1/command", r#"{"command":"promote","x":1}"#),
+            "400",
+            "bad-request",
+        ),
+        (
+            post("/v1/mirrors/md1/command", &" ".repeat(BODY_BYTES_MAX + 1)),
+            "400",
+            "bad-request",
+        ),
+        (
+            "GET /v1/events?after=x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".into(),
+            "400",
+            "bad-request",
+        ),
+    ] {
+        let line = request.lines().next().unwrap_or_default().to_owned();
+        let answer = raw(&served, request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(rule),
+            "{line}: {answer}"
+        );
+    }
+    assert!(raw(&served, "garbage\r\n\r\n".into()).await.contains("400"));
+    served.client.status().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_not_there_is_unreachable() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = Client::new(folder.path(), Duration::from_secs(1));
+    let error = client.status().await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }));
+    assert!(error.to_string().contains("--run-dir"), "{error}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_answer_times_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let _listener = UnixListener::bind(folder.path().join(super::super::SOCKET_NAME)).unwrap();
+    let client = Client::new(folder.path(), Duration::from_millis(50));
+    let error = client.status().await.unwrap_err();
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
+}
