@@ -20,6 +20,15 @@ pub use crate::wire::message::{DiskState, InitialSync, Mode, Role};
 pub struct NodeStatus {
     pub node: String,
     pub mirrors: Vec<MirrorStatus>,
+    /// Configured mirrors that do not run, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<DownMirror>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownMirror {
+    pub name: String,
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

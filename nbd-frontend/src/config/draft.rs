@@ -454,7 +454,12 @@ fn value_or<T>(found: Option<Located<T>>, default: T) -> T {
 
 impl Draft {
     /// The checked configuration; `None` if anything is missing, which a check has reported then.
-    pub(super) fn finish(self, file: &Path, unsupported: Vec<Problem>) -> Option<Config> {
+    pub(super) fn finish(
+        self,
+        file: &Path,
+        unsupported: Vec<Problem>,
+        warnings: Vec<Problem>,
+    ) -> Option<Config> {
         let names = self.nodes.into_iter().map(|node| node.value);
         let nodes: [String; 2] = names.collect::<Vec<_>>().try_into().ok()?;
         let mirrors = self
@@ -469,6 +474,7 @@ impl Draft {
             mirrors,
             nodes,
             unsupported,
+            warnings,
         })
     }
 }

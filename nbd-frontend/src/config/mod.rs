@@ -41,6 +41,8 @@ pub struct Config {
     /// Settings that are valid but that this version cannot serve. `mirrord` does not start with
     /// any of them.
     pub unsupported: Vec<Problem>,
+    /// Choices that the operator should know the price of.
+    pub warnings: Vec<Problem>,
 }
 
 /// One `[[mirror]]`.
@@ -169,9 +171,11 @@ impl Config {
         validate::check(&draft, &mut problems);
         let mut unsupported = problem::Collector::new(path);
         validate::find_unsupported(&draft, &mut unsupported);
+        let mut warnings = problem::Collector::new(path);
+        validate::find_weaknesses(&draft, &mut warnings);
         Problems::none_in(problems.into_vec())?;
         Ok(draft
-            .finish(path, unsupported.into_vec())
+            .finish(path, unsupported.into_vec(), warnings.into_vec())
             .expect("a draft without problems is complete"))
     }
 

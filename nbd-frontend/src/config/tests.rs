@@ -381,3 +381,18 @@ fn the_digest_covers_what_both_sides_must_share_and_nothing_local() {
     assert_ne!(digest(GOOD), digest(&GOOD.replace("\"sync\"", "\"async\"")));
     assert_ne!(digest(GOOD), digest(&GOOD.replace("server2", "server3")));
 }
+
+#[test]
+fn choices_with_a_price_are_named_but_allowed() {
+    let text = GOOD.replace("mode = \"sync\"", "encryption = \"off\"\ninsecure = true");
+    let warnings: Vec<_> = parse(&text)
+        .unwrap()
+        .warnings
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    assert!(warnings[0].contains("answered writes can be lost"));
+    let text = GOOD.replace("mode = \"sync\"", "peer_loss = \"hold\"");
+    assert!(parse(&text).unwrap().warnings.is_empty());
+}

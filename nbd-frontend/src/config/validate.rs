@@ -9,7 +9,7 @@ use mirror_core::control::Mode;
 use super::draft::{Draft, DraftMirror, DraftSide};
 use super::problem::{Collector, Located};
 use super::section::nearest_of;
-use super::{MetadataPlace, NbdListen};
+use super::{Encryption, MetadataPlace, NbdListen, PeerLoss};
 
 /// Adds every violation to `problems`.
 pub(super) fn check(draft: &Draft, problems: &mut Collector) {
@@ -55,6 +55,42 @@ pub(super) fn find_unsupported(draft: &Draft, problems: &mut Collector) {
                 ),
                 "remove the key and use an export of nbd = [\"unix\"] instead, \
                  for example with nbdfuse or nbd-client",
+            );
+        }
+    }
+}
+
+/// Adds what is allowed and has a price.
+pub(super) fn find_weaknesses(draft: &Draft, problems: &mut Collector) {
+    for mirror in &draft.mirrors {
+        let mut warn = |key: &str, message: &str, remedy: &str| {
+            problems.add(
+                Some(mirror.line),
+                format!("{} {key}", mirror.title()),
+                message,
+                remedy,
+            );
+        };
+        if mirror.peer_loss == PeerLoss::Continue {
+            warn(
+                "peer_loss",
+                "with \"continue\", answered writes can be lost if both nodes lose each other, \
+                 both go on, and one side is given up afterwards",
+                "write peer_loss = \"hold\" if waiting for an operator's word is better than that",
+            );
+        }
+        if mirror.encryption == Encryption::Off {
+            warn(
+                "encryption",
+                "data crosses the network unencrypted",
+                "remove encryption = \"off\" unless that network is trusted",
+            );
+        }
+        if mirror.insecure {
+            warn(
+                "insecure",
+                "whoever reaches the NBD port can read and write the disk",
+                "keep that port behind a firewall",
             );
         }
     }

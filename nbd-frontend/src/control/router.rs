@@ -19,7 +19,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use mirror_core::control::{
-    CommandReply, CommandRequest, EventPage, Explanation, MirrorStatus, NodeStatus, Refusal,
+    CommandReply, CommandRequest, DownMirror, EventPage, Explanation, MirrorStatus, NodeStatus,
+    Refusal,
 };
 use mirror_core::volume::event::Command;
 use serde::Deserialize;
@@ -76,23 +77,34 @@ impl IntoResponse for Failed {
     }
 }
 
-async fn status(State(node): State<Arc<Node>>) -> Result<Json<NodeStatus>, Failed> {
-    let mut mirrors = Vec::with_capacity(node.mirrors.len());
+async fn status(State(node): State<Arc<Node>>) -> Json<NodeStatus> {
+    let mut status = NodeStatus {
+        node: node.name.clone(),
+        mirrors: Vec::with_capacity(node.mirrors.len()),
+        down: Vec::new(),
+    };
     for entry in &node.mirrors {
-        if let MirrorState::Running { .. } = entry.state {
-            mirrors.push(mirror_status(entry).await?);
+        match mirror_status(entry).await {
+            Ok(mirror) => status.mirrors.push(mirror),
+            Err(reason) => status.down.push(DownMirror {
+                name: entry.name.clone(),
+                reason,
+            }),
         }
     }
-    Ok(Json(NodeStatus {
-        node: node.name.clone(),
-        mirrors,
-    }))
+    Json(status)
 }
 
-async fn mirror_status(entry: &MirrorEntry) -> Result<MirrorStatus, Failed> {
-    let (port, exports) = running(entry)?;
-    let mut status = in_time(QUERY_TIMEOUT, &entry.name, port.status()).await?;
-    status.exports = exports.to_vec();
+/// The state of one mirror, or why there is none.
+async fn mirror_status(entry: &MirrorEntry) -> Result<MirrorStatus, String> {
+    let (port, exports) = match &entry.state {
+        MirrorState::Running { port, exports } => (port, exports),
+        MirrorState::Down { reason } => return Err(reason.clone()),
+    };
+    let mut status = in_time(QUERY_TIMEOUT, &entry.name, port.status())
+        .await
+        .map_err(|Failed(_, refusal)| refusal.reason)?;
+    status.exports = exports.clone();
     Ok(status)
 }
 
@@ -102,7 +114,7 @@ async fn command(
     body: Result<Json<CommandRequest>, JsonRejection>,
 ) -> Result<Json<CommandReply>, Failed> {
     let Json(request) = body.map_err(|rejection| bad_request(&rejection.body_text()))?;
-    let (port, _) = running(find(&node, &name)?)?;
+    let port = running(find(&node, &name)?)?;
     let command = Command::from(request);
     tracing::info!(mirror = name, ?command, "command");
     match in_time(COMMAND_TIMEOUT, &name, port.command(command)).await? {
@@ -118,7 +130,7 @@ async fn explain(
     State(node): State<Arc<Node>>,
     Path(name): Path<String>,
 ) -> Result<Json<Explanation>, Failed> {
-    let (port, _) = running(find(&node, &name)?)?;
+    let port = running(find(&node, &name)?)?;
     in_time(QUERY_TIMEOUT, &name, port.explain())
         .await
         .map(Json)
@@ -176,9 +188,9 @@ fn find<'n>(node: &'n Node, name: &str) -> Result<&'n MirrorEntry, Failed> {
         })
 }
 
-fn running(entry: &MirrorEntry) -> Result<(&MirrorPort, &[String]), Failed> {
+fn running(entry: &MirrorEntry) -> Result<&MirrorPort, Failed> {
     match &entry.state {
-        MirrorState::Running { port, exports } => Ok((port, exports)),
+        MirrorState::Running { port, .. } => Ok(port),
         MirrorState::Down { reason } => Err(not_running(&entry.name, reason)),
     }
 }

@@ -104,10 +104,16 @@ fn serve() -> Served {
                     reason: "both superblocks are bad".into(),
                 },
             ),
+            entry(
+                "dead",
+                MirrorState::Running {
+                    port: dead,
+                    exports: Vec::new(),
+                },
+            ),
         ],
         events: events.clone(),
     };
-    drop(dead);
     tokio::spawn(super::super::server::serve(
         listener,
         router(Arc::new(node)),
@@ -128,11 +134,13 @@ fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> Refusal {
 }
 
 #[tokio::test]
-async fn status_lists_running_mirrors_with_their_exports() {
+async fn status_lists_every_mirror_running_or_not() {
     let served = serve();
     let status = served.client.status().await.unwrap();
     assert_eq!(status.node, "server1");
     assert_eq!(status.mirrors.len(), 1);
+    let down: Vec<_> = status.down.iter().map(|down| down.name.as_str()).collect();
+    assert_eq!(down, ["broken", "dead"]);
     assert_eq!(
         status.mirrors[0].exports,
         ["nbd+unix:///md1?socket=/run/md1.nbd"]
@@ -162,7 +170,7 @@ async fn unknown_and_broken_mirrors_are_named() {
     let served = serve();
     let refusal = refused(served.client.explain("md9").await);
     assert_eq!(refusal.rule, "unknown-mirror");
-    assert!(refusal.remedy.contains("md1, broken"), "{refusal}");
+    assert!(refusal.remedy.contains("md1, broken, dead"), "{refusal}");
     let refusal = refused(
         served
             .client
