@@ -1,0 +1,291 @@
+//! The tool as scripts see it: exit codes, what goes to which stream, and what messages say.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const CONFIG: &str = r#"
+[cluster]
+name = "test"
+key_file = "KEY"
+[[node]]
+name = "a"
+[[node]]
+name = "b"
+[[mirror]]
+name = "md1"
+peer_loss = "hold"
+[mirror.on.a]
+data = "/nonexistent/a"
+metadata = "internal"
+replication = "127.0.0.1:29051"
+[mirror.on.b]
+data = "/nonexistent/b"
+metadata = "internal"
+replication = "127.0.0.1:29052"
+"#;
+
+/// A folder with a valid configuration and a key.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    let config = CONFIG.replace("KEY", key.to_str().unwrap());
+    fs::write(folder.path().join("cluster.toml"), config).unwrap();
+    let done = run(folder.path(), &["keygen", key.to_str().unwrap()]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    folder
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mirrorctl"))
+        .arg("--config")
+        .arg(folder.join("cluster.toml"))
+        .arg("--run-dir")
+        .arg(folder)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// Runs and expects an exit code, and every part somewhere in the named stream.
+#[track_caller]
+fn check(folder: &Path, arguments: &[&str], code: i32, stream: &str, parts: &[&str]) {
+    let done = run(folder, arguments);
+    let out = String::from_utf8_lossy(&done.stdout);
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(
+        done.status.code(),
+        Some(code),
+        "{arguments:?}\n{out}{error}"
+    );
+    let text = if stream == "stdout" { &out } else { &error };
+    for part in parts {
+        assert!(
+            text.contains(part),
+            "{arguments:?}: no {part:?} in:\n{text}"
+        );
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let folder = folder();
+    let folder = folder.path();
+    check(folder, &[], 2, "stderr", &["Usage"]);
+    check(folder, &["promot", "md1"], 2, "stderr", &["promote"]);
+    check(folder, &["promote"], 2, "stderr", &["<MIRROR>"]);
+    check(folder, &["wait", "md1"], 2, "stderr", &["--for"]);
+    check(
+        folder,
+        &["wait", "md1", "--for", "happy"],
+        2,
+        "stderr",
+        &["synced"],
+    );
+    check(
+        folder,
+        &["mdstat", "--timeout", "5"],
+        2,
+        "stderr",
+        &["no unit", "3s"],
+    );
+    check(
+        folder,
+        &["resync", "md1", "--full", "--discard-local"],
+        2,
+        "stderr",
+        &["cannot be used with"],
+    );
+}
+
+#[test]
+fn help_offers_only_what_exists() {
+    let folder = folder();
+    let done = run(folder.path(), &["--help"]);
+    assert_eq!(done.status.code(), Some(0));
+    let help = String::from_utf8_lossy(&done.stdout);
+    for command in [
+        "init",
+        "mdstat",
+        "promote",
+        "verify",
+        "explain",
+        "completions",
+    ] {
+        assert!(help.contains(command), "{command} in:\n{help}");
+    }
+    for absent in ["switchover", "monitor", "standby"] {
+        assert!(!help.contains(absent), "{absent} in:\n{help}");
+    }
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_exit_code_3() {
+    let folder = folder();
+    for arguments in [
+        &["mdstat"][..],
+        &["promote", "md1"],
+        &["wait", "md1", "--for", "synced"],
+        &["events"],
+        &["explain", "md1"],
+        &["verify", "md1"],
+    ] {
+        check(
+            folder.path(),
+            arguments,
+            3,
+            "stderr",
+            &["no mirrord answers", "mirrord.sock", "--run-dir"],
+        );
+    }
+    let done = run(folder.path(), &["--json", "mdstat"]);
+    let error: serde_json::Value = serde_json::from_slice(&done.stderr).unwrap();
+    assert_eq!(error["error"]["rule"], "unreachable");
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_exit_code_4() {
+    let folder = folder();
+    let socket = folder.path().join("mirrord.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    check(
+        folder.path(),
+        &["mdstat", "--timeout", "100ms"],
+        4,
+        "stderr",
+        &["did not answer within 100ms", "--timeout"],
+    );
+}
+
+#[test]
+fn a_good_file_checks_out() {
+    let folder = folder();
+    check(folder.path(), &["check"], 0, "stdout", &["no problems"]);
+    check(
+        folder.path(),
+        &["check", "--node", "a"],
+        0,
+        "stdout",
+        &["no problems"],
+    );
+    check(
+        folder.path(),
+        &["check", "--node", "c"],
+        1,
+        "stderr",
+        &["c is no node", "a and b"],
+    );
+}
+
+#[test]
+fn check_prints_every_problem_and_fails() {
+    let folder = folder();
+    let path = folder.path().join("cluster.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let text = text
+        .replace(
+            "peer_loss = \"hold\"",
+            "peer_los = \"hold\"\nmode = \"async\"",
+        )
+        .replace("\"b\"", "\"a\"");
+    fs::write(&path, text).unwrap();
+    check(
+        folder.path(),
+        &["check"],
+        1,
+        "stdout",
+        &[
+            "cluster.toml:11",
+            "did you mean \"peer_loss\"?",
+            "line 6 too",
+        ],
+    );
+    check(folder.path(), &["check"], 1, "stderr", &["problems"]);
+    fs::remove_file(&path).unwrap();
+    check(
+        folder.path(),
+        &["check"],
+        1,
+        "stderr",
+        &["cannot read", "--config"],
+    );
+}
+
+#[test]
+fn check_names_modes_that_are_not_served_and_keys_that_others_can_read() {
+    let folder = folder();
+    let path = folder.path().join("cluster.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replace("peer_loss = \"hold\"", "mode = \"async\""),
+    )
+    .unwrap();
+    let key = folder.path().join("key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    check(
+        folder.path(),
+        &["check"],
+        1,
+        "stdout",
+        &["mode \"async\" is not served", "chmod 600", "warning: "],
+    );
+    let done = run(folder.path(), &["check", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(report["problems"].as_array().unwrap().len(), 2);
+    assert_eq!(report["warnings"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_key_is_never_overwritten() {
+    let folder = folder();
+    let key = folder.path().join("key");
+    check(
+        folder.path(),
+        &["keygen", key.to_str().unwrap()],
+        1,
+        "stderr",
+        &["exists already"],
+    );
+    check(
+        folder.path(),
+        &["keygen", "/nonexistent/folder/key"],
+        1,
+        "stderr",
+        &["cannot write", "/nonexistent/folder/key"],
+    );
+}
+
+#[test]
+fn init_names_the_mirrors_there_are_and_the_partition_that_is_missing() {
+    let folder = folder();
+    check(
+        folder.path(),
+        &["init", "md9", "--node", "a"],
+        1,
+        "stderr",
+        &["no mirror \"md9\"", "md1"],
+    );
+    check(
+        folder.path(),
+        &["init", "md1", "--node", "a"],
+        1,
+        "stderr",
+        &["/nonexistent/a"],
+    );
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    let folder = folder();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        check(
+            folder.path(),
+            &["completions", shell],
+            0,
+            "stdout",
+            &["mirrorctl", "promote"],
+        );
+    }
+}
