@@ -1,0 +1,19 @@
+//! Two real nodes on loopback in a temporary folder: what the demo, the end-to-end tests and the benches share.
+//!
+//! A [`Pair`] owns its folder and its processes. When it is dropped, also by a panic, the nodes are killed and the
+//! folder is removed; when the whole program is killed, the kernel kills the nodes with it. It knows nothing of
+//! NBD clients or file systems, and it speaks to a node only as an operator does, through `mirrorctl`.
+
+mod node;
+mod options;
+mod outcome;
+mod pair;
+mod programs;
+mod wait;
+
+pub use node::Node;
+pub use options::{PairOptions, Placement};
+pub use outcome::Outcome;
+pub use pair::{MIRROR, Pair, Side};
+pub use programs::{PROGRAM_DIR_VARIABLE, Programs};
+pub use wait::{Deadline, run_bounded};
