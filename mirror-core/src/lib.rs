@@ -6,6 +6,7 @@ pub mod control;
 pub mod generation;
 pub mod io;
 pub mod layout;
+pub mod link;
 pub mod request;
 pub mod units;
 pub mod volume;

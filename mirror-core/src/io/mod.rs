@@ -4,3 +4,10 @@
 //! payload between sockets and disks in pooled memory without copying it.
 
 pub mod buffers;
+pub mod claim;
+pub mod disk;
+pub mod error;
+pub mod metadata_disk;
+pub mod probe;
+pub mod signature;
+pub mod store;

@@ -1,0 +1,3 @@
+//! The replication link as pure code. Sockets and encryption are in `io::link`.
+
+pub mod preface;
