@@ -200,6 +200,11 @@ impl Geometry {
         LOG
     }
 
+    /// Blocks of the activity log's ring.
+    pub const fn log_blocks(self) -> u64 {
+        LOG_BLOCKS
+    }
+
     /// Where the log transaction of that number is written.
     pub const fn log_record_offset(self, number: u64) -> u64 {
         LOG + number % LOG_BLOCKS * METADATA_BLOCK_BYTES

@@ -1,17 +1,17 @@
 //! One transaction of the activity log, and what the ring of them tells after a stop.
 //!
 //! A transaction takes one block. It holds up to 64 changed slots and, as context, the state after it
-//! of a window of the other slots; the windows go round, so the newest `ceil(slots / 800)`
-//! transactions hold every slot and older ones may be overwritten.
+//! of a window of the other slots. Each window begins where the one before it ended and goes on at
+//! slot 0 after the last, so the newest `ceil(slots / 800)` transactions hold every slot and older
+//! ones may be overwritten.
 //!
 //! Rules for the writer, on which [`recover`] depends:
 //! - Numbers start at 1 in a ring of zeroes and never skip, also across log epochs; transaction `n`
 //!   is written at block `n % 64`.
 //! - Transaction `n + 1` is written only after `n` is durable.
+//! - The windows of a log epoch follow each other without a gap.
 //! - A slot's extent is written to only after the transaction that put it there is durable.
 //! - After [`Trust::Doubtful`] the ring is voided ([`void_ring`]) before the next transaction.
-
-use std::ops::Range;
 
 use crate::layout::field::{put, u16_at, u32_at, u64_at};
 use crate::layout::geometry::{LOG_BLOCKS, LOG_SLOTS_MAX, METADATA_BLOCK_BYTES};
@@ -55,15 +55,11 @@ pub struct LogRecord {
     pub updates: Vec<(u16, Option<ExtentIndex>)>,
     /// First slot of `context`.
     pub context_first: u16,
-    /// State after this transaction of the slots from `context_first`, at most [`LOG_CONTEXT`].
+    /// State after this transaction of the slots from `context_first`, going on at slot 0 after the
+    /// last one. At most [`LOG_CONTEXT`], and no slot twice. It may already name an extent that only
+    /// the next transaction activates: that adds doubt, and takes none away, since the extent whose
+    /// slot it takes was clean.
     pub context: Vec<Option<ExtentIndex>>,
-}
-
-/// The slots that transaction `number` gives as context.
-pub fn context_window(number: u64, slots: u32) -> Range<u32> {
-    let windows = u64::from(slots).div_ceil(LOG_CONTEXT as u64);
-    let first = (number % windows) as u32 * LOG_CONTEXT as u32;
-    first..slots.min(first + LOG_CONTEXT as u32)
 }
 
 /// A ring that holds no transaction.
@@ -127,7 +123,7 @@ impl LogRecord {
         }
         let context_first = u16_at(block, CONTEXT_FIRST);
         let context = usize::from(u16_at(block, CONTEXT_COUNT));
-        if context > LOG_CONTEXT || usize::from(context_first) + context > LOG_SLOTS_MAX as usize {
+        if context > LOG_CONTEXT || u32::from(context_first) >= LOG_SLOTS_MAX {
             return invalid("context");
         }
         if u64_at(block, NUMBER) == 0 {
@@ -156,7 +152,8 @@ impl LogRecord {
 
     /// True if every slot it speaks of exists.
     fn fits(&self, slots: u32) -> bool {
-        usize::from(self.context_first) + self.context.len() <= slots as usize
+        u32::from(self.context_first) < slots
+            && self.context.len() <= slots as usize
             && self
                 .updates
                 .iter()
@@ -164,8 +161,11 @@ impl LogRecord {
     }
 
     fn apply(&self, slots: &mut [Option<ExtentIndex>]) {
-        let first = usize::from(self.context_first);
-        slots[first..first + self.context.len()].copy_from_slice(&self.context);
+        let (before, from_first) = slots.split_at_mut(usize::from(self.context_first));
+        let window = from_first.iter_mut().chain(before);
+        for (slot, extent) in window.zip(&self.context) {
+            *slot = *extent;
+        }
         for (slot, extent) in &self.updates {
             slots[usize::from(*slot)] = *extent;
         }

@@ -18,6 +18,8 @@ pub const FEATURES_COMPATIBLE: u64 = 0;
 pub const FEATURES_READ_ONLY: u64 = 0;
 /// Older programs must not touch metadata with such a feature. Bit 0 is the first format itself.
 pub const FEATURES_INCOMPATIBLE: u64 = FEATURE_FORMAT_1;
+/// What this build tells its peer it understands.
+pub const FEATURES_SUPPORTED: u64 = FEATURES_INCOMPATIBLE;
 /// The layout of `docs/metadata-format.md`; without it the block is not ours to read.
 pub const FEATURE_FORMAT_1: u64 = 1 << 0;
 
