@@ -3,11 +3,13 @@
 
 pub mod buffer;
 pub mod control;
+pub mod dirty;
 pub mod generation;
 pub mod io;
 pub mod layout;
 pub mod link;
 pub mod request;
+pub mod resync;
 pub mod units;
 pub mod volume;
 pub mod wire;

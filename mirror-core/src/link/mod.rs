@@ -1,3 +1,5 @@
-//! The replication link as pure code. Sockets and encryption are in `io::link`.
+//! The replication link as pure code: who may speak, and what two nodes decide before data flows.
+//! Sockets and encryption are in `io::link`.
 
+pub mod handshake;
 pub mod preface;

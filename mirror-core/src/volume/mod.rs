@@ -1,6 +1,425 @@
 //! The volume: one mirror on one node, as a pure state machine.
+//!
+//! `step` takes one event and the time, and appends effects; it does nothing else. The driver
+//! carries effects out in order and brings their completions back as events, in any order. There is
+//! no clock, randomness, socket, file or thread in here, so a simulator can run two volumes against
+//! each other under every fault and check each rule of D1 to D13 after every step.
+//!
+//! A write runs left to right: `requests` (range lock) → `log` (hot extent) → local disk and peer
+//! at once → both acknowledged → answer. What the parts own:
+//!
+//! | file | owns |
+//! |---|---|
+//! | `requests` | client requests, from arrival to answer |
+//! | `log` | heating extents, group commit, cleaning |
+//! | `flushing` | one flush at a time over both sides, shared by all that wait for one |
+//! | `store` | ordered metadata writes: superblock copies and bitmap pages |
+//! | `alone` | going on without the peer, or without the own disk (D5, D13) |
+//! | `peering` | the life of a link, handshake, keepalive |
+//! | `replica` | what the peer asks of this side |
+//! | `walk` | resync source and verify |
+//! | `target` | resync target |
+//! | `commands` | promote, demote and the other operator commands |
+//! | `resizing` | growing online |
+//! | `report` | status and explanation |
 
+mod alone;
+mod commands;
+pub mod config;
 pub mod effect;
 pub mod event;
+mod flushing;
+mod log;
 pub mod notice;
+mod peering;
+mod range_lock;
 pub mod refusal;
+mod replica;
+mod report;
+mod requests;
+mod resizing;
+mod store;
+mod target;
+mod walk;
+
+use std::collections::{HashMap, HashSet};
+
+use crate::control::Counters;
+use crate::dirty::activity_log::ActivityLog;
+use crate::dirty::bitmap::Bitmap;
+use crate::layout::geometry::Geometry;
+use crate::layout::log_record::Trust;
+use crate::layout::metadata::Loaded;
+use crate::layout::superblock::Superblock;
+use crate::units::{ByteRange, ExtentIndex, Generation, IoToken, Now, RequestId, Sequence, Uuid};
+use crate::wire::message::{DiskState, Role};
+
+use alone::Alone;
+use commands::Commands;
+use config::{Seed, VolumeConfig};
+use effect::Effect;
+use event::{DiskFault, Event, Output};
+use flushing::Flushing;
+use log::LogQueue;
+use notice::Notice;
+use peering::{Link, Peering};
+use range_lock::{Owner, RangeLocks};
+use replica::Replica;
+use requests::Requests;
+use store::{After, Store};
+use target::Target;
+use walk::Walk;
+
+/// What a local disk operation was for.
+#[derive(Debug)]
+enum Io {
+    Write(Owner),
+    Read(RequestId),
+    Flush,
+    Replica(replica::ReplicaIo),
+    Walk(Owner),
+}
+
+/// What a message that expects an answer was for.
+#[derive(Debug, Clone, Copy)]
+enum Sent {
+    Write(Owner),
+    Flush,
+    Read(Owner),
+    Walk(Owner),
+    Promote,
+    Detached,
+}
+
+#[derive(Debug)]
+pub struct Volume {
+    config: VolumeConfig,
+    now: Now,
+    fx: Vec<Effect>,
+    next_id: u64,
+    entropy: u64,
+    incarnation: Uuid,
+
+    superblock: Superblock,
+    geometry: Geometry,
+    store: Store,
+    bitmap: Bitmap,
+    log: ActivityLog,
+    log_queue: LogQueue,
+    /// Extents whose bits are only doubt: compared by hash before anything is copied.
+    weak: HashSet<ExtentIndex>,
+    locks: RangeLocks,
+
+    role: Role,
+    serving: bool,
+    /// Bits and log of an unclean stop are durable; until then no peer is looked for.
+    recovered: bool,
+    /// Metadata can no longer be written: nothing is promised any more.
+    halted: bool,
+    stopped: bool,
+
+    io: HashMap<IoToken, Io>,
+    sent: HashMap<Sequence, Sent>,
+    requests: Requests,
+    flushing: Flushing,
+    alone: Alone,
+    peering: Peering,
+    replica: Replica,
+    walk: Option<Walk>,
+    target: Option<Target>,
+    commands: Commands,
+    counters: Counters,
+    last_sync_copied_bytes: u64,
+    last_verify_mismatch_bytes: Option<u64>,
+}
+
+impl Volume {
+    /// Opens a mirror from its metadata. After an unclean stop the log's extents become durable
+    /// bits first (D4), and only then does the volume look for its peer.
+    pub fn open(
+        config: VolumeConfig,
+        loaded: Loaded,
+        seed: Seed,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) -> Self {
+        let Loaded {
+            superblock,
+            fell_back,
+            geometry,
+            log,
+            words,
+            bad_pages,
+            ..
+        } = loaded;
+        let size_bytes = superblock.size_bytes;
+        let bitmap = Bitmap::new(words, superblock.block_shift, size_bytes);
+        let slots = superblock.log_slots as u16;
+        let mut volume = Self {
+            log: ActivityLog::new(slots, log.next_number, superblock.log_epoch),
+            log_queue: LogQueue::default(),
+            config,
+            now,
+            fx: Vec::new(),
+            next_id: 1,
+            entropy: seed.entropy,
+            incarnation: seed.incarnation,
+            superblock,
+            geometry,
+            store: Store::default(),
+            bitmap,
+            weak: HashSet::new(),
+            locks: RangeLocks::default(),
+            role: Role::Secondary,
+            serving: false,
+            recovered: false,
+            halted: false,
+            stopped: false,
+            io: HashMap::with_capacity(1024),
+            sent: HashMap::with_capacity(1024),
+            requests: Requests::default(),
+            flushing: Flushing::default(),
+            alone: Alone::default(),
+            peering: Peering::default(),
+            replica: Replica::default(),
+            walk: None,
+            target: None,
+            commands: Commands::default(),
+            counters: Counters::default(),
+            last_sync_copied_bytes: 0,
+            last_verify_mismatch_bytes: None,
+        };
+        std::mem::swap(&mut volume.fx, out);
+        volume.recover(fell_back, &log.slots, log.trust, &bad_pages);
+        std::mem::swap(&mut volume.fx, out);
+        volume
+    }
+
+    /// One event, decided.
+    pub fn step(&mut self, now: Now, event: Event, out: &mut Vec<Effect>) {
+        std::mem::swap(&mut self.fx, out);
+        self.now = now;
+        match event {
+            Event::Request(request) => self.on_request(request),
+            Event::LocalDone { io, result } => self.on_local_done(io, result),
+            Event::MetadataDone { io, result } => self.on_metadata_done(io, result),
+            Event::LinkUp { link } => self.on_link_up(link),
+            Event::LinkDown { link } => self.on_link_down(link),
+            Event::Message { link, envelope } => self.on_message(link, envelope),
+            Event::Command { id, command } => self.on_command(id, command),
+            Event::Measured { usable_bytes } => self.on_measured(usable_bytes),
+            Event::Tick => self.on_tick(),
+        }
+        self.resume_handshake();
+        self.advance_leaving();
+        std::mem::swap(&mut self.fx, out);
+    }
+
+    /// Panics when a rule that must always hold inside the volume is broken.
+    pub fn check_invariants(&self) {
+        self.bitmap.check_invariants();
+        self.log.check_invariants();
+        self.locks.check_invariants();
+        assert!(
+            !self.serving || self.role == Role::Primary,
+            "only a primary serves"
+        );
+        assert!(
+            self.role != Role::Primary || self.target.is_none(),
+            "a primary is never a resync target (D13)"
+        );
+        assert!(
+            self.walk.is_none() || self.link_ready(),
+            "a walk needs its link"
+        );
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.superblock.size_bytes
+    }
+
+    pub fn logical_block_bytes(&self) -> u32 {
+        self.superblock.logical_block_bytes
+    }
+
+    pub fn is_serving(&self) -> bool {
+        self.serving
+    }
+
+    /// Zeroing without writing can be promised on both sides.
+    pub fn fast_zero(&self) -> bool {
+        self.config.fast_zero && self.link().is_none_or(|link| link.peer_fast_zero())
+    }
+
+    /// Everything asked of the disks has come back. A driver may end after `Stop` only then.
+    pub fn is_idle(&self) -> bool {
+        self.io.is_empty() && !self.store.is_busy()
+    }
+
+    fn recover(
+        &mut self,
+        fell_back: bool,
+        slots: &[Option<ExtentIndex>],
+        trust: Trust,
+        bad_pages: &[u32],
+    ) {
+        if fell_back {
+            self.superblock.flags.doubtful = true;
+            self.report(Notice::warning(
+                "superblock-lost",
+                "one superblock copy is unreadable; the data may be old until the peer confirms",
+            ));
+        }
+        if !bad_pages.is_empty() {
+            self.report(Notice::warning(
+                "bitmap-damaged",
+                format!(
+                    "{} bitmap pages failed their checksum: all their blocks count as dirty",
+                    bad_pages.len()
+                ),
+            ));
+        }
+        if self.superblock.flags.failed {
+            // What failed was the disk of the last run; the peer knows what this side missed.
+            self.superblock.flags.failed = false;
+            self.superblock.flags.outdated = true;
+        }
+        if self.superblock.flags.log_active && self.superblock.size_bytes > 0 {
+            if trust == Trust::Doubtful {
+                self.report(Notice::warning(
+                    "log-damaged",
+                    "the activity log is damaged: every block counts as dirty",
+                ));
+                self.bitmap.set_all();
+                for extent in 0..self
+                    .superblock
+                    .size_bytes
+                    .div_ceil(crate::units::EXTENT_BYTES)
+                {
+                    self.weak.insert(ExtentIndex(extent as u32));
+                }
+            }
+            let mut extents = 0;
+            for extent in slots.iter().flatten() {
+                if let Some(range) = self.bitmap.extent_range(*extent) {
+                    extents += 1;
+                    self.weak.insert(*extent);
+                    self.bitmap.set_range(range);
+                }
+            }
+            self.report(Notice::info(
+                "recovered",
+                format!("unclean stop: {extents} extents of the activity log are in doubt"),
+            ));
+        }
+        // Bad pages count as all dirty in memory; on disk they must become readable again.
+        let mut pages = self.bitmap.unsaved_pages();
+        pages.extend(bad_pages.iter().map(|page| *page as usize));
+        pages.sort_unstable();
+        pages.dedup();
+        let void = trust == Trust::Doubtful;
+        self.save_pages(&pages, After::RecoveredPages { void });
+    }
+
+    fn on_recovered_pages(&mut self, void: bool) {
+        if void {
+            // The bits that stand for the whole log are durable: start over with an empty ring.
+            self.void_log();
+        } else {
+            self.on_log_empty();
+        }
+    }
+
+    fn on_log_empty(&mut self) {
+        self.superblock.flags.log_active = false;
+        self.superblock.log_epoch += 1;
+        self.log.reset(self.superblock.log_epoch);
+        self.persist(After::Recovered);
+    }
+
+    fn on_recovered(&mut self) {
+        self.recovered = true;
+        self.set_connect(true);
+        self.retry_commands();
+    }
+
+    fn on_local_done(&mut self, io: IoToken, result: Result<Output, DiskFault>) {
+        let Some(purpose) = self.io.remove(&io) else {
+            return;
+        };
+        match purpose {
+            Io::Write(owner) => self.on_write_applied(owner, result),
+            Io::Read(id) => self.on_read_done(id, result),
+            Io::Flush => self.on_local_flush(result.map(|_| ())),
+            Io::Replica(io) => self.on_replica_io(io, result),
+            Io::Walk(owner) => self.on_walk_read(owner, result),
+        }
+    }
+
+    fn on_tick(&mut self) {
+        self.tick_link();
+        self.tick_flush();
+        self.tick_walk();
+        self.tick_commands();
+        self.pump_log();
+    }
+
+    /// Local data may be read and written.
+    fn disk_usable(&self) -> bool {
+        !self.superblock.flags.failed && !self.halted
+    }
+
+    fn disk_state(&self) -> DiskState {
+        let flags = &self.superblock.flags;
+        if flags.failed || self.halted {
+            DiskState::Failed
+        } else if flags.inconsistent {
+            DiskState::Inconsistent
+        } else if flags.outdated || flags.doubtful {
+            DiskState::Outdated
+        } else {
+            DiskState::UpToDate
+        }
+    }
+
+    fn link(&self) -> Option<&Link> {
+        self.peering.link.as_ref()
+    }
+
+    fn next_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    fn start_io(&mut self, purpose: Io) -> IoToken {
+        let io = IoToken(self.next_id());
+        self.io.insert(io, purpose);
+        io
+    }
+
+    /// A generation that nobody has used: SplitMix64 over the seed of this run.
+    fn draw_generation(&mut self) -> Generation {
+        loop {
+            self.entropy = self.entropy.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut value = self.entropy;
+            value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            value ^= value >> 31;
+            if value != 0 {
+                return Generation(value);
+            }
+        }
+    }
+
+    fn report(&mut self, notice: Notice) {
+        self.fx.push(Effect::Report(notice));
+    }
+
+    fn mark_dirty(&mut self, range: ByteRange) {
+        self.bitmap.set_range(range);
+        if let Some(walk) = &mut self.walk {
+            walk.forget(range);
+        }
+    }
+}

@@ -181,12 +181,7 @@ fn fields(message: &Message) -> Fields {
         Message::ResyncDone { .. } => of(Kind::ResyncDone),
         Message::ResyncDoneAck => of(Kind::ResyncDoneAck),
         Message::ResyncPaused { paused } => flagged(Kind::ResyncPaused, *paused),
-        Message::State {
-            role,
-            disk,
-            promoted_again,
-        } => Fields {
-            flags: bits(*promoted_again, false),
+        Message::State { role, disk } => Fields {
             extra: u32::from(role_code(*role)) | u32::from(disk_code(*disk)) << 8,
             ..of(Kind::State)
         },
@@ -322,7 +317,6 @@ impl Reader {
                 Message::State {
                     role: role_of(role).ok_or_else(|| self.invalid("role"))?,
                     disk: disk_of(disk).ok_or_else(|| self.invalid("disk state"))?,
-                    promoted_again: bit_0,
                 }
             }
             Kind::PromoteRequest => Message::PromoteRequest {

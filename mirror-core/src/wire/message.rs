@@ -144,7 +144,6 @@ pub enum Message {
     State {
         role: Role,
         disk: DiskState,
-        promoted_again: bool,
     },
     /// Asks leave to become primary; the other answers with `State` or `Refused`.
     PromoteRequest {

@@ -202,11 +202,10 @@ fn state() -> impl Strategy<Value = Message> {
         ),
         vec(any::<u32>(), 0..=1024).prop_map(|extents| Message::DoubtChunk { extents }),
         Just(Message::BitmapEnd),
-        (0usize..3, 0usize..5, any::<bool>()).prop_map(|(role, disk, promoted_again)| {
+        (0usize..3, 0usize..5).prop_map(|(role, disk)| {
             Message::State {
                 role: ROLES[role],
                 disk: DISKS[disk],
-                promoted_again,
             }
         }),
         (sequence(), any::<u64>()).prop_map(|(sequence, epoch)| Message::PromoteRequest {

@@ -1,0 +1,274 @@
+//! Going on without the peer, or without the own disk.
+//!
+//! Before the first answer that the peer does not have, "peer outdated, new generation" is durable
+//! here (D5): a peer that comes back is then told that it is behind, and a crash here cannot forget
+//! it. The generation is made lazily, by the first answer that waits for it. With
+//! `peer_loss = "hold"` the answer waits further, for the word that the peer is down.
+//!
+//! A disk that fails here while the peer is connected leaves the peer as the only holder of what is
+//! written from then on; the peer records that before the first such answer (D13).
+
+use super::config::PeerLoss;
+use super::notice::Notice;
+use super::store::After;
+use super::{Sent, Volume};
+use crate::request::{Answer, Failure};
+use crate::units::{ExtentIndex, LinkId, Sequence};
+use crate::wire::message::{DiskState, Message, Role};
+
+#[derive(Debug, Default)]
+pub(super) struct Alone {
+    /// "Peer outdated, new generation" is on its way to disk.
+    persisting: bool,
+    /// It is durable: answers that the peer lacks may go.
+    durable: bool,
+    detach: Detach,
+    suspended_reported: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Detach {
+    #[default]
+    Attached,
+    /// The own record and the peer's are under way.
+    Waiting { here: bool, there: bool },
+    /// The peer has recorded that this side's disk is out.
+    ServingFromPeer,
+}
+
+impl Volume {
+    /// An answer that one side lacks may be released.
+    pub(super) fn may_answer_now(&self) -> bool {
+        if !self.disk_usable() {
+            return self.alone.detach == Detach::ServingFromPeer;
+        }
+        self.is_replicating() || self.alone.durable
+    }
+
+    /// Answers wait for someone's word: `hold`, no peer, and nobody has said that it is down.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.role == Role::Primary
+            && self.config.peer_loss == PeerLoss::Hold
+            && self.disk_usable()
+            && !self.is_replicating()
+            && !self.alone.durable
+            && !self.may_go_alone()
+    }
+
+    /// Starts what a held answer waits for.
+    pub(super) fn want_alone(&mut self) {
+        if !self.disk_usable() || self.is_replicating() || self.in_handshake() {
+            return;
+        }
+        if self.alone.durable || self.alone.persisting {
+            return;
+        }
+        if !self.may_go_alone() {
+            if !self.alone.suspended_reported {
+                self.alone.suspended_reported = true;
+                self.report(Notice::warning(
+                    "io-suspended",
+                    "the peer is lost and peer_loss is hold: answers wait until it is back or its stop is confirmed (promote --peer-down)",
+                ));
+            }
+            return;
+        }
+        self.alone.persisting = true;
+        self.go_alone();
+        self.persist(After::Alone);
+    }
+
+    pub(super) fn on_alone_durable(&mut self) {
+        if !std::mem::take(&mut self.alone.persisting) {
+            return;
+        }
+        self.alone.durable = true;
+        self.report(Notice::warning(
+            "went-alone",
+            format!(
+                "answering without {}: it is outdated from generation {} on",
+                self.config.peer_name, self.superblock.generations.current
+            ),
+        ));
+        self.release_held();
+        self.unpark();
+    }
+
+    /// The operator's or the arbiter's word that the lost peer is down.
+    pub(super) fn on_peer_confirmed_down(&mut self) {
+        self.superblock.peer.confirmed_down = true;
+        if self.requests.has_held() || self.flushing.has_held() || self.requests.has_parked() {
+            self.want_alone();
+        }
+        self.unpark();
+    }
+
+    /// A link is up and both sides hold everything: nobody is alone.
+    pub(super) fn end_alone(&mut self) {
+        self.alone.durable = false;
+        self.alone.persisting = false;
+        self.alone.suspended_reported = false;
+    }
+
+    /// What is durable about the peer at start or at promotion.
+    pub(super) fn restore_alone(&mut self) {
+        self.alone.durable = self.superblock.peer.outdated && self.may_go_alone();
+    }
+
+    /// The peer refused an operation: its disk is failed, and this side goes on alone although the
+    /// link stands.
+    pub(super) fn on_peer_disk_failed(&mut self) {
+        let Some(link) = &mut self.peering.link else {
+            return;
+        };
+        if link.peer_disk == DiskState::Failed {
+            return;
+        }
+        link.peer_disk = DiskState::Failed;
+        link.replicating = false;
+        self.report(Notice::error(
+            "peer-disk-failed",
+            format!(
+                "the disk of {} failed; going on without it",
+                self.config.peer_name
+            ),
+        ));
+        // A connected peer with a failed disk cannot serve: that is as good as its stop.
+        self.superblock.peer.confirmed_down = true;
+        self.abort_walk("the peer's disk failed");
+        self.on_peer_gone();
+    }
+
+    /// Open legs toward the peer are lost; what hangs on them goes on.
+    pub(super) fn on_peer_gone(&mut self) {
+        self.sent.clear();
+        self.on_writes_lost_peer();
+        self.on_flush_lost_peer();
+        if self.alone.detach != Detach::Attached {
+            self.alone.detach = Detach::Attached;
+            self.fail_all(Answer::Failed(Failure::Io));
+        }
+    }
+
+    /// The local disk is written off (D3, D13).
+    pub(super) fn on_local_disk_failed(&mut self, what: &str) {
+        if self.superblock.flags.failed {
+            return;
+        }
+        let lost = self.log.locally_unflushed();
+        self.superblock.flags.failed = true;
+        self.report(Notice::error(
+            "disk-failed",
+            format!(
+                "{what} on the data partition of {}: it is not used any more",
+                self.config.node_name
+            ),
+        ));
+        self.abort_walk("the local disk failed");
+        match self.role {
+            Role::Primary if self.can_serve_from_peer() => self.detach(&lost),
+            Role::Primary => {
+                self.persist(After::Nothing);
+                self.fail_all(Answer::Failed(Failure::Io));
+            }
+            _ => {
+                self.persist(After::Nothing);
+                self.send_state();
+            }
+        }
+    }
+
+    fn can_serve_from_peer(&self) -> bool {
+        self.is_replicating()
+            && self.bitmap.is_clean()
+            && self
+                .link()
+                .is_some_and(|link| link.peer_disk == DiskState::UpToDate)
+    }
+
+    fn detach(&mut self, lost: &[ExtentIndex]) {
+        self.alone.detach = Detach::Waiting {
+            here: false,
+            there: false,
+        };
+        let sequence = self.next_sequence(Sent::Detached);
+        let extents = lost.iter().map(|extent| extent.0).collect();
+        self.send(Message::Detached { sequence, extents });
+        self.persist(After::DetachedHere);
+        self.report(Notice::warning(
+            "detached",
+            format!("serving from the disk of {}", self.config.peer_name),
+        ));
+    }
+
+    pub(super) fn on_detached_durable(&mut self) {
+        self.note_detach(true, false);
+    }
+
+    pub(super) fn on_detach_acknowledged(&mut self) {
+        self.note_detach(false, true);
+    }
+
+    fn note_detach(&mut self, here_now: bool, there_now: bool) {
+        if let Detach::Waiting { here, there } = self.alone.detach {
+            let (here, there) = (here || here_now, there || there_now);
+            self.alone.detach = if here && there {
+                Detach::ServingFromPeer
+            } else {
+                Detach::Waiting { here, there }
+            };
+            if here && there {
+                self.release_held();
+            }
+        }
+    }
+
+    /// The peer's primary lost its disk and serves from this one.
+    pub(super) fn on_peer_detached(&mut self, link: LinkId, sequence: Sequence, extents: &[u32]) {
+        if self.role == Role::Primary || self.disk_state() != DiskState::UpToDate {
+            self.send(Message::Refused { sequence });
+            return;
+        }
+        self.report(Notice::error(
+            "peer-disk-failed",
+            format!(
+                "the disk of {} failed; it serves from this one",
+                self.config.peer_name
+            ),
+        ));
+        let generation = self.draw_generation();
+        self.superblock.generations.advance(generation);
+        self.superblock.peer.outdated = true;
+        self.superblock.peer.detached = true;
+        self.superblock.flags.log_active = true;
+        for extent in extents {
+            if let Some(range) = self.bitmap.extent_range(ExtentIndex(*extent)) {
+                self.mark_dirty(range);
+            }
+        }
+        let pages = self.bitmap.unsaved_pages();
+        self.save_pages(&pages, After::LogOfReplica);
+        self.persist(After::DetachedPeer { link, sequence });
+    }
+
+    pub(super) fn on_peer_detached_durable(&mut self, link: LinkId, sequence: Sequence) {
+        if self.is_current(link) {
+            self.send(Message::Ack {
+                sequences: vec![sequence],
+            });
+        }
+    }
+
+    fn may_go_alone(&self) -> bool {
+        self.config.peer_loss == PeerLoss::Continue || self.superblock.peer.confirmed_down
+    }
+
+    /// The facts of D5, in memory; the caller makes them durable.
+    fn go_alone(&mut self) {
+        self.superblock.peer.outdated = true;
+        if self.superblock.generations.base.is_none() {
+            let generation = self.draw_generation();
+            self.superblock.generations.advance(generation);
+        }
+    }
+}

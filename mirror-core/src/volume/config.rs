@@ -1,0 +1,51 @@
+//! The settings a volume runs with: checked values, made by the daemon from the configuration.
+
+use crate::units::Uuid;
+use crate::wire::message::{InitialSync, Mode};
+
+#[derive(Debug, Clone)]
+pub struct VolumeConfig {
+    pub name: String,
+    pub node_name: String,
+    pub peer_name: String,
+    pub cluster: Uuid,
+    pub mirror: Uuid,
+    pub node: Uuid,
+    pub peer: Uuid,
+    pub mode: Mode,
+    pub initial_sync: InitialSync,
+    pub peer_loss: PeerLoss,
+    /// Zeroing is cheap on the data partition.
+    pub fast_zero: bool,
+    /// Digest over the settings that both nodes must share.
+    pub config_digest: [u8; 16],
+    /// What the data partition can hold, metadata taken off.
+    pub usable_bytes: u64,
+    /// 512 or 4096: what the data partition needs.
+    pub logical_block_bytes: u32,
+    /// First of the two nodes in the configuration: breaks ties.
+    pub first: bool,
+    /// Silence after which a peer counts as lost.
+    pub peer_timeout_ms: u64,
+    /// Bytes a second that a resync may move; 0 for no limit.
+    pub resync_rate_max: u64,
+    /// Resync steps in flight, each up to 1 MiB of buffer memory.
+    pub resync_in_flight: u32,
+}
+
+/// What a primary does when it loses its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerLoss {
+    /// Answers wait until the peer's stop is confirmed.
+    Hold,
+    /// Goes on at once. Without fencing this can lose answered writes if the peer goes on too.
+    Continue,
+}
+
+/// What the driver draws for one run of the daemon; the volume has no randomness of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Seed {
+    pub incarnation: Uuid,
+    /// Start of the sequence that generations are drawn from.
+    pub entropy: u64,
+}

@@ -1,0 +1,236 @@
+//! One flush at a time over both sides, shared by everyone who waits for one (D3).
+//!
+//! A flush covers every write answered before it *starts*; a client's flush that arrives while one
+//! runs waits for the next. It is answered when the local disk and, while replicating, the peer
+//! have flushed. If the peer is lost meanwhile the answer is one that the peer does not have, so it
+//! waits for D5 like a write. A failed local flush is never repeated: the disk is failed.
+
+use super::effect::Effect;
+use super::event::DiskFault;
+use super::store::After;
+use super::{Io, Sent, Volume};
+use crate::request::{Answer, Failure};
+use crate::units::{CommandId, RequestId, Sequence};
+use crate::wire::message::Message;
+
+/// Writes that nobody flushes are flushed by ourselves after this long, so that a crash of either
+/// side leaves little doubt.
+const QUIET_FLUSH_MS: u64 = 5_000;
+
+#[derive(Debug)]
+pub(super) enum FlushFor {
+    Request(RequestId),
+    LogClean,
+    /// A checkpoint of the resync, by number: its ranges are clean once the peer has flushed.
+    Checkpoint(u64),
+    Demote(CommandId),
+    Stop(CommandId),
+    Quiet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    Absent,
+    Running,
+    Done,
+    Lost,
+}
+
+#[derive(Debug)]
+struct Round {
+    local: Leg,
+    peer: Leg,
+    waiters: Vec<FlushFor>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Flushing {
+    round: Option<Round>,
+    /// Bounded by the requests in flight and the few internal users.
+    next: Vec<FlushFor>,
+    /// Client flushes that are done but may not be answered alone yet.
+    held: Vec<RequestId>,
+    last_ms: u64,
+}
+
+impl Flushing {
+    pub(super) fn is_idle(&self) -> bool {
+        self.round.is_none() && self.next.is_empty()
+    }
+
+    pub(super) fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.round.is_some()
+    }
+}
+
+impl Volume {
+    pub(super) fn request_flush(&mut self, what: FlushFor) {
+        self.flushing.next.push(what);
+        self.pump_flush();
+    }
+
+    pub(super) fn pump_flush(&mut self) {
+        let nothing = self.flushing.round.is_some() || self.flushing.next.is_empty();
+        if nothing || self.halted || self.in_handshake() {
+            return;
+        }
+        let waiters = std::mem::take(&mut self.flushing.next);
+        self.log.begin_flush();
+        self.flushing.last_ms = self.now.monotonic_ms;
+        let local = if self.disk_usable() {
+            let io = self.start_io(Io::Flush);
+            self.fx.push(Effect::Flush { io });
+            Leg::Running
+        } else {
+            Leg::Absent
+        };
+        let peer = if self.is_replicating() {
+            let sequence = self.next_sequence(Sent::Flush);
+            self.send(Message::Flush { sequence });
+            Leg::Running
+        } else {
+            Leg::Absent
+        };
+        self.flushing.round = Some(Round {
+            local,
+            peer,
+            waiters,
+        });
+        self.advance_flush();
+    }
+
+    pub(super) fn on_local_flush(&mut self, result: Result<(), DiskFault>) {
+        if let Some(round) = &mut self.flushing.round {
+            round.local = if result.is_ok() { Leg::Done } else { Leg::Lost };
+        }
+        if result.is_err() {
+            self.on_local_disk_failed("a flush failed");
+        }
+        self.advance_flush();
+    }
+
+    pub(super) fn on_peer_flushed(&mut self) {
+        if let Some(round) = &mut self.flushing.round {
+            round.peer = Leg::Done;
+        }
+        self.advance_flush();
+    }
+
+    pub(super) fn on_flush_lost_peer(&mut self) {
+        if let Some(round) = &mut self.flushing.round
+            && round.peer == Leg::Running
+        {
+            round.peer = Leg::Lost;
+        }
+        self.advance_flush();
+    }
+
+    pub(super) fn tick_flush(&mut self) {
+        let quiet = self.now.monotonic_ms.saturating_sub(self.flushing.last_ms) >= QUIET_FLUSH_MS;
+        if quiet && self.log.has_unflushed() && self.flushing.is_idle() {
+            self.request_flush(FlushFor::Quiet);
+        }
+    }
+
+    /// Answers flushes that had to wait for D5.
+    pub(super) fn release_held_flushes(&mut self) {
+        for id in std::mem::take(&mut self.flushing.held) {
+            self.answer_flush(id);
+        }
+    }
+
+    pub(super) fn fail_flushes(&mut self, answer: &Answer) {
+        let mut waiters = std::mem::take(&mut self.flushing.next);
+        if self.halted
+            && let Some(round) = self.flushing.round.take()
+        {
+            self.log.end_flush(false, false);
+            waiters.extend(round.waiters);
+        }
+        for waiter in waiters {
+            match waiter {
+                FlushFor::Request(id) => self.answer(id, answer.clone()),
+                other if !self.halted => self.flushing.next.push(other),
+                _ => {}
+            }
+        }
+        for id in std::mem::take(&mut self.flushing.held) {
+            self.answer(id, answer.clone());
+        }
+    }
+
+    fn advance_flush(&mut self) {
+        let finished = self
+            .flushing
+            .round
+            .as_ref()
+            .is_some_and(|round| round.local != Leg::Running && round.peer != Leg::Running);
+        if !finished {
+            return;
+        }
+        let Some(Round {
+            local,
+            peer,
+            waiters,
+        }) = self.flushing.round.take()
+        else {
+            return;
+        };
+        let here = local == Leg::Done;
+        let there = peer == Leg::Done;
+        // A peer that is away keeps its doubt; a disk that is away has been written off, and what
+        // it did not flush was told to the peer.
+        self.log
+            .end_flush(here || local == Leg::Absent || local == Leg::Lost, there);
+        for waiter in waiters {
+            match waiter {
+                FlushFor::Request(id) if !here && !there => {
+                    self.answer(id, Answer::Failed(Failure::Io));
+                }
+                FlushFor::Request(id) => self.answer_flush(id),
+                FlushFor::LogClean => self.on_log_flushed(),
+                FlushFor::Checkpoint(number) => self.on_checkpoint(number, there),
+                FlushFor::Demote(id) => self.on_demote_flushed(id),
+                FlushFor::Stop(id) => self.on_stop_flushed(id),
+                FlushFor::Quiet => {}
+            }
+        }
+        self.pump_flush();
+        self.pump_log();
+    }
+
+    /// After a flush that was meant to clean the log: what the lost peer may lack becomes bits.
+    fn on_log_flushed(&mut self) {
+        if !self.is_replicating() && !self.in_handshake() {
+            let doubt = self.log.take_peer_doubt();
+            for range in doubt {
+                self.mark_dirty(range);
+            }
+            let pages = self.bitmap.unsaved_pages();
+            self.save_pages(&pages, After::LogCleaned);
+        } else {
+            self.on_log_cleaned();
+        }
+    }
+
+    fn answer_flush(&mut self, id: RequestId) {
+        if self.may_answer_now() {
+            self.counters.flushes += 1;
+            self.answer(id, Answer::Done);
+        } else {
+            self.flushing.held.push(id);
+            self.want_alone();
+        }
+    }
+}
+
+/// Looks a message number up and forgets it.
+impl Volume {
+    pub(super) fn take_sent(&mut self, sequence: Sequence) -> Option<Sent> {
+        self.sent.remove(&sequence)
+    }
+}

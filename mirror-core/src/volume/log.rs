@@ -1,0 +1,167 @@
+//! Heating extents before anything is written into them, and cleaning the log so that there is
+//! always room.
+//!
+//! Group commit waits for company, not for time: a transaction starts when nothing else is being
+//! written, when 16 extents wait, or when as many writes have completed as were running at the time
+//! the oldest one began to wait. So a lone write never waits, and a deep queue over cold extents
+//! costs one transaction for many writes.
+
+use std::collections::VecDeque;
+
+use super::Volume;
+use super::flushing::FlushFor;
+use super::range_lock::Owner;
+use super::store::After;
+use crate::dirty::activity_log::Heat;
+use crate::units::ExtentIndex;
+
+/// A transaction starts at the latest when this many extents wait for it.
+const COMMIT_EXTENTS: usize = 16;
+/// Extents whose bitmap pages are saved together when slots run out while the peer is away.
+const CLEAN_EXTENTS: usize = 64;
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum LogWaiter {
+    Write(Owner),
+    /// A write of a peer that has no disk of its own any more: this side keeps the log for both.
+    Replica(Owner),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct LogQueue {
+    /// Bounded by the requests in flight.
+    waiters: VecDeque<(LogWaiter, ExtentIndex)>,
+    /// Client and replica writes past the log and not complete.
+    pub(super) running: usize,
+    pub(super) completed: u64,
+    /// Value of `completed` at which the pending transaction starts at the latest.
+    commit_at: u64,
+    cleaning: bool,
+}
+
+impl Volume {
+    /// Queues a write until its extent is hot.
+    pub(super) fn heat(&mut self, waiter: LogWaiter, extent: ExtentIndex) {
+        self.log_queue.waiters.push_back((waiter, extent));
+        self.pump_log();
+    }
+
+    pub(super) fn pump_log(&mut self) {
+        if self.halted {
+            return;
+        }
+        let mut full = false;
+        let mut hot = Vec::new();
+        let before = self.log.pending();
+        let Self {
+            log,
+            log_queue,
+            bitmap,
+            store,
+            ..
+        } = self;
+        let saved = |extent| {
+            let page = bitmap.page_of(extent);
+            !bitmap.is_unsaved(page) && !store.is_page_saving(page)
+                || bitmap
+                    .extent_range(extent)
+                    .is_none_or(|range| !bitmap.any_in(range))
+        };
+        log_queue.waiters.retain(|(waiter, extent)| {
+            if full && !log.is_hot(*extent) {
+                return true;
+            }
+            match log.acquire(*extent, saved) {
+                Heat::Hot => {
+                    hot.push(*waiter);
+                    false
+                }
+                Heat::Warming => true,
+                Heat::Full => {
+                    full = true;
+                    true
+                }
+            }
+        });
+        if before == 0 && self.log.pending() > 0 {
+            self.log_queue.commit_at = self.log_queue.completed + self.log_queue.running as u64;
+        }
+        self.commit_log();
+        if full {
+            self.clean_log();
+        }
+        for waiter in hot {
+            match waiter {
+                LogWaiter::Write(owner) => self.on_write_hot(owner),
+                LogWaiter::Replica(owner) => self.on_replica_hot(owner),
+            }
+        }
+    }
+
+    pub(super) fn on_log_durable(&mut self) {
+        self.log.commit_done();
+        self.log_queue.commit_at = self.log_queue.completed + self.log_queue.running as u64;
+        self.pump_log();
+    }
+
+    /// A write that had passed the log is complete.
+    pub(super) fn leave_log(&mut self, extent: ExtentIndex) {
+        self.log.unpin(extent);
+        self.log_queue.running -= 1;
+        self.log_queue.completed += 1;
+        if self.log.pending() > 0 || !self.log_queue.waiters.is_empty() {
+            self.pump_log();
+        }
+    }
+
+    pub(super) fn on_log_cleaned(&mut self) {
+        self.log_queue.cleaning = false;
+        self.pump_log();
+    }
+
+    /// No waiter will be served any more.
+    pub(super) fn clear_log_waiters(&mut self) {
+        self.log_queue.waiters.clear();
+    }
+
+    fn commit_log(&mut self) {
+        let pending = self.log.pending();
+        let due = pending >= COMMIT_EXTENTS
+            || self.log_queue.running == 0
+            || self.log_queue.completed >= self.log_queue.commit_at;
+        if !due {
+            return;
+        }
+        let Some(record) = self.log.begin_commit() else {
+            return;
+        };
+        let offset = self.geometry.log_record_offset(record.number);
+        self.write_log(offset, record.encode());
+    }
+
+    /// Makes old extents evictable: a flush of both sides where writes are volatile, bitmap pages
+    /// where bits are not on disk.
+    fn clean_log(&mut self) {
+        if self.log_queue.cleaning {
+            return;
+        }
+        if self.log.has_unflushed() {
+            self.log_queue.cleaning = true;
+            self.request_flush(FlushFor::LogClean);
+            return;
+        }
+        let mut pages: Vec<usize> = self
+            .log
+            .oldest_extents(CLEAN_EXTENTS)
+            .into_iter()
+            .map(|extent| self.bitmap.page_of(extent))
+            .filter(|page| self.bitmap.is_unsaved(*page))
+            .collect();
+        pages.sort_unstable();
+        pages.dedup();
+        if !pages.is_empty() {
+            self.log_queue.cleaning = true;
+            self.save_pages(&pages, After::LogCleaned);
+        }
+    }
+}

@@ -1,0 +1,481 @@
+//! What the peer asks of this side: apply, flush, read, compare.
+//!
+//! Operations start as they come, since the sender never has two overlapping ones out; an operation
+//! with a barrier waits for those before it. Disk operations of a lost link run to their end and
+//! answer nobody; no new hello is said before (D11).
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use super::effect::Effect;
+use super::event::{DiskFault, Output};
+use super::log::LogWaiter;
+use super::range_lock::Owner;
+use super::requests::Change;
+use super::{Io, Volume};
+use crate::resync::hash::{block_hashes, unequal_blocks};
+use crate::units::{ByteRange, LinkId, Sequence};
+use crate::wire::message::{HASH_BYTES, Message, Role};
+
+#[derive(Debug)]
+pub(super) enum ReplicaIo {
+    Apply(Owner),
+    Resync {
+        link: LinkId,
+        sequence: Sequence,
+        range: ByteRange,
+    },
+    /// `covered`: resynced ranges that are durable with it.
+    Flush {
+        link: LinkId,
+        sequence: Sequence,
+        covered: Vec<ByteRange>,
+    },
+    LastFlush {
+        link: LinkId,
+    },
+    Read {
+        link: LinkId,
+        sequence: Sequence,
+        range: ByteRange,
+    },
+    Compare(Box<Comparison>),
+}
+
+#[derive(Debug)]
+pub(super) struct Comparison {
+    link: LinkId,
+    sequence: Sequence,
+    range: ByteRange,
+    block_bytes: u32,
+    verify: bool,
+    hashes: Vec<[u8; HASH_BYTES]>,
+}
+
+#[derive(Debug)]
+struct Op {
+    link: LinkId,
+    sequence: Sequence,
+    depends_on: Sequence,
+    range: ByteRange,
+    change: Change,
+    running: bool,
+    /// Went through this side's log, because the sender has no disk.
+    logged: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Replica {
+    ops: HashMap<Owner, Op>,
+    /// Sequences of the ops that are not complete.
+    incomplete: BTreeSet<Sequence>,
+    /// Ops that wait for their barrier, in order of arrival.
+    waiting: VecDeque<Owner>,
+    /// Disk operations that run for the peer.
+    running: usize,
+    /// Written or found equal by a resync since the last flush.
+    resynced: Vec<ByteRange>,
+}
+
+impl Replica {
+    pub(super) fn is_drained(&self) -> bool {
+        self.running == 0 && self.ops.values().all(|op| !op.running && !op.logged)
+    }
+
+    /// Forgets what has not started; what runs ends by itself.
+    pub(super) fn on_link_lost(&mut self) {
+        self.ops.retain(|_, op| op.running || op.logged);
+        self.waiting.clear();
+        self.incomplete.clear();
+        self.resynced.clear();
+    }
+}
+
+impl Volume {
+    pub(super) fn on_replica_message(&mut self, link: LinkId, message: Message) {
+        if self.role == Role::Primary && !matches!(message, Message::ReadRequest { .. }) {
+            self.break_link("the peer writes to a primary");
+            return;
+        }
+        match message {
+            Message::Write {
+                sequence,
+                depends_on,
+                range,
+                fua,
+                data,
+            } => {
+                self.accept(
+                    link,
+                    sequence,
+                    depends_on,
+                    range,
+                    Change::Data { data, fua },
+                );
+            }
+            Message::Trim {
+                sequence,
+                depends_on,
+                range,
+                fua,
+            } => {
+                let change = Change::Zeroes {
+                    fua,
+                    no_hole: false,
+                    trim: true,
+                };
+                self.accept(link, sequence, depends_on, range, change);
+            }
+            Message::WriteZeroes {
+                sequence,
+                depends_on,
+                range,
+                fua,
+                no_hole,
+            } => {
+                let change = Change::Zeroes {
+                    fua,
+                    no_hole,
+                    trim: false,
+                };
+                self.accept(link, sequence, depends_on, range, change);
+            }
+            Message::Flush { sequence } => {
+                let covered = std::mem::take(&mut self.replica.resynced);
+                self.replica_io(
+                    sequence,
+                    None,
+                    |io| Effect::Flush { io },
+                    ReplicaIo::Flush {
+                        link,
+                        sequence,
+                        covered,
+                    },
+                );
+            }
+            Message::ReadRequest { sequence, range } => {
+                let purpose = ReplicaIo::Read {
+                    link,
+                    sequence,
+                    range,
+                };
+                self.replica_io(
+                    sequence,
+                    Some(range),
+                    |io| Effect::Read { io, range },
+                    purpose,
+                );
+            }
+            Message::ResyncData {
+                sequence,
+                range,
+                data,
+            } => {
+                let purpose = ReplicaIo::Resync {
+                    link,
+                    sequence,
+                    range,
+                };
+                let effect = |io| Effect::Write {
+                    io,
+                    range,
+                    data,
+                    fua: false,
+                };
+                self.replica_io(sequence, Some(range), effect, purpose);
+            }
+            Message::ResyncZeroes {
+                sequence,
+                range,
+                no_hole,
+            } => {
+                let purpose = ReplicaIo::Resync {
+                    link,
+                    sequence,
+                    range,
+                };
+                let effect = |io| Effect::WriteZeroes {
+                    io,
+                    range,
+                    no_hole,
+                    fua: false,
+                };
+                self.replica_io(sequence, Some(range), effect, purpose);
+            }
+            Message::Compare {
+                sequence,
+                range,
+                block_bytes,
+                verify,
+                hashes,
+            } => {
+                let comparison = Comparison {
+                    link,
+                    sequence,
+                    range,
+                    block_bytes,
+                    verify,
+                    hashes,
+                };
+                let purpose = ReplicaIo::Compare(Box::new(comparison));
+                self.replica_io(
+                    sequence,
+                    Some(range),
+                    |io| Effect::Read { io, range },
+                    purpose,
+                );
+            }
+            _ => self.break_link("not an operation"),
+        }
+    }
+
+    /// The extent of a logged op is hot.
+    pub(super) fn on_replica_hot(&mut self, owner: Owner) {
+        self.log_queue.running += 1;
+        let Some(op) = self.replica.ops.get_mut(&owner) else {
+            return;
+        };
+        op.logged = true;
+        let range = op.range;
+        self.mark_dirty(range);
+        self.apply_replica(owner);
+    }
+
+    pub(super) fn on_replica_io(&mut self, io: ReplicaIo, result: Result<Output, DiskFault>) {
+        self.replica.running -= 1;
+        let reading = matches!(io, ReplicaIo::Read { .. });
+        if result.is_err() && !reading {
+            self.on_replica_fault(&io);
+            return;
+        }
+        match io {
+            ReplicaIo::Apply(owner) => self.on_applied(owner),
+            ReplicaIo::Resync {
+                link,
+                sequence,
+                range,
+            } => {
+                if self.is_current(link) {
+                    self.note_resynced(range, true);
+                    self.acknowledge(link, sequence);
+                }
+            }
+            ReplicaIo::Flush {
+                link,
+                sequence,
+                covered,
+            } => {
+                for range in covered {
+                    if self.target.is_some() {
+                        self.bitmap.clear_range(range);
+                    }
+                }
+                self.acknowledge(link, sequence);
+            }
+            ReplicaIo::LastFlush { link } => self.on_target_flushed(link),
+            ReplicaIo::Read {
+                link,
+                sequence,
+                range,
+            } => {
+                if self.is_current(link) {
+                    match result {
+                        Ok(Output::Data(data)) => self.send(Message::ReadReply {
+                            sequence,
+                            range,
+                            data,
+                        }),
+                        _ => self.send(Message::ReadFailed { sequence }),
+                    }
+                }
+            }
+            ReplicaIo::Compare(comparison) => self.on_compare_read(&comparison, result),
+        }
+    }
+
+    /// Flushes this side's disk at the end of a resync.
+    pub(super) fn last_flush(&mut self, link: LinkId) {
+        self.replica.running += 1;
+        let io = self.start_io(Io::Replica(ReplicaIo::LastFlush { link }));
+        self.fx.push(Effect::Flush { io });
+    }
+
+    fn accept(
+        &mut self,
+        link: LinkId,
+        sequence: Sequence,
+        depends_on: Sequence,
+        range: ByteRange,
+        change: Change,
+    ) {
+        if range.end() > self.superblock.size_bytes {
+            self.break_link("an operation past the end of the mirror");
+            return;
+        }
+        if !self.disk_usable() {
+            self.send(Message::Refused { sequence });
+            return;
+        }
+        let owner = Owner(self.next_id());
+        let op = Op {
+            link,
+            sequence,
+            depends_on,
+            range,
+            change,
+            running: false,
+            logged: false,
+        };
+        self.replica.ops.insert(owner, op);
+        self.replica.incomplete.insert(sequence);
+        self.replica.waiting.push_back(owner);
+        self.pump_replica();
+    }
+
+    /// Starts every op whose barrier has passed.
+    fn pump_replica(&mut self) {
+        let mut ready = Vec::new();
+        let Replica {
+            ops,
+            incomplete,
+            waiting,
+            ..
+        } = &mut self.replica;
+        waiting.retain(|owner| {
+            let Some(op) = ops.get_mut(owner) else {
+                return false;
+            };
+            let blocked = incomplete
+                .first()
+                .is_some_and(|first| *first <= op.depends_on);
+            if !blocked {
+                op.running = true;
+                ready.push((*owner, op.range));
+            }
+            blocked
+        });
+        for (owner, range) in ready {
+            if self.superblock.peer.detached {
+                self.heat(LogWaiter::Replica(owner), range.extent());
+            } else {
+                self.apply_replica(owner);
+            }
+        }
+    }
+
+    fn apply_replica(&mut self, owner: Owner) {
+        self.replica.running += 1;
+        let io = self.start_io(Io::Replica(ReplicaIo::Apply(owner)));
+        let op = &self.replica.ops[&owner];
+        let range = op.range;
+        let effect = match &op.change {
+            Change::Data { data, fua } => Effect::Write {
+                io,
+                range,
+                data: data.clone(),
+                fua: *fua,
+            },
+            Change::Zeroes { fua, no_hole, .. } => Effect::WriteZeroes {
+                io,
+                range,
+                no_hole: *no_hole,
+                fua: *fua,
+            },
+        };
+        self.fx.push(effect);
+    }
+
+    fn on_applied(&mut self, owner: Owner) {
+        let Some(op) = self.replica.ops.remove(&owner) else {
+            return;
+        };
+        if op.logged {
+            self.log.note_local_write(op.range.extent());
+            self.leave_log(op.range.extent());
+        }
+        if self.is_current(op.link) {
+            self.replica.incomplete.remove(&op.sequence);
+            self.acknowledge(op.link, op.sequence);
+            self.pump_replica();
+        }
+    }
+
+    fn on_compare_read(&mut self, comparison: &Comparison, result: Result<Output, DiskFault>) {
+        if !self.is_current(comparison.link) {
+            return;
+        }
+        let mine = match result {
+            Ok(Output::Data(data)) => block_hashes(&data, comparison.block_bytes),
+            _ => Vec::new(),
+        };
+        let unequal = unequal_blocks(&mine, &comparison.hashes);
+        if !comparison.verify && unequal.iter().all(|word| *word == 0) {
+            self.note_resynced(comparison.range, false);
+        }
+        self.send(Message::CompareResult {
+            sequence: comparison.sequence,
+            unequal,
+        });
+    }
+
+    fn note_resynced(&mut self, range: ByteRange, copied: bool) {
+        self.replica.resynced.push(range);
+        if let Some(target) = &mut self.target {
+            target.note(range, copied);
+        }
+    }
+
+    fn on_replica_fault(&mut self, io: &ReplicaIo) {
+        let (link, sequence) = match io {
+            ReplicaIo::Apply(owner) => match self.replica.ops.remove(owner) {
+                Some(op) => {
+                    if op.logged {
+                        self.leave_log(op.range.extent());
+                    }
+                    (op.link, op.sequence)
+                }
+                None => return,
+            },
+            ReplicaIo::Resync { link, sequence, .. }
+            | ReplicaIo::Flush { link, sequence, .. }
+            | ReplicaIo::Read { link, sequence, .. } => (*link, *sequence),
+            ReplicaIo::Compare(comparison) => (comparison.link, comparison.sequence),
+            ReplicaIo::LastFlush { link } => (*link, Sequence(0)),
+        };
+        self.on_local_disk_failed("an operation for the peer failed");
+        if self.is_current(link) {
+            self.send(Message::Refused { sequence });
+        }
+    }
+
+    fn acknowledge(&mut self, link: LinkId, sequence: Sequence) {
+        if self.is_current(link) {
+            self.send(Message::Ack {
+                sequences: vec![sequence],
+            });
+        }
+    }
+
+    fn replica_io(
+        &mut self,
+        sequence: Sequence,
+        range: Option<ByteRange>,
+        effect: impl FnOnce(crate::units::IoToken) -> Effect,
+        purpose: ReplicaIo,
+    ) {
+        if range.is_some_and(|range| range.end() > self.superblock.size_bytes) {
+            self.break_link("an operation past the end of the mirror");
+            return;
+        }
+        if !self.disk_usable() {
+            let answer = match purpose {
+                ReplicaIo::Read { .. } => Message::ReadFailed { sequence },
+                _ => Message::Refused { sequence },
+            };
+            self.send(answer);
+            return;
+        }
+        self.replica.running += 1;
+        let io = self.start_io(Io::Replica(purpose));
+        self.fx.push(effect(io));
+    }
+}

@@ -1,0 +1,597 @@
+//! Client requests, from arrival to answer.
+//!
+//! A write takes its range lock, then its hot extent, then goes to the local disk and the peer at
+//! once. It is answered when both legs are in; a leg that is lost leaves dirty bits behind before
+//! anything else (D2), and the answer then waits for D5. Lock and extent are given back together
+//! with the answer.
+
+use std::collections::{HashMap, HashSet};
+
+use super::effect::Effect;
+use super::event::{DiskFault, Output};
+use super::flushing::FlushFor;
+use super::log::LogWaiter;
+use super::range_lock::Owner;
+use super::{Io, Sent, Volume};
+use crate::buffer::Buffer;
+use crate::request::{Answer, Failure, Operation, Request};
+use crate::units::{ByteRange, REQUEST_BYTES_MAX, RequestId, Sequence};
+use crate::wire::message::{DiskState, Message, Role};
+
+/// What a write does to the range.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    Data {
+        data: Buffer,
+        fua: bool,
+    },
+    Zeroes {
+        fua: bool,
+        no_hole: bool,
+        trim: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Locking,
+    Heating,
+    /// Hot, but a handshake is under way or answers are suspended.
+    Parked,
+    Running,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    Idle,
+    Running,
+    Done,
+    /// Will not get this write: bits are set, or the disk is written off.
+    Lost,
+}
+
+#[derive(Debug)]
+struct Write {
+    /// None for a repair of the local disk from the peer.
+    id: Option<RequestId>,
+    range: ByteRange,
+    change: Change,
+    stage: Stage,
+    local: Leg,
+    peer: Leg,
+    failure: Option<Failure>,
+}
+
+#[derive(Debug)]
+struct Read {
+    range: ByteRange,
+}
+
+#[derive(Debug)]
+struct PeerRead {
+    id: RequestId,
+    range: ByteRange,
+    /// Write back what the peer sends: the local read failed.
+    repair: bool,
+    running: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    writes: HashMap<Owner, Write>,
+    reads: HashMap<RequestId, Read>,
+    peer_reads: HashMap<Owner, PeerRead>,
+    /// Complete here, but the answer waits (D5, D13).
+    held: HashSet<Owner>,
+    parked: Vec<Owner>,
+}
+
+impl Requests {
+    pub(super) fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.reads.is_empty() && self.peer_reads.is_empty()
+    }
+
+    /// Nothing runs against a disk or the old peer; what is left is held, parked or queued behind.
+    pub(super) fn is_drained(&self) -> bool {
+        self.peer_reads.values().all(|read| !read.running)
+            && self
+                .writes
+                .iter()
+                .all(|(owner, write)| write.stage != Stage::Running || self.held.contains(owner))
+    }
+
+    pub(super) fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    pub(super) fn has_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    /// Requests that change data or read it and are not yet answered.
+    pub(super) fn active(&self) -> usize {
+        self.writes.len() + self.reads.len()
+    }
+}
+
+impl Volume {
+    pub(super) fn on_request(&mut self, request: Request) {
+        let Request {
+            id,
+            range,
+            operation,
+        } = request;
+        if self.role != Role::Primary || !self.serving || self.halted {
+            self.answer(id, Answer::Failed(Failure::NotPrimary));
+            return;
+        }
+        let is_flush = matches!(operation, Operation::Flush);
+        if !is_flush && !self.is_valid(range, &operation) {
+            self.answer(id, Answer::Failed(Failure::Invalid));
+            return;
+        }
+        match operation {
+            Operation::Read => self.begin_read(id, range),
+            Operation::Flush => self.request_flush(FlushFor::Request(id)),
+            Operation::Write { data, fua } => {
+                self.counters.writes += 1;
+                self.counters.bytes_written += u64::from(range.length);
+                self.begin_write(id, range, Change::Data { data, fua });
+            }
+            Operation::Trim { fua } => {
+                let no_hole = false;
+                self.begin_write(
+                    id,
+                    range,
+                    Change::Zeroes {
+                        fua,
+                        no_hole,
+                        trim: true,
+                    },
+                );
+            }
+            Operation::WriteZeroes { fast: true, .. } if !self.fast_zero() => {
+                self.answer(id, Answer::Failed(Failure::NotSupported));
+            }
+            Operation::WriteZeroes { fua, no_hole, .. } => {
+                self.begin_write(
+                    id,
+                    range,
+                    Change::Zeroes {
+                        fua,
+                        no_hole,
+                        trim: false,
+                    },
+                );
+            }
+        }
+    }
+
+    pub(super) fn on_write_granted(&mut self, owner: Owner) {
+        if let Some(write) = self.requests.writes.get_mut(&owner) {
+            write.stage = Stage::Heating;
+            let extent = write.range.extent();
+            self.heat(LogWaiter::Write(owner), extent);
+        } else if let Some(read) = self.requests.peer_reads.get_mut(&owner) {
+            read.running = true;
+            self.send_peer_read(owner);
+        }
+    }
+
+    /// The extent is hot and pinned.
+    pub(super) fn on_write_hot(&mut self, owner: Owner) {
+        self.log_queue.running += 1;
+        if self.in_handshake() || self.is_suspended() {
+            if let Some(write) = self.requests.writes.get_mut(&owner) {
+                write.stage = Stage::Parked;
+            }
+            self.requests.parked.push(owner);
+            return;
+        }
+        self.run_write(owner);
+    }
+
+    /// Lets parked writes run: the handshake ended, or answers alone are allowed now.
+    pub(super) fn unpark(&mut self) {
+        if self.in_handshake() || self.is_suspended() {
+            return;
+        }
+        for owner in std::mem::take(&mut self.requests.parked) {
+            self.run_write(owner);
+        }
+    }
+
+    /// Writes that were held for want of a peer go to the new one.
+    pub(super) fn resend_held(&mut self) {
+        if !self.is_replicating() {
+            return;
+        }
+        let held: Vec<Owner> = self.requests.held.iter().copied().collect();
+        for owner in held {
+            let write = self
+                .requests
+                .writes
+                .get_mut(&owner)
+                .expect("held writes exist");
+            if write.peer == Leg::Lost && write.failure.is_none() {
+                write.peer = Leg::Running;
+                self.requests.held.remove(&owner);
+                self.send_write(owner);
+            }
+        }
+    }
+
+    pub(super) fn on_write_applied(&mut self, owner: Owner, result: Result<Output, DiskFault>) {
+        let Some(write) = self.requests.writes.get_mut(&owner) else {
+            return;
+        };
+        let range = write.range;
+        match result {
+            Ok(_) => {
+                write.local = Leg::Done;
+                self.log.note_local_write(range.extent());
+            }
+            Err(DiskFault::NoSpace) => {
+                // The peer may have the data and we have not: the block differs, and the client is
+                // told that its write failed. A resync makes both sides equal again.
+                write.local = Leg::Done;
+                write.failure = Some(Failure::NoSpace);
+                self.mark_dirty(range);
+                self.want_resync();
+            }
+            Err(DiskFault::Io) => {
+                write.local = Leg::Lost;
+                self.on_local_disk_failed("a write failed");
+            }
+        }
+        self.advance_write(owner);
+    }
+
+    pub(super) fn on_write_acknowledged(&mut self, owner: Owner) {
+        let Some(write) = self.requests.writes.get_mut(&owner) else {
+            return;
+        };
+        write.peer = Leg::Done;
+        let range = write.range;
+        self.log.note_peer_write(range);
+        self.advance_write(owner);
+    }
+
+    /// The peer will not acknowledge anything that is out there: bits first, then the rest.
+    pub(super) fn on_writes_lost_peer(&mut self) {
+        let mut owners: Vec<Owner> = self
+            .requests
+            .writes
+            .iter()
+            .filter(|(_, write)| write.peer == Leg::Running)
+            .map(|(owner, _)| *owner)
+            .collect();
+        owners.sort_unstable_by_key(|owner| owner.0);
+        for owner in &owners {
+            let write = self.requests.writes.get_mut(owner).expect("listed above");
+            write.peer = Leg::Lost;
+            let range = write.range;
+            self.mark_dirty(range);
+        }
+        for owner in owners {
+            self.advance_write(owner);
+        }
+        let reads: Vec<Owner> = self.requests.peer_reads.keys().copied().collect();
+        for owner in reads {
+            self.fail_peer_read(owner);
+        }
+    }
+
+    pub(super) fn on_read_done(&mut self, id: RequestId, result: Result<Output, DiskFault>) {
+        let Some(read) = self.requests.reads.remove(&id) else {
+            return;
+        };
+        match result {
+            Ok(Output::Data(data)) => self.answer_read(id, data),
+            Ok(_) => self.answer_read(id, vec![0; read.range.length as usize].into()),
+            Err(_) => self.begin_peer_read(id, read.range, self.disk_usable()),
+        }
+    }
+
+    pub(super) fn on_peer_read_reply(&mut self, owner: Owner, data: Buffer) {
+        let Some(read) = self.requests.peer_reads.remove(&owner) else {
+            return;
+        };
+        self.answer_read(read.id, data.clone());
+        if !read.repair || !self.disk_usable() {
+            self.unlock(owner, read.range);
+            return;
+        }
+        // The lock taken before the read stays until the local disk has the data (D6).
+        let write = Write {
+            id: None,
+            range: read.range,
+            change: Change::Data { data, fua: false },
+            stage: Stage::Heating,
+            local: Leg::Idle,
+            peer: Leg::Done,
+            failure: None,
+        };
+        self.requests.writes.insert(owner, write);
+        self.heat(LogWaiter::Write(owner), read.range.extent());
+    }
+
+    pub(super) fn fail_peer_read(&mut self, owner: Owner) {
+        if let Some(read) = self.requests.peer_reads.remove(&owner) {
+            self.answer(read.id, Answer::Failed(Failure::Io));
+            self.unlock(owner, read.range);
+        }
+    }
+
+    /// Answers what may be answered now: D5 or D13 is durable, or the peer is back.
+    pub(super) fn release_held(&mut self) {
+        let mut held: Vec<Owner> = self.requests.held.iter().copied().collect();
+        held.sort_unstable_by_key(|owner| owner.0);
+        for owner in held {
+            self.advance_write(owner);
+        }
+        self.release_held_flushes();
+    }
+
+    /// Every request gets the same answer: this side will not serve any more.
+    pub(super) fn fail_all(&mut self, answer: Answer) {
+        self.clear_log_waiters();
+        self.requests.parked.clear();
+        self.requests.held.clear();
+        let mut owners: Vec<Owner> = self.requests.writes.keys().copied().collect();
+        owners.sort_unstable_by_key(|owner| owner.0);
+        let mut dropped = Vec::with_capacity(owners.len());
+        for owner in owners {
+            let write = self.requests.writes.get_mut(&owner).expect("listed above");
+            if write.local != Leg::Running || self.halted {
+                dropped.extend(
+                    self.requests
+                        .writes
+                        .remove(&owner)
+                        .map(|write| (owner, write)),
+                );
+            } else if let Some(id) = write.id.take() {
+                // Its disk operation still runs: lock and extent stay until that is done.
+                let range = write.range;
+                self.mark_dirty(range);
+                self.answer(id, answer.clone());
+            }
+        }
+        // All are out of the table before the first lock is given back, so none of them starts.
+        for (owner, write) in dropped {
+            if write.stage == Stage::Running {
+                self.mark_dirty(write.range);
+            }
+            self.finish_write(owner, &write, &answer);
+        }
+        let reads: Vec<RequestId> = self.requests.reads.drain().map(|(id, _)| id).collect();
+        for id in reads {
+            self.answer(id, answer.clone());
+        }
+        let reads: Vec<Owner> = self.requests.peer_reads.keys().copied().collect();
+        for owner in reads {
+            self.fail_peer_read(owner);
+        }
+        self.fail_flushes(&answer);
+    }
+
+    pub(super) fn answer(&mut self, id: RequestId, answer: Answer) {
+        self.fx.push(Effect::Answer { id, answer });
+    }
+
+    pub(super) fn unlock(&mut self, owner: Owner, range: ByteRange) {
+        let mut granted = Vec::new();
+        self.locks.release(owner, range, &mut granted);
+        for owner in granted {
+            if self.is_walk_step(owner) {
+                self.on_walk_granted(owner);
+            } else {
+                self.on_write_granted(owner);
+            }
+        }
+    }
+
+    fn is_valid(&self, range: ByteRange, operation: &Operation) -> bool {
+        let block = u64::from(self.superblock.logical_block_bytes);
+        let shaped = range.within_one_extent()
+            && range.end() <= self.superblock.size_bytes
+            && range.offset.is_multiple_of(block)
+            && u64::from(range.length).is_multiple_of(block);
+        shaped
+            && match operation {
+                Operation::Write { data, .. } => {
+                    range.length <= REQUEST_BYTES_MAX && data.len() == range.length as usize
+                }
+                Operation::Read => range.length <= REQUEST_BYTES_MAX,
+                _ => true,
+            }
+    }
+
+    fn begin_write(&mut self, id: RequestId, range: ByteRange, change: Change) {
+        let owner = Owner(self.next_id());
+        let write = Write {
+            id: Some(id),
+            range,
+            change,
+            stage: Stage::Locking,
+            local: Leg::Idle,
+            peer: Leg::Idle,
+            failure: None,
+        };
+        self.requests.writes.insert(owner, write);
+        if self.locks.acquire(owner, range) {
+            self.on_write_granted(owner);
+        }
+    }
+
+    /// Sends a hot write on its way to both sides.
+    fn run_write(&mut self, owner: Owner) {
+        let usable = self.disk_usable();
+        let replicating = self.is_replicating();
+        let Some(write) = self.requests.writes.get_mut(&owner) else {
+            return;
+        };
+        write.stage = Stage::Running;
+        let range = write.range;
+        let to_peer = write.peer == Leg::Idle;
+        write.local = if usable { Leg::Running } else { Leg::Lost };
+        if to_peer {
+            write.peer = if replicating { Leg::Running } else { Leg::Lost };
+        }
+        if to_peer && !replicating {
+            self.mark_dirty(range);
+        }
+        if usable {
+            self.apply_write(owner);
+        }
+        if to_peer && replicating {
+            self.send_write(owner);
+        }
+        if !usable {
+            self.advance_write(owner);
+        }
+    }
+
+    fn apply_write(&mut self, owner: Owner) {
+        let io = self.start_io(Io::Write(owner));
+        let write = &self.requests.writes[&owner];
+        let range = write.range;
+        let effect = match &write.change {
+            Change::Data { data, fua } => Effect::Write {
+                io,
+                range,
+                data: data.clone(),
+                fua: *fua,
+            },
+            Change::Zeroes { fua, no_hole, .. } => Effect::WriteZeroes {
+                io,
+                range,
+                no_hole: *no_hole,
+                fua: *fua,
+            },
+        };
+        self.fx.push(effect);
+    }
+
+    fn send_write(&mut self, owner: Owner) {
+        let sequence = self.next_sequence(Sent::Write(owner));
+        // In sync mode everything that was answered is complete at the peer already.
+        let depends_on = Sequence(0);
+        let write = &self.requests.writes[&owner];
+        let range = write.range;
+        let message = match &write.change {
+            Change::Data { data, fua } => Message::Write {
+                sequence,
+                depends_on,
+                range,
+                fua: *fua,
+                data: data.clone(),
+            },
+            Change::Zeroes {
+                fua, trim: true, ..
+            } => Message::Trim {
+                sequence,
+                depends_on,
+                range,
+                fua: *fua,
+            },
+            Change::Zeroes { fua, no_hole, .. } => Message::WriteZeroes {
+                sequence,
+                depends_on,
+                range,
+                fua: *fua,
+                no_hole: *no_hole,
+            },
+        };
+        self.send(message);
+    }
+
+    /// Answers a write whose legs are all in, if it may be answered.
+    fn advance_write(&mut self, owner: Owner) {
+        let Some(write) = self.requests.writes.get(&owner) else {
+            return;
+        };
+        if write.stage != Stage::Running
+            || write.local == Leg::Running
+            || write.peer == Leg::Running
+        {
+            return;
+        }
+        let answer = match (write.local, write.peer, write.failure) {
+            (_, _, Some(failure)) => Answer::Failed(failure),
+            (Leg::Lost, Leg::Lost, None) => Answer::Failed(Failure::Io),
+            _ => Answer::Done,
+        };
+        let lacking = write.local == Leg::Lost || write.peer == Leg::Lost;
+        if write.id.is_some() && answer == Answer::Done && lacking && !self.may_answer_now() {
+            self.requests.held.insert(owner);
+            self.want_alone();
+            return;
+        }
+        self.drop_write(owner, &answer);
+    }
+
+    fn drop_write(&mut self, owner: Owner, answer: &Answer) {
+        self.requests.held.remove(&owner);
+        if let Some(write) = self.requests.writes.remove(&owner) {
+            self.finish_write(owner, &write, answer);
+        }
+    }
+
+    fn finish_write(&mut self, owner: Owner, write: &Write, answer: &Answer) {
+        if let Some(id) = write.id {
+            self.answer(id, answer.clone());
+        }
+        if matches!(write.stage, Stage::Parked | Stage::Running) {
+            self.leave_log(write.range.extent());
+        }
+        self.unlock(owner, write.range);
+    }
+
+    fn begin_read(&mut self, id: RequestId, range: ByteRange) {
+        if !self.disk_usable() {
+            self.begin_peer_read(id, range, false);
+            return;
+        }
+        self.requests.reads.insert(id, Read { range });
+        let io = self.start_io(Io::Read(id));
+        self.fx.push(Effect::Read { io, range });
+    }
+
+    fn answer_read(&mut self, id: RequestId, data: Buffer) {
+        self.counters.reads += 1;
+        self.counters.bytes_read += data.len() as u64;
+        self.answer(id, Answer::Data(data));
+    }
+
+    fn begin_peer_read(&mut self, id: RequestId, range: ByteRange, repair: bool) {
+        let current = self.link_ready()
+            && self
+                .link()
+                .is_some_and(|link| link.peer_disk == DiskState::UpToDate)
+            && !self.bitmap.any_in(range);
+        if !current {
+            self.answer(id, Answer::Failed(Failure::Io));
+            return;
+        }
+        let owner = Owner(self.next_id());
+        self.requests.peer_reads.insert(
+            owner,
+            PeerRead {
+                id,
+                range,
+                repair,
+                running: false,
+            },
+        );
+        if self.locks.acquire(owner, range) {
+            self.on_write_granted(owner);
+        }
+    }
+
+    fn send_peer_read(&mut self, owner: Owner) {
+        let range = self.requests.peer_reads[&owner].range;
+        let sequence = self.next_sequence(Sent::Read(owner));
+        self.send(Message::ReadRequest { sequence, range });
+    }
+}

@@ -1,0 +1,205 @@
+//! The resync target: durably inconsistent before the first overwrite, and holder of the source's
+//! generation only after its own flush (D13). What is overwritten for good is recorded first (D10).
+
+use super::Volume;
+use super::notice::Notice;
+use super::store::After;
+use crate::generation::GenerationSet;
+use crate::layout::superblock::Discard;
+use crate::link::handshake::Scope;
+use crate::units::{ByteRange, LinkId};
+use crate::wire::message::{DiskState, Message, Role};
+
+#[derive(Debug)]
+pub(super) struct Target {
+    scope: Scope,
+    pub(super) full: bool,
+    pub(super) started: bool,
+    pub(super) total_bytes: u64,
+    pub(super) done_bytes: u64,
+    pub(super) copied_bytes: u64,
+    pub(super) paused: bool,
+    generations: Option<GenerationSet>,
+}
+
+impl Target {
+    pub(super) fn note(&mut self, range: ByteRange, copied: bool) {
+        self.done_bytes = (self.done_bytes + u64::from(range.length)).min(self.total_bytes);
+        if copied {
+            self.copied_bytes += u64::from(range.length);
+        }
+    }
+}
+
+impl Volume {
+    pub(super) fn prepare_target(&mut self, scope: Scope) {
+        let Some(link) = self.link().map(super::peering::Link::id) else {
+            return;
+        };
+        self.record_discard();
+        let same_line =
+            self.peering.last_hello.as_ref().is_some_and(|hello| {
+                hello.generations.current == self.superblock.generations.current
+            });
+        if !same_line {
+            self.superblock.flags.outdated = true;
+        }
+        self.target = Some(Target {
+            scope,
+            full: scope == Scope::Full,
+            started: false,
+            total_bytes: 0,
+            done_bytes: 0,
+            copied_bytes: 0,
+            paused: false,
+            generations: None,
+        });
+        self.meet_peer();
+        self.persist(After::OutdatedBeforeSync { link });
+    }
+
+    pub(super) fn on_outdated_durable(&mut self, link: LinkId) {
+        if !self.is_current(link) {
+            return;
+        }
+        match self.target.as_ref().map(|target| target.scope) {
+            Some(Scope::Bitmap) => self.send_bitmap(),
+            // Every block is copied, or none: this side's bits change nothing.
+            Some(Scope::Full | Scope::Nothing) => self.send(Message::BitmapEnd),
+            None => {}
+        }
+    }
+
+    pub(super) fn on_resync_start(&mut self, link: LinkId, total_bytes: u64, full: bool) {
+        if self.role == Role::Primary {
+            self.break_link("a primary is never a resync target");
+            return;
+        }
+        let target = self.target.get_or_insert(Target {
+            scope: Scope::Bitmap,
+            full,
+            started: true,
+            total_bytes,
+            done_bytes: 0,
+            copied_bytes: 0,
+            paused: false,
+            generations: None,
+        });
+        target.started = true;
+        target.full = full;
+        target.total_bytes = total_bytes;
+        self.superblock.flags.inconsistent = true;
+        self.persist(After::TargetReady { link });
+    }
+
+    pub(super) fn on_target_ready(&mut self, link: LinkId) {
+        if !self.is_current(link) || self.target.is_none() {
+            return;
+        }
+        self.report(Notice::info(
+            "resync-started",
+            format!("receiving from {}", self.config.peer_name),
+        ));
+        self.send(Message::ResyncReady);
+        self.set_ready(false);
+        self.send_state();
+    }
+
+    pub(super) fn on_resync_done(&mut self, link: LinkId, generations: GenerationSet) {
+        if let Some(target) = &mut self.target
+            && self.role != Role::Primary
+        {
+            target.generations = Some(generations);
+            self.last_flush(link);
+        } else {
+            self.break_link("the end of a resync that never began");
+        }
+    }
+
+    pub(super) fn on_target_flushed(&mut self, link: LinkId) {
+        if !self.is_current(link) || self.target.is_none() {
+            return;
+        }
+        self.bitmap.clear_all();
+        self.weak.clear();
+        let pages = self.bitmap.changed_pages();
+        self.save_pages(&pages, After::TargetDonePages { link });
+    }
+
+    pub(super) fn on_target_done_pages(&mut self, link: LinkId) {
+        let generations = self.target.as_ref().and_then(|target| target.generations);
+        let Some(generations) = generations.filter(|_| self.is_current(link)) else {
+            return;
+        };
+        self.superblock.generations.adopt(&generations);
+        let flags = &mut self.superblock.flags;
+        flags.inconsistent = false;
+        flags.outdated = false;
+        flags.primary = false;
+        flags.last_primary = false;
+        flags.discard_local = false;
+        flags.full_resync = false;
+        self.superblock.peer.outdated = false;
+        self.superblock.peer.detached = false;
+        self.persist(After::TargetDone { link });
+    }
+
+    pub(super) fn on_target_done(&mut self, link: LinkId) {
+        if !self.is_current(link) {
+            return;
+        }
+        if let Some(target) = self.target.take()
+            && target.started
+        {
+            self.last_sync_copied_bytes = target.copied_bytes;
+            self.report(Notice::info(
+                "resync-finished",
+                format!(
+                    "up to date with {}, {} bytes received",
+                    self.config.peer_name, target.copied_bytes
+                ),
+            ));
+        }
+        self.set_ready(self.link().is_some_and(|link| link.replicating));
+        self.send(Message::ResyncDoneAck);
+        self.send_state();
+    }
+
+    /// What this side holds alone and is about to lose: a given-up side after a split brain, or the
+    /// tail that an old primary wrote and never answered.
+    fn record_discard(&mut self) {
+        let flags = &self.superblock.flags;
+        let alone = flags.discard_local || flags.primary;
+        let bytes = self.bitmap.dirty_bytes();
+        if !alone || bytes == 0 || self.disk_state() == DiskState::Inconsistent {
+            return;
+        }
+        let mut ranges = 0;
+        let mut from = 0;
+        let mut named = Vec::new();
+        while let Some(block) = self.bitmap.next_dirty(from) {
+            let run = self.bitmap.run_at(block, u32::MAX);
+            ranges += 1;
+            if named.len() < 8 {
+                named.push(format!("{run:?}"));
+            }
+            from = run.end().div_ceil(self.bitmap.block_bytes());
+        }
+        let generation = self.superblock.generations.current;
+        self.superblock.last_discard = Discard {
+            generation,
+            bytes,
+            ranges,
+            unix_s: self.now.unix_s,
+        };
+        self.report(Notice::warning(
+            "discarded",
+            format!(
+                "up to {bytes} bytes in {ranges} ranges of generation {generation} may be overwritten by {}: {}{}",
+                self.config.peer_name,
+                named.join(", "),
+                if ranges > 8 { ", …" } else { "" }
+            ),
+        ));
+    }
+}

@@ -1,0 +1,669 @@
+//! Walking the disk: as the source of a resync, or to verify.
+//!
+//! Each step holds the lock of its range from before it reads here until the peer has acknowledged
+//! (D6), so an application write can neither slip in between nor be overtaken. Copied ranges stay
+//! dirty until a flush of the peer covers them: that is the checkpoint, after which both sides clear
+//! their bits (D2). A resync makes as many passes as it takes, then hands over the generation.
+
+use std::collections::HashMap;
+
+use super::effect::Effect;
+use super::event::{DiskFault, Output};
+use super::flushing::FlushFor;
+use super::notice::Notice;
+use super::range_lock::Owner;
+use super::store::After;
+use super::{Io, Sent, Volume};
+use crate::buffer::Buffer;
+use crate::control::SyncKind;
+use crate::link::handshake::{Scope, Strategy};
+use crate::resync::hash::{COMPARE_BYTES, block_hashes, is_zero};
+use crate::resync::pace::Pace;
+use crate::units::{ByteRange, EXTENT_BYTES, LinkId, REQUEST_BYTES_MAX};
+use crate::wire::message::{InitialSync, Message, Role};
+
+/// Copied bytes after which a checkpoint is taken: what a cut may make us copy again.
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The target prepares.
+    Starting,
+    Walking,
+    /// The generation is being handed over.
+    Finishing,
+}
+
+#[derive(Debug)]
+struct Step {
+    range: ByteRange,
+    data: Option<Buffer>,
+    /// Messages that the peer has yet to acknowledge.
+    open: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Walk {
+    pub(super) kind: SyncKind,
+    stage: Stage,
+    repair: bool,
+    /// Next byte to look at.
+    cursor: u64,
+    steps: HashMap<Owner, Step>,
+    pace: Pace,
+    pub(super) total_bytes: u64,
+    pub(super) done_bytes: u64,
+    copied_bytes: u64,
+    mismatch_bytes: u64,
+    paused_here: bool,
+    paused_there: bool,
+    copied: Vec<ByteRange>,
+    copied_since_checkpoint: u64,
+    /// Ranges that the running flush covers, and its number.
+    checkpointing: Vec<ByteRange>,
+    checkpoint: Option<u64>,
+}
+
+impl Walk {
+    fn new(kind: SyncKind, stage: Stage, total_bytes: u64, pace: Pace) -> Self {
+        Self {
+            kind,
+            stage,
+            repair: false,
+            cursor: 0,
+            steps: HashMap::new(),
+            pace,
+            total_bytes,
+            done_bytes: 0,
+            copied_bytes: 0,
+            mismatch_bytes: 0,
+            paused_here: false,
+            paused_there: false,
+            copied: Vec::new(),
+            copied_since_checkpoint: 0,
+            checkpointing: Vec::new(),
+            checkpoint: None,
+        }
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused_here || self.paused_there
+    }
+
+    pub(super) fn rate_bytes_per_s(&self) -> u64 {
+        self.pace.rate_bytes_per_s()
+    }
+
+    /// The range became dirty for a new reason: no checkpoint may clear it.
+    pub(super) fn forget(&mut self, range: ByteRange) {
+        self.copied.retain(|copied| !copied.overlaps(range));
+        self.checkpointing.retain(|copied| !copied.overlaps(range));
+    }
+}
+
+impl Volume {
+    pub(super) fn prepare_source(&mut self, _scope: Scope) {
+        // The target's bits come first; `on_bitmap_end` goes on.
+    }
+
+    pub(super) fn on_bitmap_end(&mut self, link: LinkId) {
+        let Some(Strategy::Source(scope)) = self.link().and_then(super::peering::Link::strategy)
+        else {
+            self.break_link("a bitmap from the source");
+            return;
+        };
+        match scope {
+            Scope::Bitmap => {}
+            Scope::Full => {
+                self.bitmap.set_all();
+                self.weak.clear();
+            }
+            Scope::Nothing => {
+                self.bitmap.clear_all();
+                self.weak.clear();
+            }
+        }
+        self.meet_peer();
+        let pages = self.bitmap.unsaved_pages();
+        self.save_pages(&pages, After::SourcePages { link });
+    }
+
+    /// The union of both bitmaps is on disk here: whatever happens to the target's now, D1 holds.
+    pub(super) fn on_source_pages(&mut self, link: LinkId) {
+        if !self.is_current(link) {
+            return;
+        }
+        self.persist(After::Nothing);
+        if self.bitmap.is_clean() {
+            self.begin_walk(Stage::Finishing, false);
+            self.set_ready(true);
+            self.hand_over();
+        } else {
+            let full = matches!(
+                self.link().and_then(super::peering::Link::strategy),
+                Some(Strategy::Source(Scope::Full))
+            );
+            self.begin_walk(Stage::Starting, full);
+        }
+    }
+
+    pub(super) fn on_resync_ready(&mut self) {
+        let Some(walk) = self
+            .walk
+            .as_mut()
+            .filter(|walk| walk.stage == Stage::Starting)
+        else {
+            return;
+        };
+        walk.stage = Stage::Walking;
+        let total = walk.total_bytes;
+        self.report(Notice::info(
+            "resync-started",
+            format!("sending {total} bytes to {}", self.config.peer_name),
+        ));
+        self.set_ready(true);
+        self.pump_walk();
+    }
+
+    /// Bits were set while connected: copy them now if this side is the one to copy from.
+    pub(super) fn want_resync(&mut self) {
+        let source = self.role == Role::Primary
+            || self
+                .link()
+                .is_some_and(|link| link.peer_role != Role::Primary);
+        if self.walk.is_none() && self.is_replicating() && source && !self.bitmap.is_clean() {
+            self.begin_walk(Stage::Starting, false);
+        }
+    }
+
+    pub(super) fn begin_verify(&mut self, repair: bool) {
+        let pace = self.new_pace();
+        let mut walk = Walk::new(
+            SyncKind::Verify,
+            Stage::Walking,
+            self.superblock.size_bytes,
+            pace,
+        );
+        walk.repair = repair;
+        self.walk = Some(walk);
+        self.report(Notice::info("verify-started", "comparing both sides"));
+        self.pump_walk();
+    }
+
+    pub(super) fn is_walk_step(&self, owner: Owner) -> bool {
+        self.walk
+            .as_ref()
+            .is_some_and(|walk| walk.steps.contains_key(&owner))
+    }
+
+    /// A step has its range lock.
+    pub(super) fn on_walk_granted(&mut self, owner: Owner) {
+        let Some(walk) = &self.walk else {
+            return;
+        };
+        let range = walk.steps[&owner].range;
+        let compare = walk.kind == SyncKind::Verify || self.weak.contains(&range.extent());
+        let io = self.start_io(Io::Walk(owner));
+        self.fx.push(if compare {
+            Effect::Read { io, range }
+        } else {
+            Effect::ReadSparse { io, range }
+        });
+    }
+
+    pub(super) fn on_walk_read(&mut self, owner: Owner, result: Result<Output, DiskFault>) {
+        let Some(range) = self
+            .walk
+            .as_ref()
+            .and_then(|walk| walk.steps.get(&owner))
+            .map(|step| step.range)
+        else {
+            return;
+        };
+        let verify = self
+            .walk
+            .as_ref()
+            .is_some_and(|walk| walk.kind == SyncKind::Verify);
+        match result {
+            Err(_) => {
+                self.report(Notice::error(
+                    "read-failed",
+                    format!("cannot read {range:?} here: the blocks stay out of sync"),
+                ));
+                self.abort_walk("a local read failed");
+            }
+            Ok(Output::Data(data)) if verify || self.weak.contains(&range.extent()) => {
+                let hashes = block_hashes(&data, COMPARE_BYTES);
+                self.set_step(owner, Some(data), 1);
+                let sequence = self.next_sequence(Sent::Walk(owner));
+                let block_bytes = COMPARE_BYTES;
+                self.send(Message::Compare {
+                    sequence,
+                    range,
+                    block_bytes,
+                    verify,
+                    hashes,
+                });
+            }
+            Ok(Output::Data(data)) if !is_zero(&data) => {
+                self.set_step(owner, None, 1);
+                self.copy(owner, range, data);
+            }
+            Ok(_) => {
+                // A full first sync leaves the target allocated; every other one may leave holes.
+                let full = self
+                    .walk
+                    .as_ref()
+                    .is_some_and(|walk| walk.kind == SyncKind::Full);
+                let no_hole = full && self.config.initial_sync == InitialSync::Full;
+                self.set_step(owner, None, 1);
+                let sequence = self.next_sequence(Sent::Walk(owner));
+                self.send(Message::ResyncZeroes {
+                    sequence,
+                    range,
+                    no_hole,
+                });
+            }
+        }
+    }
+
+    pub(super) fn on_compared(&mut self, owner: Owner, unequal: &[u64]) {
+        let Some(walk) = &mut self.walk else {
+            return;
+        };
+        let verify = walk.kind == SyncKind::Verify;
+        let Some(step) = walk.steps.get_mut(&owner) else {
+            return;
+        };
+        let runs = unequal_runs(step.range, unequal);
+        let data = step.data.take();
+        let whole = step.range;
+        if runs.is_empty() {
+            self.end_step(owner);
+            return;
+        }
+        if verify {
+            for run in &runs {
+                walk.mismatch_bytes += u64::from(run.length);
+            }
+            self.report(Notice::error(
+                "verify-mismatch",
+                format!(
+                    "the sides differ at {}",
+                    runs.iter()
+                        .map(|run| format!("{run:?}"))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
+            ));
+            for run in runs {
+                self.mark_dirty(run);
+            }
+            self.end_step(owner);
+            return;
+        }
+        let Some(data) = data else {
+            return;
+        };
+        self.set_step(owner, None, runs.len() as u32);
+        for run in runs {
+            let start = (run.offset - whole.offset) as usize;
+            self.copy(owner, run, data.slice(start, run.length as usize));
+        }
+    }
+
+    pub(super) fn on_walk_acknowledged(&mut self, owner: Owner) {
+        let Some(step) = self
+            .walk
+            .as_mut()
+            .and_then(|walk| walk.steps.get_mut(&owner))
+        else {
+            return;
+        };
+        step.open -= 1;
+        if step.open == 0 {
+            self.end_step(owner);
+        }
+    }
+
+    /// A flush that was to make copied ranges durable at the peer has ended.
+    pub(super) fn on_checkpoint(&mut self, number: u64, durable: bool) {
+        let Some(walk) = self
+            .walk
+            .as_mut()
+            .filter(|walk| walk.checkpoint == Some(number))
+        else {
+            return;
+        };
+        walk.checkpoint = None;
+        let ranges = std::mem::take(&mut walk.checkpointing);
+        if durable {
+            for range in ranges {
+                self.bitmap.clear_range(range);
+            }
+        }
+        self.pump_walk();
+    }
+
+    pub(super) fn on_resync_done_ack(&mut self, link: LinkId) {
+        if self
+            .walk
+            .as_ref()
+            .is_none_or(|walk| walk.stage != Stage::Finishing)
+        {
+            return;
+        }
+        self.superblock.generations.settle();
+        self.superblock.peer.outdated = false;
+        self.superblock.peer.detached = false;
+        let flags = &mut self.superblock.flags;
+        flags.primary = self.role == Role::Primary;
+        flags.full_resync = false;
+        flags.discard_local = false;
+        self.end_alone();
+        self.persist(After::SourceSettled { link });
+    }
+
+    pub(super) fn on_source_settled(&mut self, link: LinkId) {
+        if !self.is_current(link) {
+            return;
+        }
+        let pages = self.bitmap.changed_pages();
+        self.save_pages(&pages, After::Nothing);
+        if let Some(walk) = self.walk.take()
+            && walk.total_bytes > 0
+        {
+            self.last_sync_copied_bytes = walk.copied_bytes;
+            self.report(Notice::info(
+                "resync-finished",
+                format!(
+                    "{} is up to date, {} bytes copied",
+                    self.config.peer_name, walk.copied_bytes
+                ),
+            ));
+        }
+        if self.bitmap.is_clean() {
+            self.weak.clear();
+        }
+        self.want_resync();
+    }
+
+    /// The walk cannot go on; bits stay, and the next handshake takes it up again.
+    pub(super) fn abort_walk(&mut self, why: &str) {
+        if self.walk.is_some() {
+            self.report(Notice::warning("resync-stopped", format!("stopped: {why}")));
+        }
+        self.drop_walk();
+    }
+
+    pub(super) fn drop_walk(&mut self) {
+        let Some(walk) = self.walk.take() else {
+            return;
+        };
+        let mut steps: Vec<_> = walk.steps.into_iter().collect();
+        steps.sort_unstable_by_key(|(owner, _)| owner.0);
+        for (owner, step) in steps {
+            self.unlock(owner, step.range);
+        }
+    }
+
+    pub(super) fn pause_walk(&mut self, paused: bool) -> bool {
+        let mut known = false;
+        if let Some(walk) = &mut self.walk {
+            walk.paused_here = paused;
+            known = true;
+        }
+        if let Some(target) = &mut self.target {
+            target.paused = paused;
+            known = true;
+        }
+        if known {
+            self.send(Message::ResyncPaused { paused });
+            self.pump_walk();
+        }
+        known
+    }
+
+    pub(super) fn on_peer_paused(&mut self, paused: bool) {
+        if let Some(walk) = &mut self.walk {
+            walk.paused_there = paused;
+        }
+        if let Some(target) = &mut self.target {
+            target.paused = paused;
+        }
+        self.pump_walk();
+    }
+
+    pub(super) fn tick_walk(&mut self) {
+        let now = self.now.monotonic_ms;
+        if let Some(walk) = &mut self.walk {
+            walk.pace.tick(now);
+            self.pump_walk();
+        }
+    }
+
+    fn begin_walk(&mut self, stage: Stage, full: bool) {
+        let total_bytes = self.bitmap.dirty_bytes();
+        let kind = if full {
+            SyncKind::Full
+        } else {
+            SyncKind::Resync
+        };
+        let pace = self.new_pace();
+        self.walk = Some(Walk::new(kind, stage, total_bytes, pace));
+        if stage == Stage::Starting {
+            self.send(Message::ResyncStart { total_bytes, full });
+        }
+    }
+
+    fn new_pace(&self) -> Pace {
+        Pace::new(
+            self.config.resync_rate_max,
+            self.config.resync_in_flight,
+            self.now.monotonic_ms,
+        )
+    }
+
+    fn pump_walk(&mut self) {
+        loop {
+            let clients_active = self.requests.active() > 0;
+            let Some(walk) = &mut self.walk else {
+                return;
+            };
+            let ready = walk.stage == Stage::Walking && !walk.is_paused();
+            if !ready || !walk.pace.may_start(walk.steps.len(), clients_active) {
+                return;
+            }
+            let next = match walk.kind {
+                SyncKind::Verify => next_range(walk.cursor, self.superblock.size_bytes),
+                SyncKind::Resync | SyncKind::Full => self
+                    .bitmap
+                    .next_dirty(walk.cursor / self.bitmap.block_bytes())
+                    .map(|block| self.bitmap.run_at(block, REQUEST_BYTES_MAX)),
+            };
+            let Some(range) = next else {
+                self.end_pass();
+                return;
+            };
+            walk.cursor = range.end().next_multiple_of(match walk.kind {
+                SyncKind::Verify => 1,
+                _ => self.bitmap.block_bytes(),
+            });
+            walk.pace.started(u64::from(range.length));
+            let owner = Owner(self.next_id());
+            if let Some(walk) = &mut self.walk {
+                walk.steps.insert(
+                    owner,
+                    Step {
+                        range,
+                        data: None,
+                        open: 0,
+                    },
+                );
+            }
+            if self.locks.acquire(owner, range) {
+                self.on_walk_granted(owner);
+            }
+        }
+    }
+
+    /// Nothing left in this pass: checkpoint, another pass, or the end.
+    fn end_pass(&mut self) {
+        let Some(walk) = &mut self.walk else {
+            return;
+        };
+        if !walk.steps.is_empty() || walk.checkpoint.is_some() {
+            return;
+        }
+        if walk.kind == SyncKind::Verify {
+            self.end_verify();
+        } else if !walk.copied.is_empty() {
+            self.take_checkpoint();
+        } else if self.bitmap.is_clean() {
+            self.hand_over();
+        } else {
+            walk.cursor = 0;
+            self.pump_walk();
+        }
+    }
+
+    fn take_checkpoint(&mut self) {
+        let number = self.next_id();
+        let Some(walk) = &mut self.walk else {
+            return;
+        };
+        if walk.checkpoint.is_some() {
+            return;
+        }
+        walk.checkpoint = Some(number);
+        walk.checkpointing = std::mem::take(&mut walk.copied);
+        walk.copied_since_checkpoint = 0;
+        self.request_flush(FlushFor::Checkpoint(number));
+        // Too many bits on disk only cost time, so the pages need not be waited for.
+        let pages = self.bitmap.changed_pages();
+        self.save_pages(&pages, After::Nothing);
+    }
+
+    fn hand_over(&mut self) {
+        if let Some(walk) = &mut self.walk {
+            walk.stage = Stage::Finishing;
+        }
+        let generations = self.superblock.generations;
+        self.send(Message::ResyncDone { generations });
+    }
+
+    fn end_verify(&mut self) {
+        let Some(walk) = self.walk.take() else {
+            return;
+        };
+        self.last_verify_mismatch_bytes = Some(walk.mismatch_bytes);
+        let message = format!(
+            "{} bytes compared, {} differ",
+            walk.done_bytes, walk.mismatch_bytes
+        );
+        self.report(if walk.mismatch_bytes == 0 {
+            Notice::info("verify-finished", message)
+        } else {
+            Notice::warning("verify-finished", message)
+        });
+        let pages = self.bitmap.unsaved_pages();
+        self.save_pages(&pages, After::Nothing);
+        if walk.repair {
+            self.want_resync();
+        }
+    }
+
+    fn copy(&mut self, owner: Owner, range: ByteRange, data: Buffer) {
+        if let Some(walk) = &mut self.walk {
+            walk.copied_bytes += u64::from(range.length);
+        }
+        let sequence = self.next_sequence(Sent::Walk(owner));
+        self.send(Message::ResyncData {
+            sequence,
+            range,
+            data,
+        });
+    }
+
+    fn set_step(&mut self, owner: Owner, data: Option<Buffer>, open: u32) {
+        if let Some(step) = self
+            .walk
+            .as_mut()
+            .and_then(|walk| walk.steps.get_mut(&owner))
+        {
+            step.data = data;
+            step.open = open;
+        }
+    }
+
+    fn end_step(&mut self, owner: Owner) {
+        let Some(walk) = &mut self.walk else {
+            return;
+        };
+        let Some(step) = walk.steps.remove(&owner) else {
+            return;
+        };
+        let bytes = u64::from(step.range.length);
+        walk.pace.done(bytes);
+        walk.done_bytes += bytes;
+        if walk.kind != SyncKind::Verify {
+            walk.copied.push(step.range);
+            walk.copied_since_checkpoint += bytes;
+        }
+        let due = walk.copied_since_checkpoint >= CHECKPOINT_BYTES;
+        self.unlock(owner, step.range);
+        if due {
+            self.take_checkpoint();
+        }
+        self.pump_walk();
+    }
+}
+
+/// The next stretch to verify, inside one extent.
+fn next_range(cursor: u64, size_bytes: u64) -> Option<ByteRange> {
+    let extent_end = (cursor / EXTENT_BYTES + 1) * EXTENT_BYTES;
+    let end = (cursor + u64::from(REQUEST_BYTES_MAX))
+        .min(extent_end)
+        .min(size_bytes);
+    (cursor < end).then(|| ByteRange::new(cursor, (end - cursor) as u32))
+}
+
+/// The unequal blocks of a comparison as runs of bytes.
+fn unequal_runs(range: ByteRange, unequal: &[u64]) -> Vec<ByteRange> {
+    let mut runs: Vec<ByteRange> = Vec::new();
+    let blocks = range.length.div_ceil(COMPARE_BYTES);
+    for block in 0..blocks {
+        let word = unequal
+            .get((block / 64) as usize)
+            .copied()
+            .unwrap_or(u64::MAX);
+        if word >> (block % 64) & 1 == 0 {
+            continue;
+        }
+        let start = block * COMPARE_BYTES;
+        let length = COMPARE_BYTES.min(range.length - start);
+        let offset = range.offset + u64::from(start);
+        match runs.last_mut() {
+            Some(last) if last.end() == offset => last.length += length,
+            _ => runs.push(ByteRange::new(offset, length)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unequal_blocks_become_runs_and_the_last_may_be_short() {
+        let range = ByteRange::new(1 << 20, 3 * 4096 + 512);
+        assert_eq!(
+            unequal_runs(range, &[0b1101]),
+            [
+                ByteRange::new(1 << 20, 4096),
+                ByteRange::new((1 << 20) + 8192, 4096 + 512)
+            ]
+        );
+    }
+}
