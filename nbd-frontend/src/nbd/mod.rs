@@ -1,0 +1,12 @@
+//! The NBD server.
+//!
+//! In the order in which bytes go through it: [`listener`] accepts, [`handshake`] agrees,
+//! [`session`] turns requests into pieces for an [`export::Export`] and answers into [`reply`]s.
+//! Handshake and session are pure; listener and connection do the I/O and decide nothing.
+//! `docs/nbd.md` says what is supported, with every limit.
+
+pub mod export;
+pub mod handshake;
+pub mod protocol;
+pub mod reply;
+pub mod session;
