@@ -1,1 +1,3 @@
 //! Shared parts of the suites.
+
+pub mod memory_export;

@@ -5,8 +5,11 @@
 //! Handshake and session are pure; listener and connection do the I/O and decide nothing.
 //! `docs/nbd.md` says what is supported, with every limit.
 
+mod connection;
 pub mod export;
 pub mod handshake;
+pub mod listener;
 pub mod protocol;
 pub mod reply;
 pub mod session;
+mod stream;

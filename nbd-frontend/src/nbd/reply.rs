@@ -27,14 +27,19 @@ impl Output {
         self.payload_bytes
     }
 
+    /// Bytes beside the payload.
+    pub fn head_bytes(&self) -> usize {
+        self.heads.len()
+    }
+
     pub fn clear(&mut self) {
         self.heads.clear();
         self.parts.clear();
         self.payload_bytes = 0;
     }
 
-    /// The pieces in order, headers and payload alternating; either may be empty.
-    pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+    /// The bytes in order, headers and payload as they alternate.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> + Clone {
         let mut start = 0;
         let parts = self.parts.iter().flat_map(move |(end, payload)| {
             let head = &self.heads[start..*end];
@@ -42,7 +47,9 @@ impl Output {
             [Piece::Head(head), Piece::Payload(payload)]
         });
         let tail = self.parts.last().map_or(0, |(end, _)| *end);
-        parts.chain([Piece::Head(&self.heads[tail..])])
+        parts
+            .chain([Piece::Head(&self.heads[tail..])])
+            .filter(|piece| !piece.bytes().is_empty())
     }
 
     pub(super) fn simple(&mut self, cookie: u64, error: Option<Errno>) {
@@ -55,6 +62,12 @@ impl Output {
     pub(super) fn payload(&mut self, data: Buffer) {
         self.payload_bytes += data.len();
         self.parts.push((self.heads.len(), data));
+    }
+
+    /// Moves the bytes of `other`, which has no payload, to the end of this one.
+    pub(super) fn append_heads(&mut self, other: &mut Self) {
+        assert_eq!(other.payload_bytes, 0, "payload behind an exclusive reply");
+        self.heads.append(&mut other.heads);
     }
 
     /// Head of a chunk whose `length` bytes of data follow as payload.
@@ -103,8 +116,8 @@ pub enum Piece<'a> {
     Payload(&'a Buffer),
 }
 
-impl Piece<'_> {
-    pub fn bytes(&self) -> &[u8] {
+impl<'a> Piece<'a> {
+    pub fn bytes(self) -> &'a [u8] {
         match self {
             Self::Head(bytes) => bytes,
             Self::Payload(buffer) => buffer,

@@ -10,9 +10,13 @@
 //!   output; further ones are left in the socket.
 //! - Bytes being read or waiting to be sent stay under a budget, so that a client that does not
 //!   read its replies holds only its share of the buffer pool. One piece is always allowed.
-//! - A reply that cannot be corrected once begun (a simple reply, or one in one chunk) is read piece
-//!   after piece and never holds memory while it waits for more: many of them cannot block each other.
-//!   If such a read fails half-way, the connection ends: the protocol has no other way to say so.
+//! - A large reply that must be in one run of bytes (a simple reply, or one chunk) is read piece after
+//!   piece, alone: no other read is then in flight on the connection, and other replies wait
+//!   behind it. So no connection holds memory while it waits for memory, and many of them
+//!   cannot block each other. If such a read fails half-way, the connection ends: the protocol
+//!   has no other way to say so.
+//! - Replies that wait stay under [`OUTPUT_BYTES_MAX`] beside their payload: a client that sends bad
+//!   requests and reads no answers is not listened to further.
 
 use std::collections::VecDeque;
 
@@ -28,6 +32,8 @@ use super::reply::Output;
 pub const REQUESTS_MAX: usize = 128;
 /// Pieces of one large read or of one trim or zeroing that are in flight together.
 const PIECES_MAX: u32 = 8;
+/// Headers and messages that may wait to be sent before no further request is taken.
+pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Extents of one answer to a block status request.
 pub const STATUS_EXTENTS_MAX: usize = 1024;
 /// Payload of a refused write is skipped up to here; a client that sends more is cut off.
@@ -42,7 +48,8 @@ pub enum Parsed {
     Taken,
     /// A write: its payload comes next. Call [`Session::next_payload`] until it gives nothing.
     Payload,
-    /// All slots are in use: come back after the next answer.
+    /// All slots are in use, or too many replies wait to be sent: come back after the next answer
+    /// or the next [`Session::take_output`].
     Full,
     /// The client took its leave. Answer what is in flight, then close.
     Disconnect,
@@ -166,6 +173,10 @@ pub struct Session {
     read_bytes: usize,
     read_bytes_max: usize,
     output: Output,
+    /// The large read whose reply is being put into the output piece by piece.
+    exclusive: Option<u16>,
+    /// Replies behind it. They carry no payload, as no other read is in flight.
+    held: Output,
     /// Later requests are refused with ESHUTDOWN.
     refusing: bool,
     /// A reply could not be finished; nothing may be sent after it.
@@ -189,6 +200,8 @@ impl Session {
             read_bytes: 0,
             read_bytes_max,
             output: Output::default(),
+            exclusive: None,
+            held: Output::default(),
             refusing: false,
             broken: false,
             abandoned: false,
@@ -211,7 +224,8 @@ impl Session {
         let Some(header) = input.first_chunk::<REQUEST_HEADER_BYTES>() else {
             return Ok((0, Parsed::More));
         };
-        if self.free.is_empty() {
+        let waiting_bytes = self.output.head_bytes() + self.held.head_bytes();
+        if self.free.is_empty() || waiting_bytes > OUTPUT_BYTES_MAX {
             return Ok((0, Parsed::Full));
         }
         let header = RequestHeader::parse(header).ok_or(SessionError::Magic)?;
@@ -264,9 +278,18 @@ impl Session {
         let slot = &mut self.slots[index as usize];
         let range = ByteRange::new(slot.next, slot.piece_bytes());
         if slot.is_read() {
+            let alone = slot.kind == Kind::ReadInOrder && range.end() < slot.end;
             let bytes = self.read_bytes + range.length as usize;
-            if self.read_bytes > 0 && bytes > self.read_bytes_max {
+            let must_wait = match self.exclusive {
+                Some(exclusive) if exclusive != index => true,
+                None if alone => self.read_bytes > 0,
+                _ => self.read_bytes > 0 && bytes > self.read_bytes_max,
+            };
+            if must_wait {
                 return None;
+            }
+            if alone {
+                self.exclusive = Some(index);
             }
             self.read_bytes = bytes;
         }
@@ -297,6 +320,7 @@ impl Session {
             (Kind::ReadInOrder | Kind::ReadChunks, Answer::Data(data))
                 if slot.failed.is_none() && !self.abandoned =>
             {
+                // Reads go to the output itself: behind an exclusive one there are none.
                 assert_eq!(
                     data.len(),
                     tag.range.length as usize,
@@ -345,7 +369,8 @@ impl Session {
         let extents = extents.map(|extents| clip(extents, tag.range.length, most));
         match extents {
             Ok(extents) if !extents.is_empty() && !self.abandoned => {
-                self.output.block_status(slot.cookie, &extents);
+                let cookie = slot.cookie;
+                self.replies().block_status(cookie, &extents);
             }
             Ok(_) => slot.failed = Some(Errno::Io),
             Err(failure) => slot.failed = Some(failure.into()),
@@ -388,6 +413,8 @@ impl Session {
         self.abandoned = true;
         self.read_bytes -= self.output.payload_bytes();
         self.output.clear();
+        self.held.clear();
+        self.exclusive = None;
         self.runnable.clear();
         self.writing = None;
         for index in 0..REQUESTS_MAX as u16 {
@@ -403,6 +430,8 @@ impl Session {
         let in_use = self.slots.iter().filter(|slot| slot.in_use).count();
         assert_eq!(in_use, self.in_flight());
         assert!(self.read_bytes >= self.output.payload_bytes());
+        assert_eq!(self.held.payload_bytes(), 0);
+        assert!(self.exclusive.is_some() || self.held.is_empty());
         for (position, &index) in self.runnable.iter().enumerate() {
             let slot = &self.slots[index as usize];
             assert!(slot.in_use && slot.outstanding < slot.pieces_max());
@@ -464,10 +493,14 @@ impl Session {
         let end = header.offset.checked_add(u64::from(header.length));
         if end.is_none_or(|end| end > self.size_bytes) {
             let grows = matches!(header.command, CMD_WRITE | CMD_WRITE_ZEROES);
-            return Err(if grows { Errno::NoSpace } else { Errno::Invalid });
+            return Err(if grows {
+                Errno::NoSpace
+            } else {
+                Errno::Invalid
+            });
         }
         let block = self.logical_block_bytes;
-        if header.offset % block != 0 || u64::from(header.length) % block != 0 {
+        if !header.offset.is_multiple_of(block) || !u64::from(header.length).is_multiple_of(block) {
             return Err(Errno::Invalid);
         }
         if flag(CMD_FLAG_DF) && header.length > REQUEST_BYTES_MAX {
@@ -478,7 +511,7 @@ impl Session {
 
     fn accept(&mut self, header: &RequestHeader, kind: Kind) -> Parsed {
         if header.command == CMD_CACHE {
-            self.output.simple(header.cookie, None);
+            self.replies().simple(header.cookie, None);
             return Parsed::Taken;
         }
         let Some(index) = self.free.pop() else {
@@ -504,10 +537,20 @@ impl Session {
     }
 
     fn refuse(&mut self, cookie: u64, errno: Errno) {
+        if self.abandoned {
+            return;
+        }
         if self.agreed.structured {
-            self.output.error(cookie, errno);
+            self.replies().error(cookie, errno);
         } else {
-            self.output.simple(cookie, Some(errno));
+            self.replies().simple(cookie, Some(errno));
+        }
+    }
+
+    fn replies(&mut self) -> &mut Output {
+        match self.exclusive {
+            Some(_) => &mut self.held,
+            None => &mut self.output,
         }
     }
 
@@ -522,7 +565,11 @@ impl Session {
             }
             slot.next = slot.end;
         } else if was_at_limit && slot.next < slot.end && !self.abandoned {
-            self.runnable.push_back(index);
+            if self.exclusive == Some(index) {
+                self.runnable.push_front(index);
+            } else {
+                self.runnable.push_back(index);
+            }
         }
         self.finish_if_complete(index);
     }
@@ -537,12 +584,25 @@ impl Session {
         if self.abandoned {
             return;
         }
+        let exclusive = self.exclusive == Some(index);
+        if exclusive {
+            self.exclusive = None;
+        }
         match (slot.kind, slot.failed) {
             // Replied to piece by piece; the last one said so.
             (Kind::ReadInOrder | Kind::ReadChunks | Kind::BlockStatus { .. }, None) => {}
-            (_, None) => self.output.simple(slot.cookie, None),
-            (Kind::ReadInOrder, Some(_)) if slot.begun => self.broken = true,
+            (_, None) => self.replies().simple(slot.cookie, None),
+            (Kind::ReadInOrder, Some(_)) if slot.begun => {
+                self.broken = true;
+                self.abandoned = true;
+                self.refusing = true;
+                self.runnable.clear();
+                self.held.clear();
+            }
             (_, Some(errno)) => self.refuse(slot.cookie, errno),
+        }
+        if exclusive {
+            self.output.append_heads(&mut self.held);
         }
     }
 }
