@@ -207,6 +207,7 @@ fn fio_verifies_eight_jobs_at_once() {
         "--iodepth=16",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--do_verify=1",
         "--group_reporting",
     ];
