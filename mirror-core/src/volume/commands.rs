@@ -55,6 +55,11 @@ enum Flagged {
 }
 
 impl Commands {
+    /// A demotion or stop is under way: no new link is taken up.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
     /// A role change is under way: a hello now would say what is about to be untrue.
     pub(super) fn is_changing_role(&self) -> bool {
         self.promoting.is_some_and(|promoting| promoting.recording) || self.leaving.is_some()
@@ -447,7 +452,6 @@ impl Volume {
         };
         self.role = Role::Primary;
         self.serving = true;
-        self.log.reset(self.superblock.log_epoch);
         self.restore_alone();
         self.fx.push(Effect::Serve { serving: true });
         self.report(Notice::info(
@@ -502,6 +506,16 @@ impl Volume {
             return;
         }
         self.stop_serving();
+        if stop && self.role != Role::Primary {
+            // A secondary that takes leave does not go on alone, whatever happens to it after this;
+            // a primary says so only once its last write is flushed.
+            let clean = self.disk_state() == DiskState::UpToDate;
+            self.send(Message::Goodbye { clean });
+            self.set_connect(false);
+            self.close_link();
+        } else if self.in_handshake() {
+            self.close_link();
+        }
         self.abort_walk(if stop { "stopping" } else { "demotion" });
         self.commands.leaving = Some(Leaving {
             id,
@@ -591,13 +605,11 @@ impl Volume {
     }
 
     fn release_log(&mut self) {
-        let detached = self.superblock.peer.detached;
         let flags = &mut self.superblock.flags;
         flags.primary = false;
-        flags.log_active = detached;
-        if !detached {
-            self.superblock.log_epoch += 1;
-        }
+        // While the peer has no disk, its writes come through the log of this side.
+        flags.log_active = self.superblock.peer.detached;
+        self.superblock.log_epoch += 1;
     }
 
     // --- resync, verify --------------------------------------------------------------------

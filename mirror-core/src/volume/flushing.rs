@@ -136,6 +136,16 @@ impl Volume {
         }
     }
 
+    /// Flushes that lost their peer and were not answered cover the new one too.
+    pub(super) fn repeat_held_flushes(&mut self) {
+        if self.is_replicating() {
+            let held = std::mem::take(&mut self.flushing.held);
+            self.flushing
+                .next
+                .extend(held.into_iter().map(FlushFor::Request));
+        }
+    }
+
     /// Answers flushes that had to wait for D5.
     pub(super) fn release_held_flushes(&mut self) {
         for id in std::mem::take(&mut self.flushing.held) {

@@ -153,7 +153,8 @@ impl Volume {
     }
 
     pub(super) fn on_link_up(&mut self, id: LinkId) {
-        if self.halted || self.stopped || !self.peering.wanted {
+        let busy = self.halted || self.stopped || self.commands.is_leaving();
+        if busy || !self.peering.wanted {
             self.fx.push(Effect::CloseLink { link: id });
             return;
         }
@@ -467,6 +468,7 @@ impl Volume {
             Strategy::Target(scope) => self.begin_target(scope),
             Strategy::Idle => {
                 self.meet_peer();
+                self.persist(After::Nothing);
                 self.set_ready(false);
             }
             Strategy::SplitBrain | Strategy::Unrelated => {
@@ -558,6 +560,7 @@ impl Volume {
             self.send_state();
         }
         self.resend_held();
+        self.repeat_held_flushes();
         self.unpark();
         self.pump_flush();
         self.retry_commands();
