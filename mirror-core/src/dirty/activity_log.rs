@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 
-use crate::layout::log_record::{LOG_UPDATES_MAX, LogRecord, context_window};
+use crate::layout::log_record::{LOG_CONTEXT, LOG_UPDATES_MAX, LogRecord};
 use crate::units::{BLOCK_BYTES_MIN, ByteRange, EXTENT_BYTES, ExtentIndex};
 
 const MASK_WORDS: usize = (EXTENT_BYTES / BLOCK_BYTES_MIN / 64) as usize;
@@ -58,6 +58,8 @@ pub struct ActivityLog {
     pending: Vec<u16>,
     committing: Vec<u16>,
     next_number: u64,
+    /// Slot that the next transaction's context starts at.
+    next_context: u16,
     log_epoch: u64,
     /// Slots with something that no flush covers yet, and those that the running flush covers.
     unflushed: Vec<u16>,
@@ -90,6 +92,7 @@ impl ActivityLog {
             pending: Vec::with_capacity(LOG_UPDATES_MAX),
             committing: Vec::with_capacity(LOG_UPDATES_MAX),
             next_number,
+            next_context: 0,
             log_epoch,
             unflushed: Vec::new(),
             flushing: Vec::new(),

@@ -595,6 +595,7 @@ impl Volume {
         self.commands.leaving = None;
         self.role = Role::Secondary;
         self.stopped = true;
+        self.log.reset(self.superblock.log_epoch);
         self.send(Message::Goodbye {
             clean: self.disk_state() == DiskState::UpToDate,
         });

@@ -229,7 +229,7 @@ impl Volume {
             "a primary is never a resync target (D13)"
         );
         assert!(
-            self.walk.is_none() || self.link_ready(),
+            self.walk.is_none() || self.link().is_some(),
             "a walk needs its link"
         );
     }
