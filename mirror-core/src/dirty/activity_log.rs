@@ -156,11 +156,12 @@ impl ActivityLog {
             .collect();
         // The context may name extents that only a later transaction activates. That is harmless:
         // it adds doubt about them and takes none from the slot's old extent, which was clean.
-        let window = context_window(self.next_number, self.slots.len() as u32);
-        let context_first = window.start as u16;
-        let context = window
-            .map(|slot| self.slots[slot as usize].extent)
+        let total = self.slots.len();
+        let context_first = self.next_context;
+        let context: Vec<_> = (0..total.min(LOG_CONTEXT))
+            .map(|step| self.slots[(usize::from(context_first) + step) % total].extent)
             .collect();
+        self.next_context = ((usize::from(context_first) + context.len()) % total) as u16;
         let record = LogRecord {
             log_epoch: self.log_epoch,
             number: self.next_number,
