@@ -7,6 +7,7 @@ pub mod buffers;
 pub mod claim;
 pub mod disk;
 pub mod error;
+pub mod flusher;
 pub mod metadata_disk;
 pub mod probe;
 pub mod signature;

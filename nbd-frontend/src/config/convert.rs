@@ -1,8 +1,12 @@
 //! From configuration to what the engine takes.
 
-use mirror_core::units::Uuid;
+use mirror_core::units::{BLOCK_BYTES_MIN, Uuid};
+use mirror_core::volume::config::VolumeConfig;
 
 use super::{Config, Encryption, Mirror, PeerLoss};
+
+/// Resync steps in flight, each of up to 1 MiB.
+const RESYNC_IN_FLIGHT: u32 = 16;
 
 impl Config {
     pub fn cluster_id(&self) -> Uuid {
@@ -16,6 +20,32 @@ impl Config {
 
     pub fn mirror_id(&self, mirror: &Mirror) -> Uuid {
         Uuid::from_name("mirror", &format!("{}/{}", self.cluster, mirror.name))
+    }
+
+    /// What the engine takes for `mirror` on the node at `node`. The figures of the data partition
+    /// are not known here; whoever opens it fills them in.
+    pub fn volume_config(&self, mirror: &Mirror, node: usize) -> VolumeConfig {
+        let peer = 1 - node;
+        VolumeConfig {
+            name: mirror.name.clone(),
+            node_name: self.nodes[node].clone(),
+            peer_name: self.nodes[peer].clone(),
+            cluster: self.cluster_id(),
+            mirror: self.mirror_id(mirror),
+            node: self.node_id(node),
+            peer: self.node_id(peer),
+            mode: mirror.mode,
+            initial_sync: mirror.initial_sync,
+            peer_loss: mirror.peer_loss,
+            fast_zero: false,
+            config_digest: self.digest(mirror),
+            usable_bytes: 0,
+            logical_block_bytes: BLOCK_BYTES_MIN as u32,
+            first: node == 0,
+            peer_timeout_ms: u64::try_from(mirror.peer_timeout.as_millis()).unwrap_or(u64::MAX),
+            resync_rate_max: mirror.resync_rate_max,
+            resync_in_flight: RESYNC_IN_FLIGHT,
+        }
     }
 
     /// Digest over the settings that both sides must share: who takes part and how an answer is

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mirror_core::control::{InitialSync, Mode};
+pub use mirror_core::volume::config::PeerLoss;
 
 pub use key::{ClusterKey, KeyError};
 pub use problem::{Located, Problem, Problems};
@@ -87,14 +88,6 @@ pub enum NbdListen {
     /// `<run-dir>/<mirror>.nbd`
     Unix,
     Tcp(SocketAddr),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerLoss {
-    /// Answers wait until the lost peer is known to be down or to know that it is outdated.
-    Hold,
-    /// Answers go on as soon as "the peer is outdated" is durable here.
-    Continue,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
