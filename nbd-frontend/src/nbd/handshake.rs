@@ -402,3 +402,6 @@ fn acknowledge(output: &mut Vec<u8>, option: u32) {
 fn refuse(output: &mut Vec<u8>, option: u32, error: u32, reason: &str) {
     answer(output, option, error, reason.as_bytes());
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ pub mod export;
 pub mod handshake;
 pub mod listener;
 pub mod protocol;
+pub mod rehearsal;
 pub mod reply;
 pub mod session;
 mod stream;

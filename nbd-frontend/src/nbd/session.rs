@@ -621,3 +621,6 @@ fn clip(extents: Vec<Extent>, length: u32, most: usize) -> Vec<Extent> {
     }
     clipped
 }
+
+#[cfg(test)]
+mod tests;
