@@ -344,7 +344,7 @@ fn requests() -> impl Strategy<Value = Vec<RequestHeader>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(20))]
 
     #[test]
     fn every_request_is_answered_once_and_right_in_any_order_of_answers(
