@@ -40,6 +40,8 @@ mod requests;
 mod resizing;
 mod store;
 mod target;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use std::collections::{HashMap, HashSet};
