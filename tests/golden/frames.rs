@@ -152,7 +152,6 @@ fn message(kind: Kind) -> Message {
         Kind::State => Message::State {
             role: Role::Primary,
             disk: DiskState::Failed,
-            promoted_again: true,
         },
         Kind::PromoteRequest => Message::PromoteRequest {
             sequence: SEQUENCE,
