@@ -1,0 +1,99 @@
+//! What must not be done is refused with exit code 1, the rule and the next step.
+
+use anyhow::{Result, ensure};
+use local_pair::{MIRROR, Pair, Programs, Side};
+
+use crate::client::qemu_io;
+use crate::{small, synced};
+
+#[test]
+fn a_promotion_against_a_connected_primary_is_refused() -> Result<()> {
+    let pair = synced(&small())?;
+    for flags in [&[][..], &["--peer-down"]] {
+        let mut words = vec!["promote", MIRROR];
+        words.extend(flags);
+        pair.ctl(Side::Second, &words).refused(&["rule"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_promotion_of_fresh_metadata_is_refused() -> Result<()> {
+    let pair = Pair::connected(Programs::fresh()?, &small())?;
+    for flags in [&[][..], &["--peer-down"]] {
+        let mut words = vec!["promote", MIRROR];
+        words.extend(flags);
+        pair.ctl(Side::First, &words)
+            .refused(&["rule", "--force"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_secondary_whose_peer_vanished_wants_the_operators_word() -> Result<()> {
+    let mut pair = synced(&small())?;
+    pair.node_mut(Side::First).kill()?;
+    pair.wait_alone(Side::Second)?;
+    pair.ctl(Side::Second, &["promote", MIRROR])
+        .refused(&["rule", "--peer-down"])?;
+    pair.ctl(Side::Second, &["promote", MIRROR, "--peer-down"])
+        .done()?;
+    Ok(())
+}
+
+#[test]
+fn an_outdated_side_is_not_promoted_even_when_the_peer_is_down() -> Result<()> {
+    let mut pair = synced(&small())?;
+    pair.node_mut(Side::Second).stop()?;
+    pair.wait_alone(Side::First)?;
+    qemu_io(&pair.uri(Side::First), &["write -P 1 0 1M", "flush"])?;
+    pair.node_mut(Side::First).kill()?;
+    pair.start(Side::Second)?;
+    pair.ctl(Side::Second, &["promote", MIRROR])
+        .refused(&["rule"])?;
+    Ok(())
+}
+
+#[test]
+fn init_refuses_a_side_that_has_metadata() -> Result<()> {
+    let mut pair = synced(&small())?;
+    for side in Side::BOTH {
+        pair.node_mut(side).stop()?;
+    }
+    pair.init(Side::First, &[]).refused(&["--force"])?;
+    pair.init(Side::First, &["--force"]).done()?;
+    Ok(())
+}
+
+#[test]
+fn init_refuses_a_foreign_file_system_and_adopts_it_on_demand() -> Result<()> {
+    let pair = Pair::create(Programs::fresh()?, &small())?;
+    let data = pair.node(Side::First).data.display().to_string();
+    crate::client::run("/sbin/mke2fs", &["-q", "-t", "ext4", "-F", &data])?;
+    pair.init(Side::First, &[]).refused(&["ext4", "--adopt"])?;
+    pair.init(Side::First, &["--adopt"]).done()?;
+    crate::client::run("/sbin/e2fsck", &["-f", "-n", &data])?;
+    Ok(())
+}
+
+#[test]
+fn a_run_directory_in_use_is_refused_and_the_first_daemon_goes_on() -> Result<()> {
+    let pair = synced(&small())?;
+    let node = pair.node(Side::First);
+    let said = crate::client::run_failing(
+        &pair.programs().mirrord.display().to_string(),
+        &[
+            "--config",
+            &node.config.display().to_string(),
+            "--node",
+            node.name,
+            "--run-dir",
+            &node.run_dir().display().to_string(),
+        ],
+    )?;
+    ensure!(said.contains("run"), "{said}");
+    qemu_io(
+        &pair.uri(Side::First),
+        &["write -P 1 0 1M", "read -P 1 0 1M"],
+    )
+}
