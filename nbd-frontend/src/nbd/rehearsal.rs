@@ -63,7 +63,7 @@ pub fn fuzz_bytes(bytes: &[u8]) {
 #[derive(Debug)]
 enum Phase {
     Handshake(Handshake),
-    Transmission(Session),
+    Transmission(Box<Session>),
     Ended,
 }
 
@@ -112,7 +112,7 @@ impl Rehearsal {
         let session = Session::new(agreed, &export, READ_BYTES_MAX);
         let mut rehearsal = Self::new(export);
         rehearsal.output.clear();
-        rehearsal.phase = Phase::Transmission(session);
+        rehearsal.phase = Phase::Transmission(Box::new(session));
         rehearsal
     }
 
@@ -162,7 +162,7 @@ impl Rehearsal {
                     Progress::More => false,
                     Progress::Transmission(agreed) => {
                         let session = Session::new(agreed, &self.export, READ_BYTES_MAX);
-                        self.phase = Phase::Transmission(session);
+                        self.phase = Phase::Transmission(Box::new(session));
                         true
                     }
                     Progress::StartTls | Progress::Aborted => {
