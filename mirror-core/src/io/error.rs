@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::io::probe::ProbeError;
+use crate::layout::metadata::LoadFault;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -52,8 +53,25 @@ pub enum OpenError {
          \"internal\""
     )]
     SameStore { path: PathBuf },
-    #[error("the metadata on {path} cannot be used: {reason}")]
-    Metadata { path: PathBuf, reason: String },
+    #[error("the metadata on {path} cannot be used; look at it with `mirror-inspect {path}`")]
+    Metadata {
+        path: PathBuf,
+        source: Box<LoadFault>,
+    },
+    #[error("{path} has no internal metadata; write it with `mirrorctl init`")]
+    NoMetadata { path: PathBuf },
+    #[error(
+        "the metadata on {path} belongs to another {what} than {mirror} on node {node}; correct \
+         the path, or run `mirrorctl init --force` to give up what it says"
+    )]
+    Foreign {
+        path: PathBuf,
+        what: &'static str,
+        mirror: String,
+        node: String,
+    },
+    #[error("the mirror's thread ended before it was open")]
+    ThreadEnded,
     #[error(
         "cannot listen on {address} for the peer; check that `replication` is an address of this \
          node and that nothing else uses the port"

@@ -1,9 +1,12 @@
 //! Where a mirror's metadata lives: a partition or file of its own, written with O_DSYNC, or the
 //! tail of the data partition, written and then flushed. Offsets count from the start of the area.
 
+use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
+
+use tracing::error;
 
 use crate::buffer::Buffer;
 use crate::io::buffers::{BUFFER_BYTES_MAX, BufferPool, Reserve};
@@ -73,6 +76,27 @@ impl MetadataDisk {
         self.length
     }
 
+    /// Where the area begins on the data partition, if it is there.
+    pub fn internal_offset(&self) -> Option<u64> {
+        (!self.durable).then_some(self.start)
+    }
+
+    /// Fills `bytes` from `offset` without the ring: for the time before a volume runs. Offset and
+    /// length are whole blocks, the length at most 1 MiB.
+    pub fn read_now(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.length) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut buffer = self
+            .pool
+            .try_take(bytes.len(), Reserve::Internal)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        self.store.read_now(&mut buffer, self.start + offset)?;
+        bytes.copy_from_slice(&buffer);
+        Ok(())
+    }
+
     /// Appends to `bytes` what lies in the range, which must be whole blocks inside the area.
     pub async fn read(
         &self,
@@ -93,12 +117,16 @@ impl MetadataDisk {
 
     /// Writes whole blocks; durable when it returns.
     pub async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskFault> {
-        assert!(
-            offset + bytes.len() as u64 <= self.length,
-            "metadata write of {} bytes at {offset} leaves the area of {} bytes",
-            bytes.len(),
-            self.length
-        );
+        if offset + bytes.len() as u64 > self.length {
+            error!(
+                path = %self.path().display(),
+                offset,
+                length = bytes.len(),
+                area_bytes = self.length,
+                "metadata write outside the area"
+            );
+            return Err(DiskFault::NoSpace);
+        }
         let mut done = 0;
         while done < bytes.len() {
             let piece = (bytes.len() - done).min(BUFFER_BYTES_MAX);

@@ -6,9 +6,15 @@
 pub mod buffers;
 pub mod claim;
 pub mod disk;
+mod driver;
 pub mod error;
 pub mod flusher;
+pub mod link;
+pub mod local;
 pub mod metadata_disk;
+pub mod mirror;
+pub mod open;
 pub mod probe;
 pub mod signature;
 pub mod store;
+pub use driver::ExportState;

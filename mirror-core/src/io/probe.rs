@@ -31,12 +31,18 @@ pub enum ProbeError {
     Other(#[source] io::Error),
 }
 
-/// Sets up a small ring and drops it again.
+/// Entries of a mirror's submission queue. A full queue is submitted and used again.
+const RING_ENTRIES: u32 = 1024;
+
+/// Sets up a ring and drops it again.
 pub fn probe() -> Result<(), ProbeError> {
-    match tokio_uring::Runtime::new(tokio_uring::builder().entries(8)) {
-        Ok(_runtime) => Ok(()),
-        Err(error) => Err(explain(error, disabled_setting())),
-    }
+    runtime().map(|_| ())
+}
+
+/// The runtime that a mirror's thread runs on.
+pub(super) fn runtime() -> Result<tokio_uring::Runtime, ProbeError> {
+    tokio_uring::Runtime::new(tokio_uring::builder().entries(RING_ENTRIES))
+        .map_err(|error| explain(error, disabled_setting()))
 }
 
 fn disabled_setting() -> u8 {

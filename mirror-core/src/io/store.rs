@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
@@ -130,6 +130,11 @@ impl Store {
         // is open for the length of the call.
         unsafe { block_size_bytes(self.file.as_raw_fd(), &mut bytes)? };
         Ok(bytes)
+    }
+
+    /// Fills `bytes`, which are aligned as a pooled buffer is, without the ring.
+    pub fn read_now(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
     }
 
     /// Fills `buffer` from `offset`.

@@ -1,0 +1,447 @@
+//! Carries out what a volume decides, and brings back what came of it.
+//!
+//! All of a mirror lives on one thread: volume, disks, link and clients. [`Driver::handle`] is the
+//! one way in. It is never re-entered: an event that arises while effects are carried out waits in a
+//! queue. Effects are started in the order in which the volume gave them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, broadcast, oneshot, watch};
+use tracing::{info, warn};
+
+use crate::control::{Explanation, MirrorStatus, Refusal};
+use crate::io::buffers::BufferPool;
+use crate::io::disk::DataDisk;
+use crate::io::link::connection::{Handler, Link, Traffic};
+use crate::io::link::error::LinkError;
+use crate::io::link::{Pair, Wanted};
+use crate::io::metadata_disk::MetadataDisk;
+use crate::io::open;
+use crate::layout::geometry::Geometry;
+use crate::request::{Answer, Failure, Operation, Request};
+use crate::units::{ByteRange, CommandId, IoToken, LinkId, Now, RequestId};
+use crate::volume::Volume;
+use crate::volume::effect::Effect;
+use crate::volume::event::{Command, DiskFault, Event, Output};
+use crate::volume::notice::Notice;
+use crate::wire::message::{DiskState, Envelope};
+
+/// What a front end waits for changes of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExportState {
+    /// Client requests are accepted.
+    pub serving: bool,
+    pub size_bytes: u64,
+}
+
+type Done = Box<dyn FnOnce(Answer)>;
+type CommandResult = Result<String, Refusal>;
+
+/// The disks and memory of one mirror.
+pub(super) struct Resources {
+    pub data: DataDisk,
+    pub metadata: MetadataDisk,
+    pub pool: BufferPool,
+    /// What the metadata area was laid out for.
+    pub geometry: Geometry,
+}
+
+/// One mirror at work.
+pub(super) struct Driver {
+    volume: RefCell<Volume>,
+    events: RefCell<VecDeque<Event>>,
+    stepping: Cell<bool>,
+    started: Instant,
+    resources: Resources,
+    wanted: Wanted,
+    link: RefCell<Option<Rc<Link>>>,
+    traffic: Traffic,
+    answers: RefCell<HashMap<RequestId, Done>>,
+    commands: RefCell<HashMap<CommandId, oneshot::Sender<CommandResult>>>,
+    next_id: Cell<u64>,
+    export: watch::Sender<ExportState>,
+    notices: broadcast::Sender<Notice>,
+    last_refused: RefCell<String>,
+    /// Operations that the disks have not answered yet.
+    in_flight: Cell<usize>,
+    settled: Notify,
+    broken: Notify,
+}
+
+impl Driver {
+    /// `first` are the effects that opening the volume brought; they wait for [`Self::start`].
+    pub fn new(
+        volume: Volume,
+        resources: Resources,
+        started: Instant,
+        wanted: Wanted,
+        notices: broadcast::Sender<Notice>,
+    ) -> Rc<Self> {
+        let export = ExportState {
+            serving: volume.is_serving(),
+            size_bytes: volume.size_bytes(),
+        };
+        Rc::new(Self {
+            volume: RefCell::new(volume),
+            events: RefCell::default(),
+            stepping: Cell::new(false),
+            started,
+            resources,
+            wanted,
+            link: RefCell::default(),
+            traffic: Traffic::default(),
+            answers: RefCell::default(),
+            commands: RefCell::default(),
+            next_id: Cell::new(1),
+            export: watch::Sender::new(export),
+            notices,
+            last_refused: RefCell::default(),
+            in_flight: Cell::new(0),
+            settled: Notify::new(),
+            broken: Notify::new(),
+        })
+    }
+
+    /// Carries out the effects that opening the volume brought.
+    pub fn start(self: &Rc<Self>, effects: Vec<Effect>) {
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        self.handle(Event::Tick);
+    }
+
+    /// Lets the volume decide on an event, and on all that follows from it at once.
+    pub fn handle(self: &Rc<Self>, event: Event) {
+        self.events.borrow_mut().push_back(event);
+        if self.stepping.replace(true) {
+            return;
+        }
+        let guard = BreakGuard(self);
+        let mut effects = Vec::new();
+        loop {
+            let Some(event) = self.events.borrow_mut().pop_front() else {
+                break;
+            };
+            self.volume
+                .borrow_mut()
+                .step(now(self.started), event, &mut effects);
+            for effect in effects.drain(..) {
+                self.carry_out(effect);
+            }
+        }
+        drop(guard);
+        self.stepping.set(false);
+    }
+
+    /// Takes a client request; `done` gets its answer, perhaps before this returns.
+    pub fn submit(
+        self: &Rc<Self>,
+        range: ByteRange,
+        operation: Operation,
+        done: impl FnOnce(Answer) + 'static,
+    ) {
+        if !self.export.borrow().serving {
+            return done(Answer::Failed(Failure::NotPrimary));
+        }
+        let id = RequestId(self.fresh_id());
+        self.answers.borrow_mut().insert(id, Box::new(done));
+        self.handle(Event::Request(Request {
+            id,
+            range,
+            operation,
+        }));
+    }
+
+    pub fn command(self: &Rc<Self>, command: Command, reply: oneshot::Sender<CommandResult>) {
+        let id = CommandId(self.fresh_id());
+        self.commands.borrow_mut().insert(id, reply);
+        self.handle(Event::Command { id, command });
+    }
+
+    pub fn link_up(self: &Rc<Self>, pair: Pair) {
+        if !self.wanted.get() {
+            self.wanted.mark_unlinked();
+            return;
+        }
+        // The peer made a new link, so the old one is dead even if its sockets do not know it.
+        if let Some(old) = self.link.borrow_mut().take() {
+            old.close();
+            self.events
+                .borrow_mut()
+                .push_back(Event::LinkDown { link: old.id() });
+        }
+        let id = LinkId(self.fresh_id());
+        let handler: Rc<dyn Handler> = Rc::new(LinkHandler(Rc::clone(self)));
+        let link = Link::start(id, pair, &self.resources.pool, &self.traffic, handler);
+        *self.link.borrow_mut() = Some(link);
+        self.wanted.mark_linked();
+        self.last_refused.borrow_mut().clear();
+        info!(link = id.0, "link to the peer established");
+        self.handle(Event::LinkUp { link: id });
+    }
+
+    /// A connection came to nothing. Said once until something else happens.
+    pub fn link_refused(&self, error: &LinkError) {
+        let reason = error.to_string();
+        if *self.last_refused.borrow() == reason {
+            return;
+        }
+        warn!(%reason, "no link to the peer");
+        let kind = match error {
+            LinkError::Preface(_) | LinkError::Tls(_) => "link-refused",
+            _ => "link-failed",
+        };
+        self.report(Notice::warning(kind, reason.clone()));
+        *self.last_refused.borrow_mut() = reason;
+    }
+
+    pub fn status(&self) -> MirrorStatus {
+        let mut status = self.volume.borrow().status();
+        status.counters.bytes_sent = self.traffic.sent.get();
+        status.counters.bytes_received = self.traffic.received.get();
+        status
+    }
+
+    pub fn explain(&self) -> Explanation {
+        self.volume.borrow().explain()
+    }
+
+    pub fn export(&self) -> watch::Receiver<ExportState> {
+        self.export.subscribe()
+    }
+
+    pub fn volume(&self) -> std::cell::Ref<'_, Volume> {
+        self.volume.borrow()
+    }
+
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    /// True if the local disk holds what clients see.
+    pub fn disk_is_current(&self) -> bool {
+        self.volume.borrow().status().disk == DiskState::UpToDate
+    }
+
+    /// Returns when a step has panicked: the volume is then of no use any more.
+    pub async fn broken(&self) {
+        self.broken.notified().await;
+    }
+
+    /// Returns when nothing is in flight on the disks.
+    pub async fn settled(&self) {
+        while self.in_flight.get() > 0 || !self.volume.borrow().is_idle() {
+            self.settled.notified().await;
+        }
+    }
+
+    /// Sends what waits for the peer and lets go of it.
+    pub fn part(&self) {
+        self.wanted.set(false);
+        if let Some(link) = self.link.borrow_mut().take() {
+            link.close();
+        }
+    }
+
+    /// Drops what waits for answers, so that nothing keeps the disks open any longer.
+    pub fn release(&self) {
+        self.part();
+        let answers = std::mem::take(&mut *self.answers.borrow_mut());
+        drop(answers);
+        self.commands.borrow_mut().clear();
+    }
+
+    fn carry_out(self: &Rc<Self>, effect: Effect) {
+        match effect {
+            Effect::Read { io, range } => {
+                let data = self.resources.data.clone();
+                self.local(io, async move { data.read(range).await });
+            }
+            Effect::ReadSparse { io, range } => {
+                let data = self.resources.data.clone();
+                self.local(io, async move { data.read_sparse(range).await });
+            }
+            Effect::Write {
+                io,
+                range,
+                data: payload,
+                fua,
+            } => {
+                let data = self.resources.data.clone();
+                self.local(io, async move { data.write(range, payload, fua).await });
+            }
+            Effect::WriteZeroes {
+                io,
+                range,
+                no_hole,
+                fua,
+            } => {
+                let data = self.resources.data.clone();
+                self.local(
+                    io,
+                    async move { data.write_zeroes(range, no_hole, fua).await },
+                );
+            }
+            Effect::Flush { io } => {
+                let data = self.resources.data.clone();
+                self.local(io, async move { data.flush().await });
+            }
+            Effect::WriteMetadata { io, offset, bytes } => {
+                let metadata = self.resources.metadata.clone();
+                self.run(async move {
+                    let result = metadata.write(offset, &bytes).await;
+                    Event::MetadataDone { io, result }
+                });
+            }
+            Effect::Send { link, envelope } => self.send(link, envelope),
+            Effect::CloseLink { link } => self.close_link(link),
+            Effect::Connect { wanted } => self.wanted.set(wanted),
+            Effect::Serve { serving } => self.export.send_modify(|state| state.serving = serving),
+            Effect::Answer { id, answer } => {
+                let done = self.answers.borrow_mut().remove(&id);
+                if let Some(done) = done {
+                    done(answer);
+                }
+            }
+            Effect::CommandDone { id, result } => {
+                let reply = self.commands.borrow_mut().remove(&id);
+                if let Some(reply) = reply {
+                    // Whoever asked may have given up waiting.
+                    let _ = reply.send(result);
+                }
+            }
+            Effect::Measure => self.measure(),
+            Effect::Resized { size_bytes } => self
+                .export
+                .send_modify(|state| state.size_bytes = size_bytes),
+            Effect::Report(notice) => self.report(notice),
+        }
+    }
+
+    fn local(
+        self: &Rc<Self>,
+        io: IoToken,
+        work: impl Future<Output = Result<Output, DiskFault>> + 'static,
+    ) {
+        self.run(async move {
+            let result = work.await;
+            Event::LocalDone { io, result }
+        });
+    }
+
+    fn run(self: &Rc<Self>, work: impl Future<Output = Event> + 'static) {
+        self.in_flight.set(self.in_flight.get() + 1);
+        let driver = Rc::clone(self);
+        tokio_uring::spawn(async move {
+            let guard = BreakGuard(&driver);
+            let event = work.await;
+            driver.in_flight.set(driver.in_flight.get() - 1);
+            driver.handle(event);
+            driver.settled.notify_one();
+            drop(guard);
+        });
+    }
+
+    fn send(&self, link: LinkId, envelope: Envelope) {
+        let current = self.link.borrow().clone();
+        if let Some(current) = current.filter(|current| current.id() == link) {
+            current.send(envelope);
+        }
+    }
+
+    fn close_link(&self, link: LinkId) {
+        let mut current = self.link.borrow_mut();
+        if current.as_ref().is_some_and(|current| current.id() == link)
+            && let Some(closed) = current.take()
+        {
+            closed.close();
+            self.wanted.mark_unlinked();
+            self.events.borrow_mut().push_back(Event::LinkDown { link });
+        }
+    }
+
+    fn link_down(self: &Rc<Self>, link: LinkId, reason: &LinkError) {
+        let mut current = self.link.borrow_mut();
+        if current.as_ref().is_none_or(|current| current.id() != link) {
+            return;
+        }
+        *current = None;
+        drop(current);
+        match reason {
+            LinkError::Closed | LinkError::Broken(_) => {
+                info!(link = link.0, %reason, "link to the peer lost");
+            }
+            fault => {
+                warn!(link = link.0, %reason, "link to the peer closed: the peer is at fault");
+                self.report(Notice::warning("link-fault", fault.to_string()));
+            }
+        }
+        self.wanted.mark_unlinked();
+        self.handle(Event::LinkDown { link });
+    }
+
+    fn measure(&self) {
+        let Resources {
+            data,
+            metadata,
+            geometry,
+            ..
+        } = &self.resources;
+        let usable_bytes = match open::usable_bytes(data, metadata, *geometry) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                warn!(%error, "cannot measure the data partition; its size stays as it was");
+                0
+            }
+        };
+        self.events
+            .borrow_mut()
+            .push_back(Event::Measured { usable_bytes });
+    }
+
+    fn report(&self, notice: Notice) {
+        // Without a listener there is nobody to tell.
+        let _ = self.notices.send(notice);
+    }
+
+    fn fresh_id(&self) -> u64 {
+        self.next_id.replace(self.next_id.get() + 1)
+    }
+}
+
+/// The time since `started`, for a step.
+pub(super) fn now(started: Instant) -> Now {
+    Now {
+        monotonic_ms: started.elapsed().as_millis() as u64,
+        unix_s: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_secs()),
+    }
+}
+
+struct LinkHandler(Rc<Driver>);
+
+impl Handler for LinkHandler {
+    fn message(&self, link: LinkId, envelope: Envelope) {
+        self.0.handle(Event::Message { link, envelope });
+    }
+
+    fn down(&self, link: LinkId, reason: LinkError) {
+        self.0.link_down(link, &reason);
+    }
+}
+
+/// A panic inside a task ends only that task; this tells the mirror's thread of it.
+struct BreakGuard<'a>(&'a Driver);
+
+impl Drop for BreakGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.broken.notify_one();
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Turns the bytes of one connection into messages.
+//!
+//! Headers and small payload come through a read-ahead buffer. Bulk payload goes from the socket
+//! straight into the pooled buffer that will be written to the disk, except for the part that the
+//! read-ahead already had. A header is checked before anything is allocated for its payload.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, Read};
+use std::rc::Rc;
+
+use rustls::Connection;
+use tokio_uring::buf::BoundedBuf;
+use tokio_uring::net::TcpStream;
+
+use super::error::LinkError;
+use crate::buffer::Buffer;
+use crate::io::buffers::{BufferMut, BufferPool, Reserve};
+use crate::wire::frame;
+use crate::wire::header::{HEADER_BYTES, Header};
+use crate::wire::message::{Channel, Envelope};
+
+const READ_AHEAD_BYTES: usize = 64 << 10;
+const RECORDS_BYTES: usize = 64 << 10;
+/// After payload of this size the next header is read alone, so that bulk which follows it need not
+/// be copied out of the read-ahead.
+const BULK_BYTES: usize = 32 << 10;
+
+/// Reads until the connection ends, and returns why it did.
+pub(super) async fn run(
+    mut source: Source,
+    channel: Channel,
+    pool: BufferPool,
+    mut deliver: impl FnMut(Envelope),
+) -> LinkError {
+    let mut ahead = ReadAhead {
+        buffer: Some(pool.take(READ_AHEAD_BYTES, Reserve::Internal).await),
+        start: 0,
+        end: 0,
+        want: READ_AHEAD_BYTES,
+    };
+    loop {
+        match message(&mut source, &mut ahead, channel, &pool).await {
+            Ok(envelope) => deliver(envelope),
+            Err(error) => return error,
+        }
+    }
+}
+
+async fn message(
+    source: &mut Source,
+    ahead: &mut ReadAhead,
+    channel: Channel,
+    pool: &BufferPool,
+) -> Result<Envelope, LinkError> {
+    let mut bytes = [0; HEADER_BYTES];
+    ahead.fill(source, HEADER_BYTES).await?;
+    ahead.take(&mut bytes);
+    let header = Header::decode(&bytes)?;
+    if header.kind().channel() != channel {
+        return Err(LinkError::WrongChannel {
+            kind: format!("{:?}", header.kind()),
+            channel,
+        });
+    }
+    let length = header.payload_bytes as usize;
+    let payload = if header.kind().carries_data() {
+        let mut buffer = pool.take(length, Reserve::Internal).await;
+        let mut done = ahead.take(&mut buffer);
+        while done < length {
+            let read;
+            (read, buffer) = source.read(buffer, done, length).await?;
+            done += some(read)?;
+        }
+        buffer.freeze()
+    } else {
+        let mut buffer = vec![0; length];
+        let mut done = ahead.take(&mut buffer);
+        while done < length {
+            ahead.fill(source, 1).await?;
+            done += ahead.take(&mut buffer[done..]);
+        }
+        Buffer::from(buffer)
+    };
+    ahead.want = if length >= BULK_BYTES {
+        HEADER_BYTES
+    } else {
+        READ_AHEAD_BYTES
+    };
+    Ok(frame::decode(&header, payload)?)
+}
+
+fn some(read: usize) -> Result<usize, LinkError> {
+    match read {
+        0 => Err(LinkError::Closed),
+        read => Ok(read),
+    }
+}
+
+struct ReadAhead {
+    /// Absent only while the ring has it.
+    buffer: Option<BufferMut>,
+    start: usize,
+    end: usize,
+    /// How much to ask for at once.
+    want: usize,
+}
+
+impl ReadAhead {
+    /// Reads until at least `least` bytes are at hand.
+    async fn fill(&mut self, source: &mut Source, least: usize) -> Result<(), LinkError> {
+        while self.end - self.start < least {
+            let mut buffer = self
+                .buffer
+                .take()
+                .ok_or_else(|| LinkError::Broken(io::ErrorKind::Other.into()))?;
+            buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            let limit = self.want.max(least);
+            let (read, buffer) = source.read(buffer, self.end, limit).await?;
+            self.buffer = Some(buffer);
+            self.end += some(read)?;
+        }
+        Ok(())
+    }
+
+    /// Moves what is at hand to `target`, as far as both go.
+    fn take(&mut self, target: &mut [u8]) -> usize {
+        let Some(buffer) = &self.buffer else { return 0 };
+        let length = target.len().min(self.end - self.start);
+        target[..length].copy_from_slice(&buffer[self.start..self.start + length]);
+        self.start += length;
+        length
+    }
+}
+
+/// The receiving half of a connection.
+pub(super) struct Source {
+    stream: Rc<TcpStream>,
+    tls: Option<Rc<RefCell<Connection>>>,
+    records: Vec<u8>,
+    consumed: usize,
+    received: Rc<Cell<u64>>,
+}
+
+impl Source {
+    pub fn new(
+        stream: Rc<TcpStream>,
+        tls: Option<Rc<RefCell<Connection>>>,
+        received: Rc<Cell<u64>>,
+    ) -> Self {
+        let capacity = if tls.is_some() { RECORDS_BYTES } else { 0 };
+        Self {
+            stream,
+            tls,
+            records: Vec::with_capacity(capacity),
+            consumed: 0,
+            received,
+        }
+    }
+
+    /// Reads into `buffer[from..to]`; zero at the end of the stream.
+    async fn read(
+        &mut self,
+        mut buffer: BufferMut,
+        from: usize,
+        to: usize,
+    ) -> Result<(usize, BufferMut), LinkError> {
+        let Some(tls) = self.tls.clone() else {
+            let (result, slice) = self.stream.read(buffer.slice(from..to)).await;
+            let read = result.map_err(LinkError::Broken)?;
+            self.received.set(self.received.get() + read as u64);
+            return Ok((read, slice.into_inner()));
+        };
+        loop {
+            match tls.borrow_mut().reader().read(&mut buffer[from..to]) {
+                Ok(read) => return Ok((read, buffer)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Cut off without a word of TLS, as a killed peer does.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok((0, buffer));
+                }
+                Err(error) => return Err(LinkError::Broken(error)),
+            }
+            if self.consumed == self.records.len() && self.receive().await? == 0 {
+                return Ok((0, buffer));
+            }
+            let mut tls = tls.borrow_mut();
+            let mut rest = &self.records[self.consumed..];
+            self.consumed += tls.read_tls(&mut rest).map_err(LinkError::Broken)?;
+            tls.process_new_packets().map_err(LinkError::Decryption)?;
+        }
+    }
+
+    async fn receive(&mut self) -> Result<usize, LinkError> {
+        let mut records = std::mem::take(&mut self.records);
+        records.clear();
+        self.consumed = 0;
+        let result;
+        (result, self.records) = self.stream.read(records).await;
+        let read = result.map_err(LinkError::Broken)?;
+        self.received.set(self.received.get() + read as u64);
+        Ok(read)
+    }
+}
