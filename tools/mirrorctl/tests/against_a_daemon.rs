@@ -1,0 +1,335 @@
+//! The tool against the real control API, with a scripted mirror behind it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use mirror_core::control::{
+    Choice, Connection, Counters, Direction, DiskState, Explanation, MirrorStatus, Mode, Notice,
+    PeerStatus, Refusal, Role, SyncKind, SyncStatus,
+};
+use mirror_core::volume::event;
+use nbd_frontend::control::events::EventRing;
+use nbd_frontend::control::port::{Ask, MirrorPort};
+use nbd_frontend::control::router::{MirrorEntry, MirrorState, Node, router};
+use nbd_frontend::control::server;
+
+fn status() -> MirrorStatus {
+    MirrorStatus {
+        name: "md1".into(),
+        role: Role::Secondary,
+        mode: Mode::Sync,
+        connection: Connection::Connected,
+        disk: DiskState::UpToDate,
+        peer: PeerStatus {
+            node: "server2".into(),
+            role: Role::Secondary,
+            disk: DiskState::UpToDate,
+        },
+        size_bytes: 1 << 30,
+        out_of_sync_bytes: 0,
+        sync: None,
+        lag_bytes: 0,
+        lag_ms: 0,
+        io_suspended: false,
+        generation: "9f3c0123456789ab".into(),
+        epoch: 3,
+        device: None,
+        exports: Vec::new(),
+        counters: Counters::default(),
+        last_sync_copied_bytes: 0,
+        last_verify_mismatch_bytes: None,
+    }
+}
+
+/// Answers like a mirror: promote needs force, a verify takes two looks and finds `mismatch` bytes.
+async fn mirror(mut asks: tokio::sync::mpsc::Receiver<Ask>, first: MirrorStatus, mismatch: u64) {
+    let mut status = first;
+    let mut looks_left = 0;
+    while let Some(ask) = asks.recv().await {
+        match ask {
+            Ask::Command { command, reply } => {
+                let result = match command {
+                    event::Command::Promote { force: true, .. } => {
+                        status.role = Role::Primary;
+                        Ok("md1 is primary".into())
+                    }
+                    event::Command::Promote { .. } => Err(Refusal::new(
+                        "inconsistent",
+                        "md1 never had data",
+                        "use --force if this side's data is the truth",
+                    )),
+                    event::Command::Verify { .. } => {
+                        status.last_verify_mismatch_bytes = None;
+                        looks_left = 2;
+                        Ok("the verify of md1 has begun".into())
+                    }
+                    other => Ok(format!("{other:?}")),
+                };
+                // A tool that was killed does not wait for its answer.
+                let _ = reply.send(result);
+            }
+            Ask::Status(reply) => {
+                status.sync = (looks_left > 0).then_some(SyncStatus {
+                    kind: SyncKind::Verify,
+                    direction: Direction::Source,
+                    done_bytes: 1 << 29,
+                    total_bytes: 1 << 30,
+                    rate_bytes_per_s: 1 << 20,
+                    eta_s: Some(1),
+                    paused: false,
+                });
+                if looks_left == 1 {
+                    status.last_verify_mismatch_bytes = Some(mismatch);
+                }
+                looks_left = u32::saturating_sub(looks_left, 1);
+                let _ = reply.send(status.clone());
+            }
+            Ask::Explain(reply) => {
+                let _ = reply.send(Explanation {
+                    mirror: "md1".into(),
+                    rule: Some("both-new".into()),
+                    summary: "no side has data yet".into(),
+                    facts: vec!["here: nothing".into()],
+                    choices: vec![Choice {
+                        command: "mirrorctl promote md1 --force".into(),
+                        effect: "this side is the truth".into(),
+                        loses: "whatever the other side holds".into(),
+                    }],
+                });
+            }
+        }
+    }
+}
+
+/// Serves one mirror and hands the folder to `test`, on a thread of its own.
+fn with_daemon(first: MirrorStatus, mismatch: u64, test: impl FnOnce(&Path, &EventRing)) {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let events = EventRing::default();
+    let guard = runtime.enter();
+    let (port, asks) = MirrorPort::new("md1");
+    let listener = tokio::net::UnixListener::bind(folder.path().join("mirrord.sock")).unwrap();
+    let node = Node {
+        name: "server1".into(),
+        mirrors: vec![
+            MirrorEntry {
+                name: "md1".into(),
+                state: MirrorState::Running {
+                    port,
+                    exports: Vec::new(),
+                },
+            },
+            MirrorEntry {
+                name: "md2".into(),
+                state: MirrorState::Down {
+                    reason: "no metadata; run `mirrorctl init md2`".into(),
+                },
+            },
+        ],
+        events: events.clone(),
+    };
+    runtime.spawn(mirror(asks, first, mismatch));
+    runtime.spawn(server::serve(listener, router(Arc::new(node))));
+    drop(guard);
+    test(folder.path(), &events);
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mirrorctl"))
+        .arg("--run-dir")
+        .arg(folder)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// Runs and expects an exit code and exactly these two streams.
+#[track_caller]
+fn check(folder: &Path, arguments: &[&str], code: i32, out: &str, error: &str) {
+    let done = run(folder, arguments);
+    assert_eq!(String::from_utf8_lossy(&done.stdout), out, "{arguments:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&done.stderr),
+        error,
+        "{arguments:?}"
+    );
+    assert_eq!(done.status.code(), Some(code), "{arguments:?}");
+}
+
+#[test]
+fn a_refusal_says_the_reason_the_rule_and_the_next_step() {
+    with_daemon(status(), 0, |folder, _| {
+        check(
+            folder,
+            &["promote", "md1"],
+            1,
+            "",
+            "mirrorctl: md1 never had data (rule inconsistent)\n  \
+             next: use --force if this side's data is the truth\n",
+        );
+        check(
+            folder,
+            &["promote", "md9"],
+            1,
+            "",
+            "mirrorctl: server1 has no mirror \"md9\" (rule unknown-mirror)\n  \
+             next: its mirrors are: md1, md2\n",
+        );
+        let done = run(folder, &["demote", "md2"]);
+        assert_eq!(done.status.code(), Some(1));
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(error.contains("mirrorctl init md2"), "{error}");
+    });
+}
+
+#[test]
+fn a_forced_promotion_prints_what_may_be_lost() {
+    with_daemon(status(), 0, |folder, _| {
+        check(folder, &["wait", "md1", "--for", "secondary"], 0, "", "");
+        check(
+            folder,
+            &["promote", "md1", "--force"],
+            0,
+            "md1 is primary\n",
+            "promote --force md1 may lose: whatever the other side holds\n",
+        );
+        check(folder, &["wait", "md1", "--for", "primary"], 0, "", "");
+        check(folder, &["-q", "demote", "md1"], 0, "", "");
+    });
+}
+
+#[test]
+fn mdstat_is_for_people_and_for_scripts() {
+    with_daemon(status(), 0, |folder, _| {
+        check(
+            folder,
+            &["mdstat"],
+            0,
+            "md1 : active sync secondary server1[S] server2[S]\n      \
+             1048576 KiB  generation 9f3c0123…  [UU]\n\
+             md2 : down on server1\n      no metadata; run `mirrorctl init md2`\n",
+            "",
+        );
+        let done = run(folder, &["mdstat", "md1", "--json"]);
+        let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        assert_eq!(report["node"], "server1");
+        let mirror = &report["mirrors"][0];
+        for (key, value) in [
+            ("role", "secondary"),
+            ("mode", "sync"),
+            ("connection", "connected"),
+            ("disk", "up-to-date"),
+        ] {
+            assert_eq!(mirror[key], value, "{key}");
+        }
+        assert_eq!(mirror["peer"]["node"], "server2");
+        assert!(mirror["sync"].is_null());
+        assert_eq!(mirror["counters"]["metadata_writes"], 0);
+    });
+}
+
+#[test]
+fn a_wait_that_cannot_end_or_takes_too_long_says_so() {
+    let mut lost = status();
+    lost.connection = Connection::Connecting;
+    with_daemon(lost, 0, |folder, _| {
+        let arguments = ["wait", "md1", "--for", "connected", "--timeout", "200ms"];
+        let done = run(folder, &arguments);
+        assert_eq!(done.status.code(), Some(4), "{done:?}");
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(
+            error.contains("connecting") && error.contains("mirrorctl explain md1"),
+            "{error}"
+        );
+    });
+    let mut split = status();
+    split.connection = Connection::SplitBrain;
+    with_daemon(split, 0, |folder, _| {
+        let done = run(folder, &["wait", "md1", "--for", "synced"]);
+        assert_eq!(done.status.code(), Some(1), "{done:?}");
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(
+            error.contains("split-brain") && error.contains("mirrorctl explain md1"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn verify_waits_and_tells_what_differs() {
+    with_daemon(status(), 0, |folder, _| {
+        check(
+            folder,
+            &["verify", "md1"],
+            0,
+            "md1: both sides hold the same data\n",
+            "",
+        );
+        check(
+            folder,
+            &["verify", "md1", "--no-wait"],
+            0,
+            "the verify of md1 has begun\n",
+            "",
+        );
+    });
+    with_daemon(status(), 8192, |folder, _| {
+        let done = run(folder, &["verify", "md1"]);
+        assert_eq!(done.status.code(), Some(1));
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(
+            error.contains("8192 bytes") && error.contains("--repair"),
+            "{error}"
+        );
+        check(
+            folder,
+            &["verify", "md1", "--repair"],
+            0,
+            "md1: 8192 bytes differed and were repaired\n",
+            "",
+        );
+    });
+}
+
+#[test]
+fn events_are_one_line_each() {
+    with_daemon(status(), 0, |folder, events| {
+        check(folder, &["events"], 0, "", "");
+        events.push("md1", Notice::info("promoted", "primary from epoch 3 on"));
+        events.push("md1", Notice::warning("peer-lost", "lost server2"));
+        let done = run(folder, &["events"]);
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[1].ends_with("Z warning md1 peer-lost: lost server2"),
+            "{text}"
+        );
+        let done = run(folder, &["events", "--json"]);
+        let line = String::from_utf8_lossy(&done.stdout).into_owned();
+        let event: serde_json::Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
+        assert_eq!(event["number"], 1);
+        assert_eq!(event["kind"], "promoted");
+        assert_eq!(event["severity"], "info");
+    });
+}
+
+#[test]
+fn explain_lists_the_choices() {
+    with_daemon(status(), 0, |folder, _| {
+        check(
+            folder,
+            &["explain", "md1"],
+            0,
+            "md1: no side has data yet\n  rule: both-new\n  here: nothing\nWhat can be done:\n  \
+             mirrorctl promote md1 --force\n      effect: this side is the truth\n      \
+             loses:  whatever the other side holds\n",
+            "",
+        );
+    });
+}
