@@ -1,0 +1,477 @@
+//! The rules of the data plane, judged from outside after every step.
+//!
+//! Nothing here asks a volume what it thinks: the judgement is by what the disks hold, by what the
+//! metadata would say after a crash now, and by what clients were told.
+
+use mirror_core::request::{Answer, Failure};
+use mirror_core::units::{ByteRange, RequestId};
+use mirror_core::volume::config::PeerLoss;
+use mirror_core::wire::message::{DiskState, Message};
+
+use crate::sim::client::{Asked, Pending};
+use crate::sim::content;
+use crate::sim::disk::Unit;
+use crate::sim::network::{NodeIndex, other};
+use crate::sim::oracle::{Oracle, Promise};
+use crate::sim::world::World;
+
+impl World {
+    pub(super) fn check_step(&mut self) {
+        self.check_coverage();
+    }
+
+    // --- D1 --------------------------------------------------------------------------------
+
+    /// Wherever the two disks may differ after a crash now, one side's durable metadata says so.
+    fn check_coverage(&mut self) {
+        let mut changed: Vec<Unit> = Vec::new();
+        for node in [0, 1] {
+            changed.extend(std::mem::take(&mut self.nodes[node].data.touched));
+        }
+        let mut contents = Vec::new();
+        changed.retain(|unit| {
+            contents.clear();
+            self.nodes[0].data.possible(*unit, &mut contents);
+            self.nodes[1].data.possible(*unit, &mut contents);
+            if contents.len() > 1 {
+                self.differing.insert(*unit)
+            } else {
+                self.differing.remove(unit);
+                false
+            }
+        });
+        let versions = [0, 1].map(|node| self.nodes[node].metadata.version);
+        let metadata_changed = versions != self.checked_versions;
+        self.checked_versions = versions;
+        if metadata_changed {
+            changed = self.differing.iter().copied().collect();
+        }
+        if changed.is_empty() || !self.coverage_applies() {
+            return;
+        }
+        let unit_bytes = u64::from(self.settings.unit_bytes);
+        let uncovered = changed.into_iter().find(|unit| {
+            !self
+                .nodes
+                .iter()
+                .filter_map(|node| node.view.as_ref())
+                .any(|view| view.covers(unit * unit_bytes))
+        });
+        if let Some(unit) = uncovered {
+            let sides = [0, 1].map(|node| {
+                let mut contents = Vec::new();
+                self.nodes[node].data.possible(unit, &mut contents);
+                contents
+            });
+            self.violate(
+                "D1",
+                format!(
+                    "unit {unit} (byte {:#x}) may hold {:x?} on node 0 and {:x?} on node 1, and no durable bit or log extent covers it",
+                    unit * unit_bytes,
+                    sides[0],
+                    sides[1]
+                ),
+            );
+        }
+    }
+
+    /// Coverage is what a difference resync rests on. Before both sides have a generation, and where
+    /// the superblock orders a full copy, the next handshake copies everything anyhow.
+    fn coverage_applies(&mut self) -> bool {
+        [0, 1].into_iter().all(|node| {
+            self.nodes[node].durable().is_some_and(|view| {
+                let superblock = &view.superblock;
+                !superblock.generations.current.is_none() && !superblock.flags.full_resync
+            })
+        })
+    }
+
+    // --- answers ---------------------------------------------------------------------------
+
+    pub(super) fn on_answer(&mut self, node: NodeIndex, id: RequestId, answer: Answer) {
+        let Some(pending) = self.pending.remove(&id) else {
+            self.violate("D12", format!("{id:?} was answered twice or never asked"));
+            return;
+        };
+        self.trace(|| match &answer {
+            Answer::Data(_) => format!("{node} → client: {id:?} data"),
+            answer => format!("{node} → client: {id:?} {answer:?}"),
+        });
+        if self.keep_answers {
+            self.answers.insert(id, answer.clone());
+        }
+        if pending.node != node {
+            self.violate("D8", format!("node {node} answers {id:?}, which went to the other"));
+            return;
+        }
+        match answer {
+            Answer::Failed(failure) => self.on_failed(id, &pending, failure),
+            Answer::Data(data) => self.on_read(node, id, &pending, &data),
+            Answer::Done if pending.asked == Asked::Flush => self.on_flushed(node, &pending),
+            Answer::Done => self.on_written(node, id, &pending),
+        }
+    }
+
+    fn on_failed(&mut self, id: RequestId, pending: &Pending, failure: Failure) {
+        self.tally.failed += 1;
+        if pending.asked.is_change() {
+            let (line, order) = (self.line[pending.node], self.order);
+            self.truths[line].abandon(id.0, order);
+        }
+        if failure == Failure::Invalid {
+            self.violate("D12", format!("{id:?} {:?} was called invalid", pending.asked));
+        }
+    }
+
+    fn on_read(&mut self, node: NodeIndex, id: RequestId, pending: &Pending, data: &[u8]) {
+        self.tally.reads_answered += 1;
+        self.check_alone(node);
+        let Some(tags) = content::decode(self.settings.unit_bytes, data) else {
+            self.violate("D6", format!("{id:?} got mixed bytes"));
+            return;
+        };
+        let units = pending.asked.units();
+        if tags.len() as u64 != units.end - units.start {
+            self.violate("D6", format!("{id:?} got {} bytes", data.len()));
+            return;
+        }
+        let truth = &self.truths[self.line[node]];
+        let promise = Promise::Answered(pending.submitted);
+        let wrong = units
+            .zip(tags)
+            .find(|(unit, tag)| !truth.is_legal(*unit, *tag, promise));
+        if let Some((unit, tag)) = wrong {
+            let history = truth.describe(unit);
+            self.violate(
+                "D6",
+                format!("node {node} reads {tag:x} at unit {unit}, submitted at {}: {history}", pending.submitted),
+            );
+        }
+    }
+
+    fn on_written(&mut self, node: NodeIndex, id: RequestId, pending: &Pending) {
+        self.tally.writes_answered += 1;
+        self.check_alone(node);
+        self.check_answer_is_held(node, id, pending);
+        let (line, order) = (self.line[node], self.order);
+        let durable = pending.asked.is_durable();
+        self.truths[line].answer(id.0, durable, order);
+        if durable {
+            let units: Vec<Unit> = pending.asked.units().collect();
+            self.check_durable(node, &units);
+        }
+    }
+
+    fn on_flushed(&mut self, node: NodeIndex, pending: &Pending) {
+        self.tally.flushes_answered += 1;
+        self.check_alone(node);
+        let line = self.line[node];
+        let units = self.truths[line].flush(pending.submitted);
+        self.check_durable(node, &units);
+    }
+
+    // --- D3 --------------------------------------------------------------------------------
+
+    /// What a flush or FUA vouches for cannot be lost by any power loss, on any side that counts.
+    fn check_durable(&mut self, node: NodeIndex, units: &[Unit]) {
+        for side in [0, 1] {
+            if self.is_left_behind(side, node) {
+                continue;
+            }
+            let truth = &self.truths[self.line[node]];
+            let mut contents = Vec::new();
+            let wrong = units.iter().find_map(|unit| {
+                contents.clear();
+                self.nodes[side].data.possible(*unit, &mut contents);
+                contents
+                    .iter()
+                    .find(|tag| !truth.is_legal(*unit, **tag, Promise::Flushed))
+                    .map(|tag| (*unit, *tag))
+            });
+            if let Some((unit, tag)) = wrong {
+                let history = truth.describe(unit);
+                self.violate(
+                    "D3",
+                    format!("flushed, but after a power loss node {side} may hold {tag:x} at unit {unit}: {history}"),
+                );
+                return;
+            }
+        }
+    }
+
+    /// Durable metadata says that this side's data does not count: its own, or its peer's about it.
+    fn is_left_behind(&mut self, side: NodeIndex, serving: NodeIndex) -> bool {
+        let own = self.nodes[side].durable().is_none_or(|view| {
+            view.is_stale() || view.superblock.generations.current.is_none()
+        });
+        let said = self.nodes[other(side)].durable().is_some_and(|view| {
+            view.superblock.peer.outdated || view.superblock.peer.detached
+        });
+        own || (said && side != serving) || (said && own)
+    }
+
+    // --- D5, D8, D13 -----------------------------------------------------------------------
+
+    fn has_applied(&self, node: NodeIndex, pending: &Pending) -> bool {
+        let disk = &self.nodes[node].data;
+        pending.asked.units().all(|unit| {
+            disk.applied_at(unit, pending.tag)
+                .is_some_and(|at| at >= pending.submitted)
+        })
+    }
+
+    /// An answered write is on both disks, or the side that lacks it is durably known to.
+    fn check_answer_is_held(&mut self, node: NodeIndex, id: RequestId, pending: &Pending) {
+        let peer = other(node);
+        let here = self.has_applied(node, pending);
+        let there = self.has_applied(peer, pending);
+        if !here && !there {
+            self.violate("D3", format!("{id:?} was answered and is on no disk"));
+        } else if !there {
+            self.check_gone_alone(node, id);
+        } else if !here {
+            let recorded = self.nodes[peer].durable().is_some_and(|view| {
+                view.superblock.peer.outdated || view.superblock.peer.detached
+            });
+            if !recorded {
+                self.violate(
+                    "D13",
+                    format!("{id:?} was answered without the disk of node {node}, and node {peer} has not recorded that"),
+                );
+            }
+        }
+    }
+
+    fn check_gone_alone(&mut self, node: NodeIndex, id: RequestId) {
+        let peer = other(node);
+        let theirs = self.nodes[peer]
+            .durable()
+            .map(|view| (view.superblock.generations, view.is_stale()));
+        let Some((generations, stale)) = theirs else {
+            return;
+        };
+        let mine = self.nodes[node].durable().map(|view| {
+            (view.superblock.generations.current, view.superblock.peer.outdated)
+        });
+        let Some((current, outdated)) = mine else {
+            return;
+        };
+        // A side that never had data cannot be mistaken for one that has the newest.
+        let fresh = generations.current.is_none();
+        if !fresh && !(outdated && current != generations.current) {
+            self.violate(
+                "D5",
+                format!("{id:?} was answered by node {node} alone; durable here: peer outdated {outdated}, generation {current}; there: {}", generations.current),
+            );
+        }
+        let held = self.settings.peer_loss == PeerLoss::Hold;
+        if held && !fresh && !stale && !self.nodes[node].told_down {
+            self.violate(
+                "D5",
+                format!("{id:?} was answered by node {node} alone under peer_loss = hold, and nobody said that its peer is down"),
+            );
+        }
+    }
+
+    /// Nobody else answers at the same time, unless an operator made it so.
+    fn check_alone(&mut self, node: NodeIndex) {
+        let peer = other(node);
+        if self.nodes[peer].is_up() && self.nodes[peer].serving && self.line[0] == self.line[1] {
+            self.violate("D8", format!("node {node} answers while node {peer} serves too"));
+        }
+    }
+
+    pub(super) fn on_serve(&mut self, node: NodeIndex, serving: bool) {
+        self.trace(|| format!("node {node} serving: {serving}"));
+        self.nodes[node].serving = serving;
+        if !serving {
+            return;
+        }
+        self.tally.promotions += 1;
+        let peer = other(node);
+        let line = self.line[node];
+        if self.operator.diverging == Some(node) {
+            // Promoted against better knowledge: what this side has is a line of its own.
+            self.operator.diverging = None;
+            let truth = self.line_from_disk(node);
+            self.truths.push(truth);
+            self.line[node] = self.truths.len() - 1;
+            return;
+        }
+        if self.nodes[peer].serving && self.line[peer] == line {
+            self.violate("D8", format!("node {node} begins to serve while node {peer} does"));
+            return;
+        }
+        self.check_survivor(node);
+    }
+
+    /// A new primary has every write that was answered before, unless its own disk lost power and
+    /// nobody could give it back.
+    fn check_survivor(&mut self, node: NodeIndex) {
+        let peer = other(node);
+        let lost = self.excused_before(node);
+        let truth = &self.truths[self.line[node]];
+        let promise = Promise::Survivor { lost };
+        let disk = &self.nodes[node].data;
+        let failed = self.nodes[node]
+            .view
+            .as_ref()
+            .is_some_and(|view| view.superblock.flags.failed);
+        let wrong = truth
+            .units()
+            .find(|unit| !truth.is_legal(*unit, disk.current(*unit), promise));
+        if let (Some(unit), false) = (wrong, failed) {
+            let history = truth.describe(unit);
+            let holds = self.nodes[node].data.current(unit);
+            self.violate(
+                "D5",
+                format!("node {node} serves with {holds:x} at unit {unit} (node {peer} is {}): {history}", if self.nodes[peer].is_up() { "up" } else { "down" }),
+            );
+            return;
+        }
+        let line = self.line[node];
+        self.truths[line].excuse_unflushed(lost);
+    }
+
+    /// Unflushed writes closed before this may be missing on a node that begins to serve.
+    pub(super) fn excused_before(&self, node: NodeIndex) -> u64 {
+        let lost = self.nodes[node].cache_lost;
+        if self.network.connected() {
+            lost.min(self.nodes[other(node)].cache_lost)
+        } else {
+            lost
+        }
+    }
+
+    /// A disk lost its cache. If it was the only one with the newest data, so did the mirror.
+    pub(super) fn on_cache_lost(&mut self, node: NodeIndex) {
+        self.order += 1;
+        let order = self.order;
+        self.nodes[node].cache_lost = order;
+        let peer = other(node);
+        let only = self.nodes[peer].durable().is_none_or(|view| view.is_stale())
+            || self.nodes[node].durable().is_some_and(|view| {
+                view.superblock.peer.outdated || view.superblock.peer.detached
+            });
+        if only {
+            let line = self.line[node];
+            self.truths[line].excuse_unflushed(order);
+        }
+    }
+
+    /// The history of a node that was made the truth: what its disk holds, or may hold after a
+    /// power loss.
+    fn line_from_disk(&self, node: NodeIndex) -> Oracle {
+        let mut oracle = Oracle::default();
+        let mut contents = Vec::new();
+        for unit in self.nodes[node].data.touched_units() {
+            contents.clear();
+            self.nodes[node].data.possible(unit, &mut contents);
+            oracle.place(unit, &contents);
+        }
+        oracle
+    }
+
+    // --- D13: a target is inconsistent before it is overwritten ------------------------------
+
+    pub(super) fn note_delivery(&mut self, node: NodeIndex, message: &Message) {
+        if let Message::ResyncData { range, .. } | Message::ResyncZeroes { range, .. } = message {
+            self.operator.resync_writes[node] = Some(*range);
+        }
+    }
+
+    pub(super) fn check_overwrite(&mut self, node: NodeIndex, range: ByteRange) {
+        if self.operator.resync_writes[node] != Some(range) {
+            return;
+        }
+        self.operator.resync_writes[node] = None;
+        let verifying = self.nodes.iter().any(|node| {
+            node.volume.as_ref().is_some_and(|volume| {
+                volume
+                    .status()
+                    .sync
+                    .is_some_and(|sync| sync.kind == mirror_core::control::SyncKind::Verify)
+            })
+        });
+        let marked = self.nodes[node]
+            .durable()
+            .is_some_and(|view| view.superblock.flags.inconsistent);
+        if !marked && !verifying && !self.nodes[node].serving {
+            self.violate(
+                "D13",
+                format!("node {node} is overwritten by a resync at {range:?} and is not durably inconsistent"),
+            );
+        }
+    }
+
+    // --- D6: equal whenever both sides say so -------------------------------------------------
+
+    /// Everything is at rest, and both sides say that they are in sync.
+    pub fn is_settled(&self) -> bool {
+        let quiet = self.pending.is_empty()
+            && self.outstanding.is_empty()
+            && self.in_transit == 0
+            && self.network.connected()
+            && self.nodes.iter().all(|node| {
+                node.is_up() && node.data.is_idle() && node.metadata.is_idle()
+            });
+        quiet
+            && self.nodes.iter().all(|node| {
+                node.volume.as_ref().is_some_and(|volume| {
+                    let status = volume.status();
+                    status.connection == mirror_core::control::Connection::Connected
+                        && status.disk == DiskState::UpToDate
+                        && status.out_of_sync_bytes == 0
+                        && status.sync.is_none()
+                })
+            })
+    }
+
+    /// If both sides say that they are in sync and nothing moves, they are equal.
+    pub(super) fn check_settled(&mut self) {
+        if self.settings.initial_sync != mirror_core::wire::message::InitialSync::Skip
+            || !self.is_settled()
+        {
+            if !self.is_settled() {
+                return;
+            }
+        }
+        self.tally.compared += 1;
+        let different = self.nodes[0]
+            .data
+            .touched_units()
+            .chain(self.nodes[1].data.touched_units())
+            .find(|unit| self.nodes[0].data.current(*unit) != self.nodes[1].data.current(*unit));
+        if let Some(unit) = different {
+            let [a, b] = [0, 1].map(|node| self.nodes[node].data.current(unit));
+            let history = self.truths[self.line[0]].describe(unit);
+            self.violate(
+                "D6",
+                format!("both sides are in sync, but unit {unit} holds {a:x} on node 0 and {b:x} on node 1: {history}"),
+            );
+            return;
+        }
+        // Whatever a cache lost was given back by the peer.
+        for node in [0, 1] {
+            if self.nodes[node].cache_lost > 0 {
+                self.check_nothing_lost(node);
+                self.nodes[node].cache_lost = 0;
+            }
+        }
+    }
+
+    /// Both sides are equal: what they hold is what the clients were told.
+    pub(super) fn check_nothing_lost(&mut self, node: NodeIndex) {
+        let lost = self.excused_before(node);
+        let truth = &self.truths[self.line[node]];
+        let disk = &self.nodes[node].data;
+        let wrong = truth
+            .units()
+            .find(|unit| !truth.is_legal(*unit, disk.current(*unit), Promise::Survivor { lost }));
+        if let Some(unit) = wrong {
+            let history = truth.describe(unit);
+            let holds = disk.current(unit);
+            self.violate("D5", format!("both sides hold {holds:x} at unit {unit}: {history}"));
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Deliberate faults between the volumes and the world, which stand in for bugs of the core. Each must
+//! be caught by a checker; a test keeps it so. Nothing of this is known to the core.
+
+/// One kind of wrong behaviour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutation {
+    /// A write is answered as soon as the local disk has it.
+    AnswerBeforePeer,
+    /// Metadata writes are reported durable and are not.
+    SkipMetadataFlush,
+    /// Resync data is acknowledged before it reached the target, so that its bits clear.
+    ClearBitEarly,
+    /// The primary's disk lets an older write land over a newer one that overlaps it.
+    ReorderLocal,
+    /// The secondary's disk does.
+    ReorderPeer,
+    /// Flushes of the data partition do nothing.
+    SkipDataFlush,
+    /// The secondary acknowledges writes that it never gives to its disk.
+    DropReplicaWrite,
+    /// Requests are answered by a node that stopped serving.
+    ForgetDirtyBits,
+}
+
+impl Mutation {
+    pub const ALL: [Self; 8] = [
+        Self::AnswerBeforePeer,
+        Self::SkipMetadataFlush,
+        Self::ClearBitEarly,
+        Self::ReorderLocal,
+        Self::ReorderPeer,
+        Self::SkipDataFlush,
+        Self::DropReplicaWrite,
+        Self::ForgetDirtyBits,
+    ];
+}

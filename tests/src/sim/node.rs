@@ -1,0 +1,83 @@
+//! One node: its disks always, its volume only while it runs.
+
+use mirror_core::units::Uuid;
+use mirror_core::volume::Volume;
+use mirror_core::volume::config::VolumeConfig;
+
+use crate::sim::disk::SimDisk;
+use crate::sim::durable::DurableView;
+use crate::sim::metadata_disk::MetadataDisk;
+use crate::sim::oracle::Order;
+
+#[derive(Debug)]
+pub struct SimNode {
+    pub config: VolumeConfig,
+    /// `None` while the node is down.
+    pub volume: Option<Volume>,
+    /// Counts starts: happenings of an earlier life are void.
+    pub life: u64,
+    pub data: SimDisk,
+    pub metadata: MetadataDisk,
+    /// When its disk last lost its cache and did not get everything back from the peer since.
+    pub cache_lost: Order,
+    /// Clients are let in.
+    pub serving: bool,
+    /// The operator told this node that its peer is down, and it has met no peer since.
+    pub told_down: bool,
+    /// The next operation of that kind fails.
+    pub fail_next_write: bool,
+    pub fail_next_flush: bool,
+    pub fail_next_metadata: bool,
+    pub full_next_write: bool,
+    /// Metadata as of `view_version`.
+    pub view: Option<DurableView>,
+    pub view_version: u64,
+    /// Notices it reported, by kind, since its start.
+    pub notices: Vec<(String, String)>,
+    /// Added to its clock.
+    pub clock_offset_ms: u64,
+}
+
+impl SimNode {
+    pub fn new(config: VolumeConfig, data: SimDisk, metadata: MetadataDisk) -> Self {
+        Self {
+            config,
+            volume: None,
+            life: 0,
+            data,
+            metadata,
+            cache_lost: 0,
+            serving: false,
+            told_down: false,
+            fail_next_write: false,
+            fail_next_flush: false,
+            fail_next_metadata: false,
+            full_next_write: false,
+            view: None,
+            view_version: 0,
+            notices: Vec::new(),
+            clock_offset_ms: 0,
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.volume.is_some()
+    }
+
+    pub fn incarnation(&self) -> Uuid {
+        Uuid::from_name("incarnation", &format!("{}-{}", self.config.node_name, self.life))
+    }
+
+    /// What its metadata would say after a crash now.
+    pub fn durable(&mut self) -> Option<&DurableView> {
+        if self.view_version != self.metadata.version {
+            self.view = DurableView::of(self.metadata.image());
+            self.view_version = self.metadata.version;
+        }
+        self.view.as_ref()
+    }
+
+    pub fn has_noticed(&self, kind: &str) -> bool {
+        self.notices.iter().any(|(noticed, _)| noticed == kind)
+    }
+}

@@ -1,0 +1,313 @@
+//! What the clients of one mirror may see: the history of every unit, as the clients know it.
+//!
+//! Each write is *open* from its submission to its answer. An answered write is *firm*: whoever
+//! serves afterwards must show it or something newer. A write that was never answered (its node died,
+//! or it failed) is a *maybe*: its content may show or not. A value is legal where it comes from a
+//! write that no firm write has replaced, and a write replaces another only if it was submitted after
+//! the other was closed; concurrent ones may land in any order.
+//!
+//! A firm write that was never flushed becomes a maybe when every disk that held it lost power.
+
+use std::collections::BTreeMap;
+
+use crate::sim::content::{Tag, ZEROES};
+use crate::sim::disk::Unit;
+
+/// Steps of a world, counted: a total order over everything that happens in it.
+pub type Order = u64;
+
+const OPEN: Order = Order::MAX;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Open,
+    Firm,
+    Maybe,
+}
+
+/// One write's part in one unit.
+#[derive(Debug, Clone)]
+struct Version {
+    write: u64,
+    tag: Tag,
+    submitted: Order,
+    closed: Order,
+    outcome: Outcome,
+    flushed: bool,
+}
+
+#[derive(Debug, Clone)]
+struct History {
+    /// Before every version here.
+    base: Vec<Tag>,
+    versions: Vec<Version>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            base: vec![ZEROES],
+            versions: Vec::new(),
+        }
+    }
+}
+
+/// Which answers a reader may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// Every write answered before that step.
+    Answered(Order),
+    /// Every write that a flush covered or that asked for it.
+    Flushed,
+    /// Every answered write, but unflushed ones only if they were closed after a disk lost its cache.
+    Survivor { lost: Order },
+}
+
+impl History {
+    fn firm(version: &Version, promise: Promise) -> bool {
+        version.outcome == Outcome::Firm
+            && match promise {
+                Promise::Answered(by) => version.closed < by,
+                Promise::Flushed => version.flushed,
+                Promise::Survivor { lost } => version.flushed || version.closed >= lost,
+            }
+    }
+
+    fn newest_firm(&self, promise: Promise) -> Order {
+        // What counts is the latest submission: it replaces most.
+        self.versions
+            .iter()
+            .filter(|version| Self::firm(version, promise))
+            .map(|version| version.submitted)
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn is_legal(&self, tag: Tag, promise: Promise) -> bool {
+        let replaced_before = self.newest_firm(promise);
+        (replaced_before == 0 && self.base.contains(&tag))
+            || self
+                .versions
+                .iter()
+                .any(|version| version.tag == tag && version.closed >= replaced_before)
+    }
+
+    /// Forgets what not even a loss of every cache can bring back.
+    fn prune(&mut self) {
+        let replaced_before = self.newest_firm(Promise::Flushed);
+        if replaced_before > 0 {
+            self.base.clear();
+            self.versions
+                .retain(|version| version.closed >= replaced_before);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Oracle {
+    units: BTreeMap<Unit, History>,
+    /// Units of each write that is open or not yet flushed.
+    writes: BTreeMap<u64, std::ops::Range<Unit>>,
+}
+
+impl Oracle {
+    /// Content that was there before the first write.
+    pub fn place(&mut self, unit: Unit, tags: &[Tag]) {
+        self.units.entry(unit).or_default().base = tags.to_vec();
+    }
+
+    pub fn submit(&mut self, write: u64, units: std::ops::Range<Unit>, tag: Tag, now: Order) {
+        for unit in units.clone() {
+            self.units.entry(unit).or_default().versions.push(Version {
+                write,
+                tag,
+                submitted: now,
+                closed: OPEN,
+                outcome: Outcome::Open,
+                flushed: false,
+            });
+        }
+        self.writes.insert(write, units);
+    }
+
+    fn each_version(&mut self, write: u64, mut change: impl FnMut(&mut Version)) {
+        let Some(units) = self.writes.get(&write) else {
+            return;
+        };
+        for unit in units.clone() {
+            if let Some(history) = self.units.get_mut(&unit) {
+                history
+                    .versions
+                    .iter_mut()
+                    .filter(|version| version.write == write)
+                    .for_each(&mut change);
+            }
+        }
+    }
+
+    /// The write was answered. `flushed`: it asked to be durable.
+    pub fn answer(&mut self, write: u64, flushed: bool, now: Order) {
+        self.each_version(write, |version| {
+            version.closed = now;
+            version.outcome = Outcome::Firm;
+            version.flushed = flushed;
+        });
+        if flushed {
+            self.forget(write);
+        }
+    }
+
+    /// The write failed or will never be answered.
+    pub fn abandon(&mut self, write: u64, now: Order) {
+        self.each_version(write, |version| {
+            version.closed = now;
+            version.outcome = Outcome::Maybe;
+        });
+        self.writes.remove(&write);
+    }
+
+    /// Nobody answers open writes any more.
+    pub fn abandon_open(&mut self, now: Order) {
+        for write in self.pick(|version| version.outcome == Outcome::Open) {
+            self.abandon(write, now);
+        }
+    }
+
+    fn forget(&mut self, write: u64) {
+        if let Some(units) = self.writes.remove(&write) {
+            for unit in units {
+                if let Some(history) = self.units.get_mut(&unit) {
+                    history.prune();
+                }
+            }
+        }
+    }
+
+    fn pick(&self, which: impl Fn(&Version) -> bool) -> Vec<u64> {
+        self.writes
+            .iter()
+            .filter(|(write, units)| {
+                self.units.get(&units.start).is_some_and(|history| {
+                    history
+                        .versions
+                        .iter()
+                        .any(|version| version.write == **write && which(version))
+                })
+            })
+            .map(|(write, _)| *write)
+            .collect()
+    }
+
+    /// A flush that was submitted at `since` was answered. Returns the units it vouches for.
+    pub fn flush(&mut self, since: Order) -> Vec<Unit> {
+        let mut units = Vec::new();
+        for write in self
+            .pick(|version| version.outcome == Outcome::Firm && version.closed < since)
+        {
+            self.each_version(write, |version| version.flushed = true);
+            if let Some(range) = self.writes.get(&write) {
+                units.extend(range.clone());
+            }
+            self.forget(write);
+        }
+        units.sort_unstable();
+        units.dedup();
+        units
+    }
+
+    /// Every disk that held unflushed writes closed before `before` lost its cache.
+    pub fn excuse_unflushed(&mut self, before: Order) {
+        for write in self
+            .pick(|version| version.outcome == Outcome::Firm && version.closed < before)
+        {
+            self.each_version(write, |version| version.outcome = Outcome::Maybe);
+            self.writes.remove(&write);
+        }
+    }
+
+    pub fn is_legal(&self, unit: Unit, tag: Tag, promise: Promise) -> bool {
+        match self.units.get(&unit) {
+            Some(history) => history.is_legal(tag, promise),
+            None => tag == ZEROES,
+        }
+    }
+
+    /// What a unit went through, for a report.
+    pub fn describe(&self, unit: Unit) -> String {
+        let Some(history) = self.units.get(&unit) else {
+            return "never written".into();
+        };
+        let mut text = format!("base {:x?}", history.base);
+        for version in &history.versions {
+            let closed = match version.closed {
+                OPEN => "open".into(),
+                at => format!("{:?} at {at}", version.outcome),
+            };
+            let flushed = if version.flushed { ", flushed" } else { "" };
+            text += &format!(
+                "; write {} tag {:x} submitted {} {closed}{flushed}",
+                version.write, version.tag, version.submitted
+            );
+        }
+        text
+    }
+
+    pub fn units(&self) -> impl Iterator<Item = Unit> + '_ {
+        self.units.keys().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Promise = Promise::Answered(100);
+
+    fn written(writes: &[(u64, Order, Option<Order>)]) -> Oracle {
+        let mut oracle = Oracle::default();
+        for (tag, submitted, answered) in writes {
+            oracle.submit(*tag, 5..6, *tag, *submitted);
+            if let Some(answered) = answered {
+                oracle.answer(*tag, false, *answered);
+            }
+        }
+        oracle
+    }
+
+    #[test]
+    fn an_answered_write_hides_what_was_closed_before_it() {
+        let oracle = written(&[(1, 1, Some(2)), (2, 3, Some(4))]);
+        assert!(oracle.is_legal(5, 2, NOW));
+        assert!(!oracle.is_legal(5, 1, NOW));
+        assert!(!oracle.is_legal(5, ZEROES, NOW));
+        assert!(oracle.is_legal(5, 1, Promise::Answered(4)), "the reader came first");
+    }
+
+    #[test]
+    fn concurrent_writes_may_land_in_any_order() {
+        let oracle = written(&[(1, 1, Some(5)), (2, 3, Some(4))]);
+        assert!(oracle.is_legal(5, 1, NOW) && oracle.is_legal(5, 2, NOW));
+        assert!(!oracle.is_legal(5, ZEROES, NOW));
+    }
+
+    #[test]
+    fn an_unanswered_write_may_show_until_something_replaces_it() {
+        let mut oracle = written(&[(1, 1, Some(2)), (2, 3, None)]);
+        oracle.abandon_open(6);
+        assert!(oracle.is_legal(5, 1, NOW) && oracle.is_legal(5, 2, NOW));
+        oracle.submit(3, 5..6, 3, 7);
+        oracle.answer(3, false, 8);
+        assert!(!oracle.is_legal(5, 2, NOW));
+    }
+
+    #[test]
+    fn what_was_flushed_survives_the_loss_of_every_cache() {
+        let mut oracle = written(&[(1, 1, Some(2)), (2, 3, Some(4))]);
+        assert_eq!(oracle.flush(3), vec![5]);
+        assert!(oracle.is_legal(5, 1, Promise::Flushed));
+        assert!(!oracle.is_legal(5, ZEROES, Promise::Flushed));
+        oracle.excuse_unflushed(50);
+        assert!(oracle.is_legal(5, 1, NOW) && oracle.is_legal(5, 2, NOW));
+        assert!(!oracle.is_legal(5, ZEROES, NOW));
+    }
+}

@@ -1,0 +1,187 @@
+//! What kind of world a seed makes. Each kind of fault is switched on or off for a whole world, so that
+//! rare combinations are met by some worlds instead of being thinned out over all.
+
+use mirror_core::units::EXTENT_BYTES;
+use mirror_core::volume::config::PeerLoss;
+use mirror_core::wire::message::InitialSync;
+
+use crate::random::Random;
+use crate::sim::mutation::Mutation;
+
+/// Share in percent, or zero for never.
+pub type Percent = u64;
+
+#[derive(Debug, Clone)]
+pub struct FaultPlan {
+    pub kill: bool,
+    pub power_loss: bool,
+    pub both_down: bool,
+    pub cut: bool,
+    pub cut_one_way: bool,
+    pub read_errors: bool,
+    pub write_errors: bool,
+    pub flush_errors: bool,
+    pub no_space: bool,
+    pub metadata_errors: bool,
+    pub corruption: bool,
+    /// Mean time between faults.
+    pub every_ms: u64,
+}
+
+impl FaultPlan {
+    pub const NONE: Self = Self {
+        kill: false,
+        power_loss: false,
+        both_down: false,
+        cut: false,
+        cut_one_way: false,
+        read_errors: false,
+        write_errors: false,
+        flush_errors: false,
+        no_space: false,
+        metadata_errors: false,
+        corruption: false,
+        every_ms: 500,
+    };
+}
+
+#[derive(Debug, Clone)]
+pub struct ClientPlan {
+    pub in_flight_max: usize,
+    pub pause_us_max: u64,
+    /// Units that writes gather on, by extent.
+    pub hot_spots: u64,
+    pub flush: Percent,
+    pub trim: Percent,
+    pub read: Percent,
+    pub fua: Percent,
+    pub large: Percent,
+}
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub unit_bytes: u32,
+    pub size_bytes: u64,
+    pub log_slots: u32,
+    pub peer_loss: PeerLoss,
+    pub initial_sync: InitialSync,
+    /// Units that hold something on each side before the first sync.
+    pub leftovers: u64,
+    pub peer_timeout_ms: u64,
+    pub resync_in_flight: u32,
+    /// Virtual time of the eventful part.
+    pub duration_ms: u64,
+    pub disk_us: (u64, u64),
+    pub flush_us: (u64, u64),
+    pub network_us: (u64, u64),
+    /// An operation or message takes a hundred times as long.
+    pub hiccups: Percent,
+    pub faults: FaultPlan,
+    pub client: ClientPlan,
+    /// The operator acts by itself.
+    pub operator: bool,
+    /// The operator promotes both sides while they are apart.
+    pub split_brain: bool,
+    pub mutation: Option<Mutation>,
+}
+
+impl Settings {
+    /// A world in which nothing happens that a test does not bring about.
+    pub fn quiet() -> Self {
+        Self {
+            unit_bytes: 4096,
+            size_bytes: 8 * EXTENT_BYTES,
+            log_slots: 4,
+            peer_loss: PeerLoss::Continue,
+            initial_sync: InitialSync::Skip,
+            leftovers: 0,
+            peer_timeout_ms: 600,
+            resync_in_flight: 4,
+            duration_ms: 0,
+            disk_us: (100, 100),
+            flush_us: (500, 500),
+            network_us: (50, 50),
+            hiccups: 0,
+            faults: FaultPlan::NONE,
+            client: ClientPlan {
+                in_flight_max: 0,
+                pause_us_max: 1000,
+                hot_spots: 4,
+                flush: 5,
+                trim: 5,
+                read: 30,
+                fua: 5,
+                large: 2,
+            },
+            operator: false,
+            split_brain: false,
+            mutation: None,
+        }
+    }
+
+    /// The world of a seed.
+    pub fn draw(random: &mut Random) -> Self {
+        let split_brain = random.percent(12);
+        let mut faults = FaultPlan {
+            kill: random.percent(60),
+            power_loss: random.percent(60),
+            both_down: random.percent(25),
+            cut: random.percent(60),
+            cut_one_way: random.percent(40),
+            read_errors: random.percent(25),
+            write_errors: random.percent(20),
+            flush_errors: random.percent(15),
+            no_space: random.percent(10),
+            metadata_errors: random.percent(10),
+            corruption: random.percent(15),
+            every_ms: random.skewed(80, 1_500),
+        };
+        if split_brain {
+            faults = FaultPlan::NONE;
+        }
+        let disk = random.skewed(20, 500);
+        let flush = random.skewed(50, 3_000);
+        let network = random.skewed(20, 1_000);
+        Self {
+            unit_bytes: if random.percent(30) { 512 } else { 4096 },
+            size_bytes: random.between(2, 8) * EXTENT_BYTES
+                + if random.percent(30) { 12 * 4096 } else { 0 },
+            log_slots: random.between(1, 6) as u32,
+            peer_loss: if random.percent(40) {
+                PeerLoss::Hold
+            } else {
+                PeerLoss::Continue
+            },
+            initial_sync: *random.pick(&[
+                InitialSync::Skip,
+                InitialSync::Skip,
+                InitialSync::Skip,
+                InitialSync::Sparse,
+                InitialSync::Sparse,
+                InitialSync::Full,
+            ]),
+            leftovers: random.below(40),
+            peer_timeout_ms: random.between(300, 1_500),
+            resync_in_flight: random.between(1, 8) as u32,
+            duration_ms: random.between(500, 3_500),
+            disk_us: (disk / 4 + 1, disk * 2),
+            flush_us: (flush / 4 + 1, flush * 2),
+            network_us: (network / 4 + 1, network * 2),
+            hiccups: if random.percent(40) { 1 } else { 0 },
+            faults,
+            client: ClientPlan {
+                in_flight_max: random.between(1, 16) as usize,
+                pause_us_max: random.skewed(300, 20_000),
+                hot_spots: random.between(1, 6),
+                flush: random.below(15),
+                trim: random.below(20),
+                read: random.between(5, 50),
+                fua: random.below(20),
+                large: random.below(6),
+            },
+            operator: true,
+            split_brain,
+            mutation: None,
+        }
+    }
+}
