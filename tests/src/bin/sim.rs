@@ -14,6 +14,9 @@ Runs seeded two-node worlds in virtual time and checks every rule after every st
 /// Broken seeds printed before a run gives up.
 const FAILURES_MAX: usize = 10;
 
+/// Last lines of a broken world's trace, unless all are asked for.
+const LINES_OF_FAILURE: usize = 200;
+
 #[derive(Debug, Default)]
 struct Arguments {
     minutes: Option<f64>,
@@ -65,10 +68,13 @@ fn fresh_seed() -> u64 {
 
 fn replay(seed: u64, verbose: bool) -> ExitCode {
     let report = run_seed(seed, None, true);
-    if verbose || report.violation.is_some() {
-        for line in &report.trace {
-            println!("{line}");
-        }
+    let shown = match (verbose, &report.violation) {
+        (true, _) => report.trace.len(),
+        (false, Some(_)) => report.trace.len().min(LINES_OF_FAILURE),
+        (false, None) => 0,
+    };
+    for line in &report.trace[report.trace.len() - shown..] {
+        println!("{line}");
     }
     println!("{:?}", report.tally);
     println!("{}", report.describe());

@@ -104,6 +104,8 @@ impl World {
             self.violate("D8", format!("node {node} answers {id:?}, which went to the other"));
             return;
         }
+        let horizon = self.pending.values().map(|pending| pending.submitted).min();
+        self.truths[self.line[node]].horizon = horizon.unwrap_or(self.order);
         match answer {
             Answer::Failed(failure) => self.on_failed(id, &pending, failure),
             Answer::Data(data) => self.on_read(node, id, &pending, &data),

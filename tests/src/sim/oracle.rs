@@ -92,10 +92,17 @@ impl History {
                 .any(|version| version.tag == tag && version.closed >= replaced_before)
     }
 
-    /// Forgets what not even a loss of every cache can bring back.
-    fn prune(&mut self) {
-        let replaced_before = self.newest_firm(Promise::Flushed);
-        if replaced_before > 0 {
+    /// Forgets what no reader submitted at `horizon` or later can see, not even after a loss of every
+    /// cache.
+    fn prune(&mut self, horizon: Order) {
+        let replaced_before = self
+            .versions
+            .iter()
+            .filter(|version| version.outcome == Outcome::Firm && version.flushed)
+            .filter(|version| version.closed < horizon)
+            .map(|version| version.submitted)
+            .max();
+        if let Some(replaced_before) = replaced_before {
             self.base.clear();
             self.versions
                 .retain(|version| version.closed >= replaced_before);
@@ -108,6 +115,8 @@ pub struct Oracle {
     units: BTreeMap<Unit, History>,
     /// Units of each write that is open or not yet flushed.
     writes: BTreeMap<u64, std::ops::Range<Unit>>,
+    /// When the oldest read that waits was submitted: what it may see is kept.
+    pub horizon: Order,
 }
 
 impl Oracle {
@@ -177,7 +186,7 @@ impl Oracle {
         if let Some(units) = self.writes.remove(&write) {
             for unit in units {
                 if let Some(history) = self.units.get_mut(&unit) {
-                    history.prune();
+                    history.prune(self.horizon);
                 }
             }
         }

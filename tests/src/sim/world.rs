@@ -92,7 +92,7 @@ pub struct Tally {
 }
 
 /// Lines kept of what happened last.
-const TRACE_LINES: usize = 600;
+const TRACE_LINES: usize = 500_000;
 
 #[derive(Debug)]
 pub struct World {
