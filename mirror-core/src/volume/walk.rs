@@ -118,10 +118,8 @@ impl Volume {
                 self.bitmap.set_all();
                 self.weak.clear();
             }
-            Scope::Nothing => {
-                self.bitmap.clear_all();
-                self.weak.clear();
-            }
+            // Declared equal is what was there before; what was written here since stays dirty (D2).
+            Scope::Nothing => {}
         }
         self.meet_peer();
         let pages = self.bitmap.unsaved_pages();
