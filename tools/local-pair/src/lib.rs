@@ -16,4 +16,4 @@ pub use options::{PairOptions, Placement};
 pub use outcome::Outcome;
 pub use pair::{MIRROR, Pair, Side};
 pub use programs::{PROGRAM_DIR_VARIABLE, Programs};
-pub use wait::{Deadline, run_bounded};
+pub use wait::{Deadline, interrupt, run_bounded};

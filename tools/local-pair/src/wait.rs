@@ -1,12 +1,21 @@
 //! Waiting for a state, never for a time.
 
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 /// Between two looks at a state.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Set by [`interrupt`], taken by the next wait, so that the waits of the clean-up after it run to their end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Ends the wait that is running, or the next one, with an error.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
 
 /// The end of a wait.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +45,9 @@ impl Deadline {
         loop {
             if let Some(found) = look().with_context(|| format!("while waiting for {what}"))? {
                 return Ok(found);
+            }
+            if INTERRUPTED.swap(false, Ordering::Relaxed) {
+                bail!("interrupted while waiting for {what}");
             }
             if self.is_over() {
                 bail!("{what} did not come within {:?}", self.limit);

@@ -139,6 +139,8 @@ pub enum Command {
     Explain { mirror: String },
     /// Check the configuration file and name every problem
     Check,
+    /// Two nodes in a temporary folder: one dies, the other carries on, the first comes back
+    Demo,
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
 }

@@ -2,6 +2,7 @@
 //! arguments to them and turns outcomes into exit codes.
 
 mod arguments;
+mod demo;
 mod events;
 mod explain;
 mod mdstat;
@@ -31,6 +32,7 @@ fn run(arguments: &Arguments) -> Outcome {
     match &arguments.command {
         Command::Keygen { file } => offline::keygen(global, file),
         Command::Check => offline::check(global),
+        Command::Demo => Ok(demo::run()?),
         Command::Completions { shell } => {
             offline::completions(*shell);
             Ok(())
