@@ -9,6 +9,7 @@ pub mod disk;
 mod driver;
 pub mod error;
 pub mod flusher;
+pub mod init;
 pub mod link;
 pub mod local;
 pub mod metadata_disk;

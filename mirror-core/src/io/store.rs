@@ -137,6 +137,16 @@ impl Store {
         self.file.read_exact_at(bytes, offset)
     }
 
+    /// Writes all of `bytes`, which are aligned as a pooled buffer is, without the ring.
+    pub fn write_now(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Makes durable what was written, without the ring.
+    pub fn flush_now(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Fills `buffer` from `offset`.
     pub async fn read_into(&self, buffer: BufferMut, offset: u64) -> Result<BufferMut, DiskFault> {
         let length = buffer.len();
