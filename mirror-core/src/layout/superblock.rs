@@ -443,15 +443,19 @@ impl fmt::Display for ChooseFault {
             ),
             Self::BothBad { faults: [a, b] } => write!(
                 f,
-                "both superblock copies are bad (copy A: {a}; copy B: {b}); the metadata says                  nothing about the data any more: look at it with `mirror-inspect`, and let this                  node be copied from its peer after `mirrorctl init --force`"
+                "both superblock copies are bad (copy A: {a}; copy B: {b}); the metadata says \
+                 nothing about the data any more: look at it with `mirror-inspect`, and let this \
+                 node be copied from its peer after `mirrorctl init --force`"
             ),
             Self::NewerFormat { features } => write!(
                 f,
-                "the metadata was written by a newer version (unknown incompatible features                  {features:#x}); use that version"
+                "the metadata was written by a newer version (unknown incompatible features \
+                 {features:#x}); use that version"
             ),
             Self::Contradiction { field } => write!(
                 f,
-                "the superblock copies contradict each other in their {field}; look at both with                  `mirror-inspect`"
+                "the superblock copies contradict each other in their {field}; look at both with \
+                 `mirror-inspect`"
             ),
         }
     }
