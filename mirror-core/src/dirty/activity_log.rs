@@ -199,6 +199,11 @@ impl ActivityLog {
         self.list(self.index[&extent]);
     }
 
+    /// Extents that a flush would make clean.
+    pub fn unflushed(&self) -> usize {
+        self.unflushed.len()
+    }
+
     pub fn has_unflushed(&self) -> bool {
         !self.unflushed.is_empty()
     }

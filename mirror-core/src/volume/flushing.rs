@@ -131,7 +131,9 @@ impl Volume {
 
     pub(super) fn tick_flush(&mut self) {
         let quiet = self.now.monotonic_ms.saturating_sub(self.flushing.last_ms) >= QUIET_FLUSH_MS;
-        if quiet && self.log.has_unflushed() && self.flushing.is_idle() {
+        // A log full of unflushed extents has nothing to evict: flush before writes must wait.
+        let crowded = self.log.unflushed() > self.log.capacity() / 2;
+        if (quiet || crowded) && self.log.has_unflushed() && self.flushing.is_idle() {
             self.request_flush(FlushFor::Quiet);
         }
     }
