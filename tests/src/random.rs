@@ -19,7 +19,10 @@ impl Random {
         Self::new(self.next())
     }
 
-    #[expect(clippy::should_implement_trait, reason = "an endless stream is no iterator")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an endless stream is no iterator"
+    )]
     pub fn next(&mut self) -> u64 {
         let [a, b, c, d] = self.state;
         let result = a.wrapping_add(d).rotate_left(23).wrapping_add(a);

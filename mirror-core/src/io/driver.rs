@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::rc::Rc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{info, warn};
@@ -26,7 +26,7 @@ use crate::request::{Answer, Failure, Operation, Request};
 use crate::units::{ByteRange, CommandId, IoToken, LinkId, Now, RequestId};
 use crate::volume::Volume;
 use crate::volume::effect::Effect;
-use crate::volume::event::{Command, DiskFault, Event, Output};
+use crate::volume::event::{Command, DiskFault, Event, Output, WAKE_MS};
 use crate::volume::notice::Notice;
 use crate::wire::message::{DiskState, Envelope};
 
@@ -318,6 +318,10 @@ impl Driver {
             Effect::Resized { size_bytes } => self
                 .export
                 .send_modify(|state| state.size_bytes = size_bytes),
+            Effect::Wake => self.run(async {
+                tokio::time::sleep(Duration::from_millis(WAKE_MS)).await;
+                Event::Tick
+            }),
             Effect::Report(notice) => self.report(notice),
         }
     }

@@ -75,5 +75,7 @@ pub enum Effect {
     Resized {
         size_bytes: u64,
     },
+    /// Send a tick after [`WAKE_MS`](super::event::WAKE_MS), before the regular one.
+    Wake,
     Report(Notice),
 }

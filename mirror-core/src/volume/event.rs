@@ -46,6 +46,9 @@ pub enum Event {
 /// Longest time between two ticks.
 pub const TICK_MS: u64 = 100;
 
+/// A tick that was asked for with `Effect::Wake` comes after this time.
+pub const WAKE_MS: u64 = 1;
+
 /// What a successful local operation brings.
 #[derive(Debug)]
 pub enum Output {

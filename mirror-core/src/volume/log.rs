@@ -1,14 +1,16 @@
 //! Heating extents before anything is written into them, and cleaning the log so that there is
 //! always room.
 //!
-//! Group commit waits for company, not for time: a transaction starts when nothing else is being
-//! written, when 16 extents wait, or when as many writes have completed as were running at the time
-//! the oldest one began to wait. So a lone write never waits, and a deep queue over cold extents
-//! costs one transaction for many writes.
+//! Group commit waits for company, and for time only as a last resort. A transaction starts when 16
+//! extents wait; when nothing is being written and as many wait as the depth of the queue lets
+//! expect; when the writes that ran as the oldest one began to wait have gone round twice; or when a
+//! client that used to keep many writes in flight has sent no more for [`WAKE_MS`](super::event::WAKE_MS). So a lone write
+//! never waits, and a deep queue over cold extents costs one transaction for many writes.
 
 use std::collections::VecDeque;
 
 use super::Volume;
+use super::effect::Effect;
 use super::flushing::FlushFor;
 use super::range_lock::Owner;
 use super::store::After;
@@ -34,15 +36,31 @@ pub(super) struct LogQueue {
     /// Client and replica writes past the log and not complete.
     pub(super) running: usize,
     pub(super) completed: u64,
-    /// Value of `completed` at which the pending transaction starts at the latest.
-    commit_at: u64,
+    /// Value of `completed` at which the pending transaction starts at the latest, if writes were
+    /// running when its first extent came.
+    commit_at: Option<u64>,
+    /// Most writes seen in flight since the last transaction, and up to it.
+    depth_now: usize,
+    depth_last: usize,
+    woken: bool,
+    wake_asked: bool,
     cleaning: bool,
+}
+
+impl LogQueue {
+    fn set_limit(&mut self) {
+        let running = self.running as u64;
+        self.commit_at = (running > 0).then_some(self.completed + 2 * running);
+        self.woken = false;
+    }
 }
 
 impl Volume {
     /// Queues a write until its extent is hot.
     pub(super) fn heat(&mut self, waiter: LogWaiter, extent: ExtentIndex) {
-        self.log_queue.waiters.push_back((waiter, extent));
+        let queue = &mut self.log_queue;
+        queue.waiters.push_back((waiter, extent));
+        queue.depth_now = queue.depth_now.max(queue.waiters.len() + queue.running);
         self.pump_log();
     }
 
@@ -84,7 +102,7 @@ impl Volume {
             }
         });
         if before == 0 && self.log.pending() > 0 {
-            self.log_queue.commit_at = self.log_queue.completed + self.log_queue.running as u64;
+            self.log_queue.set_limit();
         }
         self.commit_log();
         if full {
@@ -100,7 +118,7 @@ impl Volume {
 
     pub(super) fn on_log_durable(&mut self) {
         self.log.commit_done();
-        self.log_queue.commit_at = self.log_queue.completed + self.log_queue.running as u64;
+        self.log_queue.set_limit();
         self.pump_log();
     }
 
@@ -126,17 +144,36 @@ impl Volume {
 
     fn commit_log(&mut self) {
         let pending = self.log.pending();
-        let due = pending >= COMMIT_EXTENTS
-            || self.log_queue.running == 0
-            || self.log_queue.completed >= self.log_queue.commit_at;
-        if !due {
+        if pending == 0 || self.log.is_committing() {
             return;
         }
+        let queue = &mut self.log_queue;
+        let company = (queue.depth_last / 2).min(COMMIT_EXTENTS);
+        let idle = queue.running == 0;
+        let due = pending >= COMMIT_EXTENTS
+            || idle && pending >= company
+            || queue
+                .commit_at
+                .is_some_and(|limit| queue.completed >= limit)
+            || queue.woken;
+        if !due {
+            if idle && !std::mem::replace(&mut queue.wake_asked, true) {
+                self.fx.push(Effect::Wake);
+            }
+            return;
+        }
+        queue.depth_last = std::mem::take(&mut queue.depth_now);
         let Some(record) = self.log.begin_commit() else {
             return;
         };
         let offset = self.geometry.log_record_offset(record.number);
         self.write_log(offset, record.encode());
+    }
+
+    pub(super) fn tick_log(&mut self) {
+        self.log_queue.woken = true;
+        self.log_queue.wake_asked = false;
+        self.pump_log();
     }
 
     /// Makes old extents evictable: a flush of both sides where writes are volatile, bitmap pages

@@ -363,7 +363,7 @@ impl Volume {
         self.tick_flush();
         self.tick_walk();
         self.tick_commands();
-        self.pump_log();
+        self.tick_log();
     }
 
     /// Local data may be read and written.

@@ -246,6 +246,7 @@ impl Pair {
                     continue;
                 }
                 Effect::Serve { .. } | Effect::Resized { .. } | Effect::Measure => continue,
+                Effect::Wake => Event::Tick,
                 Effect::Report(_) => continue,
             };
             self.queue.push_back((side, event));

@@ -29,7 +29,11 @@ fn main() -> Result<ExitCode> {
     let mut arguments = Arguments::default();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        let mut value = || words.next().with_context(|| format!("{word} needs a value\n{USAGE}"));
+        let mut value = || {
+            words
+                .next()
+                .with_context(|| format!("{word} needs a value\n{USAGE}"))
+        };
         match word.as_str() {
             "--minutes" => arguments.minutes = Some(value()?.parse().context("--minutes")?),
             "--seed" => arguments.seed = Some(value()?.parse().context("--seed")?),
@@ -49,20 +53,33 @@ fn main() -> Result<ExitCode> {
     // Broken assertions are reported with their seed; the default print would only repeat them.
     std::panic::set_hook(Box::new(|_| {}));
     match arguments {
-        Arguments { minutes: Some(minutes), seed, .. } => {
+        Arguments {
+            minutes: Some(minutes),
+            seed,
+            ..
+        } => {
             let first = seed.unwrap_or_else(fresh_seed);
             let limit = Duration::from_secs_f64(minutes * 60.0);
             println!("sim: worlds from seed {first} on, for {minutes} minutes");
             Ok(explore(first.., Some(limit)))
         }
-        Arguments { seeds: Some((from, to)), .. } => Ok(explore(from..to, None)),
-        Arguments { seed: Some(seed), verbose, .. } => Ok(replay(seed, verbose)),
+        Arguments {
+            seeds: Some((from, to)),
+            ..
+        } => Ok(explore(from..to, None)),
+        Arguments {
+            seed: Some(seed),
+            verbose,
+            ..
+        } => Ok(replay(seed, verbose)),
         _ => bail!("nothing to do\n{USAGE}"),
     }
 }
 
 fn fresh_seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     now.as_nanos() as u64 % 1_000_000_000_000
 }
 
@@ -100,7 +117,10 @@ fn explore(seeds: impl Iterator<Item = u64>, limit: Option<Duration>) -> ExitCod
             tally.cuts,
             tally.compared,
         ];
-        totals.iter_mut().zip(add).for_each(|(total, more)| *total += more);
+        totals
+            .iter_mut()
+            .zip(add)
+            .for_each(|(total, more)| *total += more);
         if report.violation.is_some() {
             failures += 1;
             println!("{}", report.describe());
@@ -115,5 +135,9 @@ fn explore(seeds: impl Iterator<Item = u64>, limit: Option<Duration>) -> ExitCod
 }
 
 fn code(failed: bool) -> ExitCode {
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }

@@ -101,7 +101,10 @@ impl World {
             self.answers.insert(id, answer.clone());
         }
         if pending.node != node {
-            self.violate("D8", format!("node {node} answers {id:?}, which went to the other"));
+            self.violate(
+                "D8",
+                format!("node {node} answers {id:?}, which went to the other"),
+            );
             return;
         }
         let horizon = self.pending.values().map(|pending| pending.submitted).min();
@@ -121,7 +124,10 @@ impl World {
             self.truths[line].abandon(id.0, order);
         }
         if failure == Failure::Invalid {
-            self.violate("D12", format!("{id:?} {:?} was called invalid", pending.asked));
+            self.violate(
+                "D12",
+                format!("{id:?} {:?} was called invalid", pending.asked),
+            );
         }
     }
 
@@ -146,7 +152,10 @@ impl World {
             let history = truth.describe(unit);
             self.violate(
                 "D6",
-                format!("node {node} reads {tag:x} at unit {unit}, submitted at {}: {history}", pending.submitted),
+                format!(
+                    "node {node} reads {tag:x} at unit {unit}, submitted at {}: {history}",
+                    pending.submitted
+                ),
             );
         }
     }
@@ -203,12 +212,12 @@ impl World {
 
     /// Durable metadata says that this side's data does not count: its own, or its peer's about it.
     fn is_left_behind(&mut self, side: NodeIndex, serving: NodeIndex) -> bool {
-        let own = self.nodes[side].durable().is_none_or(|view| {
-            view.is_stale() || view.superblock.generations.current.is_none()
-        });
-        let said = self.nodes[other(side)].durable().is_some_and(|view| {
-            view.superblock.peer.outdated || view.superblock.peer.detached
-        });
+        let own = self.nodes[side]
+            .durable()
+            .is_none_or(|view| view.is_stale() || view.superblock.generations.current.is_none());
+        let said = self.nodes[other(side)]
+            .durable()
+            .is_some_and(|view| view.superblock.peer.outdated || view.superblock.peer.detached);
         own || (said && side != serving) || (said && own)
     }
 
@@ -232,9 +241,9 @@ impl World {
         } else if !there {
             self.check_gone_alone(node, id);
         } else if !here {
-            let recorded = self.nodes[peer].durable().is_some_and(|view| {
-                view.superblock.peer.outdated || view.superblock.peer.detached
-            });
+            let recorded = self.nodes[peer]
+                .durable()
+                .is_some_and(|view| view.superblock.peer.outdated || view.superblock.peer.detached);
             if !recorded {
                 self.violate(
                     "D13",
@@ -253,7 +262,10 @@ impl World {
             return;
         };
         let mine = self.nodes[node].durable().map(|view| {
-            (view.superblock.generations.current, view.superblock.peer.outdated)
+            (
+                view.superblock.generations.current,
+                view.superblock.peer.outdated,
+            )
         });
         let Some((current, outdated)) = mine else {
             return;
@@ -279,7 +291,10 @@ impl World {
     fn check_alone(&mut self, node: NodeIndex) {
         let peer = other(node);
         if self.nodes[peer].is_up() && self.nodes[peer].serving && self.line[0] == self.line[1] {
-            self.violate("D8", format!("node {node} answers while node {peer} serves too"));
+            self.violate(
+                "D8",
+                format!("node {node} answers while node {peer} serves too"),
+            );
         }
     }
 
@@ -301,7 +316,10 @@ impl World {
             return;
         }
         if self.nodes[peer].serving && self.line[peer] == line {
-            self.violate("D8", format!("node {node} begins to serve while node {peer} does"));
+            self.violate(
+                "D8",
+                format!("node {node} begins to serve while node {peer} does"),
+            );
             return;
         }
         self.check_survivor(node);
@@ -351,10 +369,12 @@ impl World {
         let order = self.order;
         self.nodes[node].cache_lost = order;
         let peer = other(node);
-        let only = self.nodes[peer].durable().is_none_or(|view| view.is_stale())
-            || self.nodes[node].durable().is_some_and(|view| {
-                view.superblock.peer.outdated || view.superblock.peer.detached
-            });
+        let only = self.nodes[peer]
+            .durable()
+            .is_none_or(|view| view.is_stale())
+            || self.nodes[node]
+                .durable()
+                .is_some_and(|view| view.superblock.peer.outdated || view.superblock.peer.detached);
         if only {
             let line = self.line[node];
             self.truths[line].excuse_unflushed(order);
@@ -414,9 +434,10 @@ impl World {
             && self.outstanding.is_empty()
             && self.in_transit == 0
             && self.network.connected()
-            && self.nodes.iter().all(|node| {
-                node.is_up() && node.data.is_idle() && node.metadata.is_idle()
-            });
+            && self
+                .nodes
+                .iter()
+                .all(|node| node.is_up() && node.data.is_idle() && node.metadata.is_idle());
         quiet
             && self.nodes.iter().all(|node| {
                 node.volume.as_ref().is_some_and(|volume| {
@@ -473,7 +494,10 @@ impl World {
         if let Some(unit) = wrong {
             let history = truth.describe(unit);
             let holds = disk.current(unit);
-            self.violate("D5", format!("both sides hold {holds:x} at unit {unit}: {history}"));
+            self.violate(
+                "D5",
+                format!("both sides hold {holds:x} at unit {unit}: {history}"),
+            );
         }
     }
 }

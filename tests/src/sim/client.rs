@@ -12,10 +12,22 @@ use crate::sim::world::{Happening, World};
 /// A request in units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
-    Read { units: Range<Unit> },
-    Write { units: Range<Unit>, fua: bool },
-    Trim { units: Range<Unit>, fua: bool },
-    WriteZeroes { units: Range<Unit>, fua: bool, no_hole: bool },
+    Read {
+        units: Range<Unit>,
+    },
+    Write {
+        units: Range<Unit>,
+        fua: bool,
+    },
+    Trim {
+        units: Range<Unit>,
+        fua: bool,
+    },
+    WriteZeroes {
+        units: Range<Unit>,
+        fua: bool,
+        no_hole: bool,
+    },
     Flush,
 }
 
@@ -82,7 +94,9 @@ impl World {
         if self.clock_us >= self.faults_end_us {
             return;
         }
-        let mut pause_us = self.random.skewed(50, self.settings.client.pause_us_max.max(50));
+        let mut pause_us = self
+            .random
+            .skewed(50, self.settings.client.pause_us_max.max(50));
         if self.random.percent(1) {
             // A quiet moment, in which both sides can be compared.
             pause_us += self.random.between(100_000, 400_000);
@@ -125,7 +139,11 @@ impl World {
                 Asked::Trim { units, fua }
             } else {
                 let no_hole = self.random.coin();
-                Asked::WriteZeroes { units, fua, no_hole }
+                Asked::WriteZeroes {
+                    units,
+                    fua,
+                    no_hole,
+                }
             };
         }
         let units = self.draw_units(u64::from(REQUEST_BYTES_MAX));

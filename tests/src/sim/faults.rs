@@ -65,8 +65,16 @@ impl World {
             Fault::Kill => self.crash_for_a_while(node, Crash::Kill),
             Fault::PowerLoss => self.crash_for_a_while(node, Crash::PowerLoss),
             Fault::BothDown => {
-                let first = if self.random.coin() { Crash::Kill } else { Crash::PowerLoss };
-                let second = if self.random.coin() { Crash::Kill } else { Crash::PowerLoss };
+                let first = if self.random.coin() {
+                    Crash::Kill
+                } else {
+                    Crash::PowerLoss
+                };
+                let second = if self.random.coin() {
+                    Crash::Kill
+                } else {
+                    Crash::PowerLoss
+                };
                 self.crash_for_a_while(node, first);
                 self.crash_for_a_while(other(node), second);
             }
@@ -105,9 +113,9 @@ impl World {
             && !state.fail_next_flush
             && !state.fail_next_metadata
             && !state.full_next_write;
-        let whole = state.durable().is_some_and(|view| {
-            !view.is_stale() && !view.superblock.generations.current.is_none()
-        });
+        let whole = state
+            .durable()
+            .is_some_and(|view| !view.is_stale() && !view.superblock.generations.current.is_none());
         connected && spared && whole && self.nodes.iter().all(|node| node.is_up())
     }
 

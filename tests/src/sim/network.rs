@@ -77,10 +77,7 @@ impl Network {
             open: [true; 2],
             mute: [false; 2],
             // What a node sends is delivered after the receiver learned of the link.
-            busy_until_us: [
-                [first_delivery_us[1]; 2],
-                [first_delivery_us[0]; 2],
-            ],
+            busy_until_us: [[first_delivery_us[1]; 2], [first_delivery_us[0]; 2]],
         });
         [0, 1].map(|node| id(self.links_made, node))
     }

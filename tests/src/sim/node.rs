@@ -65,7 +65,10 @@ impl SimNode {
     }
 
     pub fn incarnation(&self) -> Uuid {
-        Uuid::from_name("incarnation", &format!("{}-{}", self.config.node_name, self.life))
+        Uuid::from_name(
+            "incarnation",
+            &format!("{}-{}", self.config.node_name, self.life),
+        )
     }
 
     /// What its metadata would say after a crash now.

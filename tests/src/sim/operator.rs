@@ -39,11 +39,16 @@ pub struct Operator {
 
 impl World {
     pub fn status(&self, node: NodeIndex) -> Option<MirrorStatus> {
-        self.nodes[node].volume.as_ref().map(|volume| volume.status())
+        self.nodes[node]
+            .volume
+            .as_ref()
+            .map(|volume| volume.status())
     }
 
     pub fn serving(&self) -> Option<NodeIndex> {
-        [0, 1].into_iter().find(|node| self.nodes[*node].is_up() && self.nodes[*node].serving)
+        [0, 1]
+            .into_iter()
+            .find(|node| self.nodes[*node].is_up() && self.nodes[*node].serving)
     }
 
     pub(super) fn on_operator_turn(&mut self) {
@@ -119,7 +124,11 @@ impl World {
 
     fn promote_someone(&mut self) {
         let node = self.random.below(2) as usize;
-        let node = if self.nodes[node].is_up() { node } else { other(node) };
+        let node = if self.nodes[node].is_up() {
+            node
+        } else {
+            other(node)
+        };
         if !self.nodes[node].is_up() || self.chance(30) {
             return;
         }
@@ -139,12 +148,22 @@ impl World {
                 self.schedule(down_us, Happening::Restart { node: peer });
             }
             if !self.nodes[peer].is_up() {
-                self.give(node, Command::Promote { peer_down: true, force: false });
+                self.give(
+                    node,
+                    Command::Promote {
+                        peer_down: true,
+                        force: false,
+                    },
+                );
             }
             return;
         }
         let either = self.random.below(2) as usize;
-        let either = if self.nodes[either].is_up() { either } else { node };
+        let either = if self.nodes[either].is_up() {
+            either
+        } else {
+            node
+        };
         match self.random.below(100) {
             0..=3 => {
                 self.give(node, Command::Demote);
@@ -161,7 +180,13 @@ impl World {
             }
             10 => {
                 let discard_local = false;
-                self.give(either, Command::Resync { full: true, discard_local });
+                self.give(
+                    either,
+                    Command::Resync {
+                        full: true,
+                        discard_local,
+                    },
+                );
             }
             11 => {
                 // A clean stop and a start.
@@ -190,7 +215,13 @@ impl World {
                 {
                     let node = other(primary);
                     self.operator.diverging = Some(node);
-                    self.give(node, Command::Promote { peer_down: true, force: false });
+                    self.give(
+                        node,
+                        Command::Promote {
+                            peer_down: true,
+                            force: false,
+                        },
+                    );
                     self.operator_split(Split::Promoted { since_ms: now_ms });
                 }
                 true

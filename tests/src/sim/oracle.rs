@@ -210,8 +210,7 @@ impl Oracle {
     /// A flush that was submitted at `since` was answered. Returns the units it vouches for.
     pub fn flush(&mut self, since: Order) -> Vec<Unit> {
         let mut units = Vec::new();
-        for write in self
-            .pick(|version| version.outcome == Outcome::Firm && version.closed < since)
+        for write in self.pick(|version| version.outcome == Outcome::Firm && version.closed < since)
         {
             self.each_version(write, |version| version.flushed = true);
             if let Some(range) = self.writes.get(&write) {
@@ -226,8 +225,8 @@ impl Oracle {
 
     /// Every disk that held unflushed writes closed before `before` lost its cache.
     pub fn excuse_unflushed(&mut self, before: Order) {
-        for write in self
-            .pick(|version| version.outcome == Outcome::Firm && version.closed < before)
+        for write in
+            self.pick(|version| version.outcome == Outcome::Firm && version.closed < before)
         {
             self.each_version(write, |version| version.outcome = Outcome::Maybe);
             self.writes.remove(&write);
@@ -289,7 +288,10 @@ mod tests {
         assert!(oracle.is_legal(5, 2, NOW));
         assert!(!oracle.is_legal(5, 1, NOW));
         assert!(!oracle.is_legal(5, ZEROES, NOW));
-        assert!(oracle.is_legal(5, 1, Promise::Answered(4)), "the reader came first");
+        assert!(
+            oracle.is_legal(5, 1, Promise::Answered(4)),
+            "the reader came first"
+        );
     }
 
     #[test]

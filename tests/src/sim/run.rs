@@ -171,9 +171,21 @@ impl World {
                 && status.disk == DiskState::UpToDate
                 && self.outstanding.is_empty()
             {
-                self.give(node, Command::Promote { peer_down: false, force: false });
+                self.give(
+                    node,
+                    Command::Promote {
+                        peer_down: false,
+                        force: false,
+                    },
+                );
             } else if self.is_fresh() {
-                self.give(node, Command::Promote { peer_down: false, force: true });
+                self.give(
+                    node,
+                    Command::Promote {
+                        peer_down: false,
+                        force: true,
+                    },
+                );
             }
         }
     }
@@ -181,7 +193,10 @@ impl World {
     /// One side gives its data up; which one is chance.
     fn resolve_split_brain(&mut self) {
         if self.line[0] == self.line[1] {
-            self.violate("D7", "a split brain, although nobody promoted both sides".into());
+            self.violate(
+                "D7",
+                "a split brain, although nobody promoted both sides".into(),
+            );
             return;
         }
         let loser = (self.random.below(2)) as usize;
@@ -189,7 +204,10 @@ impl World {
         if self.nodes[loser].serving {
             self.command(loser, Command::Demote);
         }
-        let discard = Command::Resync { full: false, discard_local: true };
+        let discard = Command::Resync {
+            full: false,
+            discard_local: true,
+        };
         match self.command(loser, discard) {
             Some(Ok(_)) => self.line[loser] = self.line[other(loser)],
             Some(Err(_)) => {}
@@ -202,8 +220,11 @@ impl World {
             return;
         }
         let verifying = [0, 1].iter().any(|node| {
-            self.status(*node)
-                .is_some_and(|status| status.sync.is_some_and(|sync| sync.kind == SyncKind::Verify))
+            self.status(*node).is_some_and(|status| {
+                status
+                    .sync
+                    .is_some_and(|sync| sync.kind == SyncKind::Verify)
+            })
         });
         if verifying {
             return;
@@ -226,12 +247,19 @@ impl World {
                         !truth.is_legal(*unit, disk.current(*unit), Promise::Survivor { lost })
                     })
                     .map(|unit| {
-                        format!("unit {unit} holds {:x}: {}", disk.current(unit), truth.describe(unit))
+                        format!(
+                            "unit {unit} holds {:x}: {}",
+                            disk.current(unit),
+                            truth.describe(unit)
+                        )
                     })
             })
             .collect();
         if wrong.len() == lines.len() {
-            self.violate("the end", format!("answered writes are lost: {}", wrong.join(" / ")));
+            self.violate(
+                "the end",
+                format!("answered writes are lost: {}", wrong.join(" / ")),
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ use mirror_core::units::{ByteRange, CommandId, LinkId, Now, RequestId, Uuid};
 use mirror_core::volume::Volume;
 use mirror_core::volume::config::{Seed, VolumeConfig};
 use mirror_core::volume::effect::Effect;
-use mirror_core::volume::event::{Command, DiskFault, Event, TICK_MS};
+use mirror_core::volume::event::{Command, DiskFault, Event, TICK_MS, WAKE_MS};
 use mirror_core::volume::refusal::Refusal;
 use mirror_core::wire::message::{Channel, Envelope, Message, Mode};
 
@@ -36,21 +36,56 @@ pub struct Violation {
 
 #[derive(Debug)]
 pub(super) enum Happening {
-    DataDone { node: NodeIndex, life: u64, number: u64 },
-    MetadataDone { node: NodeIndex, life: u64, number: u64 },
-    Deliver { to: NodeIndex, link: LinkId, envelope: Box<Envelope> },
+    DataDone {
+        node: NodeIndex,
+        life: u64,
+        number: u64,
+    },
+    MetadataDone {
+        node: NodeIndex,
+        life: u64,
+        number: u64,
+    },
+    Deliver {
+        to: NodeIndex,
+        link: LinkId,
+        envelope: Box<Envelope>,
+    },
     Connect,
-    LinkUp { node: NodeIndex, link: LinkId, life: u64 },
-    LinkDown { node: NodeIndex, link: LinkId },
-    Measured { node: NodeIndex, life: u64 },
-    Tick { node: NodeIndex, life: u64 },
-    Restart { node: NodeIndex },
+    LinkUp {
+        node: NodeIndex,
+        link: LinkId,
+        life: u64,
+    },
+    LinkDown {
+        node: NodeIndex,
+        link: LinkId,
+    },
+    Measured {
+        node: NodeIndex,
+        life: u64,
+    },
+    Tick {
+        node: NodeIndex,
+        life: u64,
+    },
+    Wake {
+        node: NodeIndex,
+        life: u64,
+    },
+    Restart {
+        node: NodeIndex,
+    },
     Heal,
     Client,
     Operator,
     Fault,
     /// A write that a mutation held back lands.
-    LandLate { node: NodeIndex, units: std::ops::Range<Unit>, tag: content::Tag },
+    LandLate {
+        node: NodeIndex,
+        units: std::ops::Range<Unit>,
+        tag: content::Tag,
+    },
 }
 
 #[derive(Debug)]
@@ -302,7 +337,10 @@ impl World {
         let loaded = match durable::load(self.nodes[node].metadata.image()) {
             Ok(loaded) => loaded,
             Err(fault) => {
-                self.violate("D9", format!("node {node} cannot open its metadata: {fault}"));
+                self.violate(
+                    "D9",
+                    format!("node {node} cannot open its metadata: {fault}"),
+                );
                 return;
             }
         };
@@ -446,7 +484,9 @@ impl World {
             return;
         }
         let delays = [0, 1].map(|_| self.random.between(10, 2_000));
-        let links = self.network.establish(delays.map(|delay| self.clock_us + delay));
+        let links = self
+            .network
+            .establish(delays.map(|delay| self.clock_us + delay));
         self.in_transit = 0;
         self.trace(|| format!("network: links {links:?}"));
         for node in [0, 1] {
@@ -483,7 +523,14 @@ impl World {
                 message: ack,
             });
             self.in_transit += 1;
-            self.schedule(1_000, Happening::Deliver { to: from, link, envelope });
+            self.schedule(
+                1_000,
+                Happening::Deliver {
+                    to: from,
+                    link,
+                    envelope,
+                },
+            );
             return;
         }
         let channel = envelope.message.channel();
@@ -535,7 +582,9 @@ impl World {
                 if self.nodes[node].life == life {
                     self.order += 1;
                     let now = self.order;
-                    let done = self.nodes[node].data.complete(number, now, &mut self.random);
+                    let done = self.nodes[node]
+                        .data
+                        .complete(number, now, &mut self.random);
                     if let Some((io, result)) = done {
                         if result.is_err() {
                             self.trace(|| format!("{node} data {io:?} fails: {result:?}"));
@@ -577,6 +626,11 @@ impl World {
                 if self.nodes[node].life == life && self.nodes[node].is_up() {
                     let next_us = self.random.between(TICK_MS * 500, TICK_MS * 1000);
                     self.schedule(next_us, Happening::Tick { node, life });
+                    self.step(node, Event::Tick);
+                }
+            }
+            Happening::Wake { node, life } => {
+                if self.nodes[node].life == life && self.nodes[node].is_up() {
                     self.step(node, Event::Tick);
                 }
             }
@@ -633,12 +687,15 @@ impl World {
         match effect {
             Effect::Read { io, range } => self.submit_data(node, io, range, Task::Read),
             Effect::ReadSparse { io, range } => self.submit_data(node, io, range, Task::ReadSparse),
-            Effect::Write { io, range, data, fua } => {
-                match content::decode(self.settings.unit_bytes, &data) {
-                    Some(tags) => self.submit_data(node, io, range, Task::Write { tags, fua }),
-                    None => self.violate("D6", format!("node {node} writes mixed bytes to {range:?}")),
-                }
-            }
+            Effect::Write {
+                io,
+                range,
+                data,
+                fua,
+            } => match content::decode(self.settings.unit_bytes, &data) {
+                Some(tags) => self.submit_data(node, io, range, Task::Write { tags, fua }),
+                None => self.violate("D6", format!("node {node} writes mixed bytes to {range:?}")),
+            },
             Effect::WriteZeroes { io, range, fua, .. } => {
                 let units = self.nodes[node].data.units_of(range);
                 let tags = vec![ZEROES; (units.end - units.start) as usize];
@@ -677,6 +734,10 @@ impl World {
                 self.schedule(500, Happening::Measured { node, life });
             }
             Effect::Resized { .. } => {}
+            Effect::Wake => {
+                let life = self.nodes[node].life;
+                self.schedule(WAKE_MS * 1000, Happening::Wake { node, life });
+            }
             Effect::Report(notice) => {
                 self.trace(|| format!("{node} reports {}: {}", notice.kind, notice.message));
                 self.nodes[node].notices.push((notice.kind, notice.message));
@@ -699,7 +760,10 @@ impl World {
         let mut delay_us = self.span(span);
         if let Task::Write { tags, .. } = &mut task {
             if range.end() > self.settings.size_bytes {
-                self.violate("D12", format!("node {node} writes past the mirror: {range:?}"));
+                self.violate(
+                    "D12",
+                    format!("node {node} writes past the mirror: {range:?}"),
+                );
                 return;
             }
             if let Some(overlap) = self.nodes[node].data.overlapping_write(&units) {
@@ -875,7 +939,11 @@ impl World {
     }
 
     /// Gives a command and waits for its end. `None` if it did not end in time.
-    pub fn command(&mut self, node: NodeIndex, command: Command) -> Option<Result<String, Refusal>> {
+    pub fn command(
+        &mut self,
+        node: NodeIndex,
+        command: Command,
+    ) -> Option<Result<String, Refusal>> {
         let id = self.give(node, command);
         self.run_until(20_000, |world| world.outcomes.contains_key(&id));
         self.outcomes.remove(&id)
