@@ -29,6 +29,9 @@ pub struct Loaded {
     pub fell_back: bool,
     /// The copies of the superblock differ: write both anew before anything depends on them.
     pub uneven: bool,
+    /// Copy of the superblock to write first, 0 or 1: the bad or older one, so that a stop in the
+    /// middle of that write never leaves both bad.
+    pub copy_first: usize,
     pub geometry: Geometry,
     pub log: LogRecovery,
     /// The whole bitmap in whole pages; bits of bad pages are set, bits past the end are clear.
@@ -84,6 +87,7 @@ pub fn parse(
     Ok(Loaded {
         fell_back: found.fell_back(),
         uneven: found.uneven,
+        copy_first: found.copy_first,
         superblock: found.superblock,
         geometry,
         log,

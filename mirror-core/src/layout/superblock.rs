@@ -1,9 +1,11 @@
 //! The superblock: who this side of the mirror is, what data it has, and how far it can be trusted.
 //! Bytes and copies are described in `docs/metadata-format.md`.
 //!
-//! There are two copies. A change is written to copy A, made durable, then to copy B, made durable,
-//! and only then may anything depend on it. So a crash leaves at most one copy torn and the other
-//! whole, and a copy that is older by one change is older by a change that nothing depends on.
+//! There are two copies. A change is written to one copy, made durable, then to the other, made
+//! durable, and only then may anything depend on it. So a crash leaves at most one copy torn and the
+//! other whole, and a copy that is older by one change is older by a change that nothing depends on.
+//! A bad or older copy is the first to be written anew ([`Found::copy_first`]); otherwise a second
+//! crash could tear the only good one.
 
 use std::fmt;
 
@@ -412,6 +414,8 @@ pub struct Found {
     pub faults: [Option<SuperblockFault>; 2],
     /// The copies hold different updates: a change was cut short. Write both anew.
     pub uneven: bool,
+    /// Index of the bad or older copy, else 0. Writing the other one first could leave both bad.
+    pub copy_first: usize,
 }
 
 impl Found {
@@ -480,11 +484,13 @@ pub fn choose(copies: [Option<&[u8]>; 2]) -> Result<Found, ChooseFault> {
             superblock,
             faults: [None, Some(fault)],
             uneven: true,
+            copy_first: 1,
         }),
         [Err(fault), Ok(superblock)] => Ok(Found {
             superblock,
             faults: [Some(fault), None],
             uneven: true,
+            copy_first: 0,
         }),
         [
             Err(SuperblockFault::NotFound),
@@ -506,11 +512,13 @@ fn newer(a: Superblock, b: Superblock) -> Result<Found, ChooseFault> {
         }
     }
     let uneven = a.update != b.update;
+    let copy_first = usize::from(a.update > b.update);
     let superblock = if a.update >= b.update { a } else { b };
     Ok(Found {
         superblock,
         faults: [None, None],
         uneven,
+        copy_first,
     })
 }
 

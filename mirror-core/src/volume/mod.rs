@@ -148,6 +148,7 @@ impl Volume {
         let Loaded {
             superblock,
             fell_back,
+            copy_first,
             geometry,
             log,
             words,
@@ -168,7 +169,7 @@ impl Volume {
             incarnation: seed.incarnation,
             superblock,
             geometry,
-            store: Store::default(),
+            store: Store::new(copy_first),
             bitmap,
             weak: HashSet::new(),
             locks: RangeLocks::default(),

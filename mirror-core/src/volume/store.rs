@@ -50,7 +50,7 @@ pub(super) enum After {
 #[derive(Debug)]
 enum MetadataIo {
     Superblock {
-        copy: usize,
+        second: bool,
     },
     Page(usize),
     Log,
@@ -65,6 +65,9 @@ pub(super) struct Store {
     wanted: u64,
     writing: u64,
     durable: u64,
+    /// The superblock copy that each change reaches first: the one that was bad or older at the
+    /// start, since tearing the other would leave none.
+    copy_first: usize,
     bytes: Vec<u8>,
     waiters: VecDeque<(u64, After)>,
     pages: HashMap<usize, PageIo>,
@@ -84,6 +87,14 @@ struct Batch {
 }
 
 impl Store {
+    pub(super) fn new(copy_first: usize) -> Self {
+        assert!(copy_first < 2, "there are two copies");
+        Self {
+            copy_first,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         !self.io.is_empty()
     }
@@ -149,15 +160,15 @@ impl Volume {
             return;
         }
         match purpose {
-            MetadataIo::Superblock { copy: 0 } => {
+            MetadataIo::Superblock { second: false } => {
                 let bytes = self.store.bytes.clone();
                 self.write_metadata(
-                    MetadataIo::Superblock { copy: 1 },
-                    self.geometry.superblock_offsets()[1],
+                    MetadataIo::Superblock { second: true },
+                    self.geometry.superblock_offsets()[1 - self.store.copy_first],
                     bytes,
                 );
             }
-            MetadataIo::Superblock { .. } => self.on_superblock_durable(),
+            MetadataIo::Superblock { second: true } => self.on_superblock_durable(),
             MetadataIo::Page(page) => self.on_page_durable(page),
             MetadataIo::Log => self.on_log_durable(),
             MetadataIo::Ring => self.on_log_empty(),
@@ -186,8 +197,8 @@ impl Volume {
         self.superblock.update += 1;
         self.store.bytes = self.superblock.encode();
         let bytes = self.store.bytes.clone();
-        let offset = self.geometry.superblock_offsets()[0];
-        self.write_metadata(MetadataIo::Superblock { copy: 0 }, offset, bytes);
+        let offset = self.geometry.superblock_offsets()[self.store.copy_first];
+        self.write_metadata(MetadataIo::Superblock { second: false }, offset, bytes);
     }
 
     fn on_superblock_durable(&mut self) {

@@ -8,6 +8,7 @@ use super::effect::Effect;
 use super::event::{Command, Event, Output};
 use super::{Now, Volume};
 use crate::control::Connection;
+use crate::layout::geometry::SUPERBLOCK_OFFSETS;
 use crate::layout::metadata::{FreshParams, fresh, parse};
 use crate::request::{Answer, Operation, Request};
 use crate::units::{ByteRange, CommandId, LinkId, RequestId, Uuid};
@@ -460,4 +461,29 @@ fn verify_finds_and_repairs_a_silent_difference() {
     pair.command(0, Command::Verify { repair: true })
         .expect("started");
     pair.expect_synced();
+}
+
+#[test]
+fn a_lost_superblock_copy_is_the_first_to_be_written_again() {
+    for copy in [0, 1] {
+        let mut metadata = Pair::new().nodes[0].take().expect("started").metadata;
+        metadata[SUPERBLOCK_OFFSETS[copy] as usize + 100] ^= 1;
+        let loaded = parse(metadata.len() as u64, |offset, buffer| {
+            let start = offset as usize;
+            buffer.copy_from_slice(&metadata[start..start + buffer.len()]);
+            Ok(())
+        })
+        .expect("the other copy is good");
+        let seed = Seed {
+            incarnation: Uuid([1; 16]),
+            entropy: 1,
+        };
+        let mut effects = Vec::new();
+        Volume::open(config(0), loaded, seed, Now::default(), &mut effects);
+        let first = effects.iter().find_map(|effect| match effect {
+            Effect::WriteMetadata { offset, .. } => Some(*offset),
+            _ => None,
+        });
+        assert_eq!(first, Some(SUPERBLOCK_OFFSETS[copy]));
+    }
 }

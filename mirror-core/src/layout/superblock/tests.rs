@@ -142,6 +142,7 @@ fn the_newer_of_two_valid_copies_counts() {
         let found = chosen(&a.encode(), &b.encode()).expect("both valid");
         assert_eq!(found.superblock, new);
         assert!(found.uneven && !found.fell_back());
+        assert_eq!(found.copy_first, usize::from(a == &new), "the older one");
     }
     let found = chosen(&new.encode(), &new.encode()).expect("both valid");
     assert!(!found.uneven && !found.fell_back());
@@ -155,8 +156,10 @@ fn one_bad_copy_means_falling_back() {
     let found = chosen(&bad, &good).expect("copy B is valid");
     assert!(found.fell_back());
     assert_eq!(found.faults, [Some(SuperblockFault::Checksum), None]);
+    assert_eq!(found.copy_first, 0);
     let found = choose([Some(&good), None]).expect("copy A is valid");
     assert_eq!(found.faults, [None, Some(SuperblockFault::Unreadable)]);
+    assert_eq!(found.copy_first, 1);
 }
 
 #[test]
