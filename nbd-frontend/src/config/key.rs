@@ -1,25 +1,16 @@
 //! The cluster key file: 32 random bytes as 64 hexadecimal digits, readable by its owner only.
 
-use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub use mirror_core::link::preface::ClusterKey;
+
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
 /// Most that is read of a key file; a valid one is far shorter.
 const FILE_BYTES_MAX: u64 = 4096;
-
-/// The shared secret of a cluster. Never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ClusterKey(pub [u8; KEY_BYTES]);
-
-impl fmt::Debug for ClusterKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ClusterKey(secret)")
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -105,7 +96,7 @@ fn decode(text: &str) -> Option<ClusterKey> {
     for (index, byte) in key.iter_mut().enumerate() {
         *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
     }
-    Some(ClusterKey(key))
+    ClusterKey::new(&key)
 }
 
 #[cfg(test)]
@@ -125,7 +116,9 @@ mod tests {
         );
         let first = load(&path).unwrap();
         assert_eq!(first, load(&path).unwrap());
-        assert_eq!(format!("{first:?}"), "ClusterKey(secret)");
+        let shown = format!("{first:?}");
+        let secret = fs::read_to_string(&path).unwrap();
+        assert!(!shown.contains(&secret[..8]), "{shown}");
     }
 
     #[test]

@@ -1,32 +1,28 @@
 //! The daemon: configuration → checks → one thread a mirror → control API → clean stop.
 //!
 //! The main thread runs the control plane on an ordinary runtime; each mirror has a thread with a
-//! ring of its own ([`mirror_thread`]) and is reached only through its port. A mirror that cannot be
-//! opened, or whose thread ends, does not stop the others, but it makes the daemon end with an error.
+//! ring of its own and is reached only through its handle. A mirror that cannot be opened, or whose
+//! thread ends, does not stop the others, but it makes the daemon end with an error.
 
+mod export;
 pub mod log;
-mod mirror_thread;
+mod mirror;
 mod notify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
+use mirror_core::control::Notice;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-use crate::config::{self, Config, NbdListen};
+use crate::config::{self, Config};
 use crate::control::events::EventRing;
-use crate::control::port::MirrorPort;
 use crate::control::router::{self, MirrorEntry, MirrorState, Node};
 use crate::control::run_dir::RunDir;
 use crate::control::{SOCKET_NAME, server};
-use mirror_core::volume::event::Command;
-use mirror_thread::MirrorThread;
-
-/// Time that a thread gets beyond its `stop_timeout` to take down its sockets.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
+use mirror::{MirrorPlan, RunningMirror};
 
 /// The command line, parsed.
 #[derive(Debug, Clone)]
@@ -47,29 +43,20 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let key = config::key::load(&config.key_file)?;
     mirror_core::io::probe::probe()?;
     let run_dir = RunDir::claim(&options.run_dir)?;
-    for mirror in &config.mirrors {
-        run_dir.socket_path(&socket_name(&mirror.name))?;
-    }
-    let control = run_dir.listen(SOCKET_NAME)?;
-
-    let events = EventRing::default();
-    let threads: Vec<_> = config
+    let plans = config
         .mirrors
         .iter()
-        .map(|mirror| MirrorThread::start(&config, mirror, node, &key, &run_dir, &events))
-        .collect();
+        .map(|mirror| MirrorPlan::new(&config, mirror, node, &key, &run_dir))
+        .collect::<Result<Vec<_>, _>>()?;
+    let control = run_dir.listen(SOCKET_NAME)?;
+    let started = start_all(plans);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the control plane")?;
-    let outcome = runtime.block_on(supervise(&config, node, threads, control, events));
+    let outcome = runtime.block_on(supervise(&config.nodes[node], started, control));
     run_dir.remove(SOCKET_NAME);
     outcome
-}
-
-/// Name of a mirror's NBD socket in the run directory.
-pub fn socket_name(mirror: &str) -> String {
-    format!("{mirror}.nbd")
 }
 
 fn refuse_unsupported(config: &Config) -> anyhow::Result<()> {
@@ -84,26 +71,47 @@ fn refuse_unsupported(config: &Config) -> anyhow::Result<()> {
     bail!("{}", problems.join("\n"))
 }
 
+/// A mirror's name, and the mirror or why it could not be opened.
+type Started = (String, anyhow::Result<RunningMirror>);
+
+/// Starts all mirrors at once, since each may have to wait for its partitions.
+fn start_all(plans: Vec<MirrorPlan>) -> Vec<Started> {
+    std::thread::scope(|scope| {
+        let starting: Vec<_> = plans
+            .into_iter()
+            .map(|plan| {
+                let name = plan.name.clone();
+                (name, scope.spawn(|| plan.start()))
+            })
+            .collect();
+        starting
+            .into_iter()
+            .map(|(name, thread)| {
+                let failed = |_| Err(anyhow::anyhow!("opening it failed; see the log"));
+                (name, thread.join().unwrap_or_else(failed))
+            })
+            .collect()
+    })
+}
+
 /// Serves the control API until a signal comes or no mirror is left, then stops what runs.
 async fn supervise(
-    config: &Config,
-    node: usize,
-    threads: Vec<MirrorThread>,
+    node: &str,
+    started: Vec<Started>,
     control: std::os::unix::net::UnixListener,
-    events: EventRing,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot take SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot take SIGINT")?;
+    let events = EventRing::default();
     let mut troubles = Vec::new();
     let mut running = Vec::new();
     let mut entries = Vec::new();
-    for thread in threads {
-        let name = thread.name.clone();
-        let state = match thread.ready().await {
-            Ok(thread) => {
-                let port = thread.port.clone();
-                let exports = thread.exports.clone();
-                running.push(thread);
+    for (name, started) in started {
+        let state = match started {
+            Ok(mirror) => {
+                let port = mirror.connect(&events);
+                let exports = mirror.exports.clone();
+                running.push(Arc::new(mirror));
                 MirrorState::Running { port, exports }
             }
             Err(error) => {
@@ -120,38 +128,53 @@ async fn supervise(
         bail!("no mirror could be opened:\n  {}", troubles.join("\n  "));
     }
     let api = Arc::new(Node {
-        name: config.nodes[node].clone(),
+        name: node.into(),
         mirrors: entries,
         events,
     });
     let listener = tokio::net::UnixListener::from_std(control)
         .context("cannot listen on the control socket")?;
-    let serving = tokio::spawn(server::serve(listener, router::router(Arc::clone(&api))));
-    tracing::info!(
-        node = config.nodes[node],
-        mirrors = running.len(),
-        "ready"
-    );
+    let serving = tokio::spawn(server::serve(listener, router::router(api)));
+    tracing::info!(node, mirrors = running.len(), "ready");
     notify::notify("READY=1");
 
-    let mut ends: JoinSet<_> = running.into_iter().map(MirrorThread::watch).collect();
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            ended = ends.join_next() => match ended {
-                Some(ended) => troubles.push(unexpected_end(ended)),
-                None => break,
-            },
-        }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = all_ended(&running) => {}
     }
     tracing::info!("stopping");
     notify::notify("STOPPING=1");
-    stop_all(&api, &mut ends, &mut troubles).await;
+    let mut stops: JoinSet<_> = running.into_iter().map(stop).collect();
+    while let Some(stopped) = stops.join_next().await {
+        let stopped = stopped.context("a stop failed").and_then(|stopped| stopped);
+        troubles.extend(stopped.err().map(|error| format!("{error:#}")));
+    }
     serving.abort();
     if troubles.is_empty() {
         tracing::info!("stopped");
         return Ok(());
     }
-    bail!("stopped, but not all was well:\n  {}", troubles.join("\n  "));
+    bail!("not all went well:\n  {}", troubles.join("\n  "));
+}
+
+/// Returns when no mirror runs any more; says so of each at once.
+async fn all_ended(running: &[Arc<RunningMirror>]) {
+    let mut ends: JoinSet<_> = running
+        .iter()
+        .cloned()
+        .map(|mirror| async move {
+            if let Err(error) = mirror.ended().await {
+                tracing::error!("{error:#}");
+                notify::notify(&format!("STATUS={error:#}"));
+            }
+        })
+        .collect();
+    while ends.join_next().await.is_some() {}
+}
+
+/// Stops one mirror; an error if it ended in any other way.
+async fn stop(mirror: Arc<RunningMirror>) -> anyhow::Result<()> {
+    mirror.stop().await?;
+    mirror.ended().await
 }

@@ -1,0 +1,209 @@
+//! Starts one mirror: settings from the configuration, its thread with disk and link, its NBD
+//! server, and the bridges that carry questions in and events out.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use mirror_core::control::{Notice, Severity};
+use mirror_core::io::mirror::{Ended, MirrorHandle, StopError};
+use mirror_core::io::open::{self, MirrorSettings};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
+
+use super::export;
+use crate::config::{ClusterKey, Config, Encryption, MetadataPlace, Mirror, NbdListen};
+use crate::control::events::EventRing;
+use crate::control::port::{Ask, MirrorPort};
+use crate::control::run_dir::{RunDir, RunDirError};
+use crate::nbd::listener::Address;
+
+/// How long a dying predecessor may take to let go of the partitions.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A mirror whose thread runs.
+#[derive(Debug)]
+pub struct RunningMirror {
+    pub name: String,
+    /// What clients connect to.
+    pub exports: Vec<String>,
+    handle: MirrorHandle,
+    stop_timeout: Duration,
+}
+
+/// Everything that is needed to start a mirror, taken from the configuration.
+#[derive(Debug)]
+pub struct MirrorPlan {
+    pub name: String,
+    node: String,
+    settings: MirrorSettings,
+    addresses: Vec<Address>,
+    stop_timeout: Duration,
+}
+
+impl MirrorPlan {
+    /// Fails only where a socket path would be too long.
+    pub fn new(
+        config: &Config,
+        mirror: &Mirror,
+        node: usize,
+        key: &ClusterKey,
+        run_dir: &RunDir,
+    ) -> Result<Self, RunDirError> {
+        let [side, peer] = [&mirror.sides[node], &mirror.sides[1 - node]];
+        let addresses = side
+            .nbd
+            .iter()
+            .map(|listen| {
+                Ok(match listen {
+                    NbdListen::Unix => Address::Unix(run_dir.socket_path(&socket_name(mirror))?),
+                    NbdListen::Tcp(address) => Address::Tcp(*address),
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            name: mirror.name.clone(),
+            node: config.nodes[node].clone(),
+            settings: MirrorSettings {
+                volume: config.volume_config(mirror, node),
+                data: side.data.clone(),
+                metadata: match &side.metadata {
+                    MetadataPlace::Internal => open::MetadataPlace::Internal,
+                    MetadataPlace::Separate(path) => open::MetadataPlace::Path(path.clone()),
+                },
+                listen: side.replication,
+                peer: peer.replication,
+                key: key.clone(),
+                encrypted: mirror.encryption == Encryption::Tls,
+                buffer_bytes: usize::try_from(mirror.buffer_memory).unwrap_or(usize::MAX),
+                claim_timeout: CLAIM_TIMEOUT,
+            },
+            addresses,
+            stop_timeout: mirror.stop_timeout,
+        })
+    }
+
+    /// Opens the mirror on a thread of its own and waits for that. Blocks for [`CLAIM_TIMEOUT`] at
+    /// most.
+    pub fn start(self) -> anyhow::Result<RunningMirror> {
+        let exports = self
+            .addresses
+            .iter()
+            .map(|address| uri(&self.name, address))
+            .collect();
+        let (listening, listened) = std::sync::mpsc::sync_channel(1);
+        let (name, node, addresses) = (self.name.clone(), self.node, self.addresses);
+        let handle = MirrorHandle::spawn(self.settings, move |mirror| {
+            // The receiver waits below for as long as this runs.
+            let _ = listening.send(export::start(mirror, name, node, &addresses));
+        })?;
+        listened
+            .recv()
+            .context("the thread ended while it began to listen; see the log")??;
+        Ok(RunningMirror {
+            name: self.name,
+            exports,
+            handle,
+            stop_timeout: self.stop_timeout,
+        })
+    }
+}
+
+impl RunningMirror {
+    /// Starts the bridges on the control plane's runtime; the port is what the control API uses.
+    pub fn connect(&self, events: &EventRing) -> MirrorPort {
+        let (port, asks) = MirrorPort::new(&self.name);
+        tokio::spawn(answer(self.handle.clone(), asks));
+        tokio::spawn(record(
+            self.name.clone(),
+            self.handle.notices(),
+            events.clone(),
+        ));
+        port
+    }
+
+    /// Returns when the thread has ended, with the reason where that was no stop.
+    pub async fn ended(&self) -> anyhow::Result<()> {
+        match self.handle.ended().await {
+            Ended::Stopped => Ok(()),
+            Ended::Panicked(reason) => {
+                anyhow::bail!("{}: its thread ended: {reason}", self.name)
+            }
+        }
+    }
+
+    /// A clean stop within the configured time.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        match self.handle.stop(self.stop_timeout).await {
+            // It has ended before; why was told then.
+            Ok(_) | Err(StopError::Gone(_)) => Ok(()),
+            Err(error) => Err(anyhow::Error::new(error)
+                .context(format!("{} did not stop cleanly", self.name))),
+        }
+    }
+}
+
+/// Name of a mirror's NBD socket in the run directory.
+fn socket_name(mirror: &Mirror) -> String {
+    format!("{}.nbd", mirror.name)
+}
+
+/// What NBD clients take as the address of an export.
+fn uri(mirror: &str, address: &Address) -> String {
+    match address {
+        Address::Unix(path) => format!("nbd+unix:///{mirror}?socket={}", path.display()),
+        Address::Tcp(address) => format!("nbd://{address}/{mirror}"),
+    }
+}
+
+/// Carries questions of the control API to the mirror's thread. Each waits on its own, so that a
+/// status never waits behind a command.
+async fn answer(handle: MirrorHandle, mut asks: mpsc::Receiver<Ask>) {
+    while let Some(ask) = asks.recv().await {
+        let handle = handle.clone();
+        // A reply that cannot be had is dropped, and so is one that nobody waits for any more.
+        tokio::spawn(async move {
+            match ask {
+                Ask::Command { command, reply } => {
+                    if let Ok(result) = handle.command(command).await {
+                        let _ = reply.send(result);
+                    }
+                }
+                Ask::Status(reply) => {
+                    if let Ok(status) = handle.status().await {
+                        let _ = reply.send(status);
+                    }
+                }
+                Ask::Explain(reply) => {
+                    if let Ok(explanation) = handle.explain().await {
+                        let _ = reply.send(explanation);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Keeps and logs what the mirror reports, until its thread ends.
+async fn record(name: String, mut notices: broadcast::Receiver<Notice>, events: EventRing) {
+    loop {
+        match notices.recv().await {
+            Ok(notice) => {
+                log(&name, &notice);
+                events.push(&name, notice);
+            }
+            Err(RecvError::Lagged(count)) => {
+                tracing::warn!(mirror = name, count, "events were lost: too many at once");
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+fn log(mirror: &str, notice: &Notice) {
+    let Notice { kind, message, .. } = notice;
+    match notice.severity {
+        Severity::Info => tracing::info!(mirror, kind, "{message}"),
+        Severity::Warning => tracing::warn!(mirror, kind, "{message}"),
+        Severity::Error => tracing::error!(mirror, kind, "{message}"),
+    }
+}
