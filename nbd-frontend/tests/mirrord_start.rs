@@ -157,5 +157,5 @@ fn a_mirror_without_a_partition_or_metadata_is_explained() {
     site.check(&["no mirror could be opened", "md1", data.to_str().unwrap()]);
     let file = fs::File::create(&data).unwrap();
     file.set_len(64 << 20).unwrap();
-    site.check(&["no mirror could be opened", "md1", "mirrorctl init md1"]);
+    site.check(&["no mirror could be opened", "md1", "mirrorctl init"]);
 }
