@@ -265,7 +265,7 @@ fn read_side(
         metadata: section.required("metadata", "\"internal\"", problems, |value| {
             match text(value)? {
                 "internal" => Ok(MetadataPlace::Internal),
-                _ => path(value).map(MetadataPlace::Separate),
+                _ => path(value).map(MetadataPlace::Path),
             }
         }),
         replication: section.required("replication", "\"10.5.0.5:29051\"", problems, |value| {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mirror_core::control::{InitialSync, Mode};
+pub use mirror_core::io::open::MetadataPlace;
 pub use mirror_core::volume::config::PeerLoss;
 
 pub use key::{ClusterKey, KeyError};
@@ -74,13 +75,6 @@ pub struct Side {
     pub replication: SocketAddr,
     pub device: Option<PathBuf>,
     pub nbd: Vec<NbdListen>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum MetadataPlace {
-    /// At the end of the data partition.
-    Internal,
-    Separate(PathBuf),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

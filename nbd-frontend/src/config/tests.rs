@@ -63,7 +63,7 @@ fn a_good_file_is_taken_with_its_defaults() {
     assert_eq!(mirror.buffer_memory, 48 << 20);
     assert_eq!(
         mirror.sides[0].metadata,
-        MetadataPlace::Separate("/dev/vdb2".into())
+        MetadataPlace::Path("/dev/vdb2".into())
     );
     assert_eq!(mirror.sides[1].metadata, MetadataPlace::Internal);
     assert_eq!(mirror.sides[1].nbd, [NbdListen::Unix]);

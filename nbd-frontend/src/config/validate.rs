@@ -216,7 +216,7 @@ fn check_paths(mirror: &DraftMirror, side: &DraftSide, problems: &mut Collector)
     let (Some(data), Some(metadata)) = (&side.data, &side.metadata) else {
         return;
     };
-    if let MetadataPlace::Separate(path) = &metadata.value
+    if let MetadataPlace::Path(path) = &metadata.value
         && *path == data.value
     {
         problems.add(
@@ -310,7 +310,7 @@ fn check_shared_paths(draft: &Draft, node: &str, problems: &mut Collector) {
             .metadata
             .iter()
             .filter_map(|metadata| match &metadata.value {
-                MetadataPlace::Separate(path) => Some((path.as_path(), metadata.line, "metadata")),
+                MetadataPlace::Path(path) => Some((path.as_path(), metadata.line, "metadata")),
                 MetadataPlace::Internal => None,
             });
         for (path, line, key) in data.chain(metadata) {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::Context;
 use mirror_core::control::{Notice, Severity};
 use mirror_core::io::mirror::{Ended, MirrorHandle, StopError};
-use mirror_core::io::open::{self, MirrorSettings};
+use mirror_core::io::open::MirrorSettings;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
 use super::export;
-use crate::config::{ClusterKey, Config, Encryption, MetadataPlace, Mirror, NbdListen};
+use crate::config::{ClusterKey, Config, Encryption, Mirror, NbdListen};
 use crate::control::events::EventRing;
 use crate::control::port::{Ask, MirrorPort};
 use crate::control::run_dir::{RunDir, RunDirError};
@@ -66,10 +66,7 @@ impl MirrorPlan {
             settings: MirrorSettings {
                 volume: config.volume_config(mirror, node),
                 data: side.data.clone(),
-                metadata: match &side.metadata {
-                    MetadataPlace::Internal => open::MetadataPlace::Internal,
-                    MetadataPlace::Separate(path) => open::MetadataPlace::Path(path.clone()),
-                },
+                metadata: side.metadata.clone(),
                 listen: side.replication,
                 peer: peer.replication,
                 key: key.clone(),
@@ -136,8 +133,10 @@ impl RunningMirror {
         match self.handle.stop(self.stop_timeout).await {
             // It has ended before; why was told then.
             Ok(_) | Err(StopError::Gone(_)) => Ok(()),
-            Err(error) => Err(anyhow::Error::new(error)
-                .context(format!("{} did not stop cleanly", self.name))),
+            Err(error) => {
+                Err(anyhow::Error::new(error)
+                    .context(format!("{} did not stop cleanly", self.name)))
+            }
         }
     }
 }

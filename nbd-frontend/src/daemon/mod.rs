@@ -63,11 +63,7 @@ fn refuse_unsupported(config: &Config) -> anyhow::Result<()> {
     if config.unsupported.is_empty() {
         return Ok(());
     }
-    let problems: Vec<_> = config
-        .unsupported
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let problems: Vec<_> = config.unsupported.iter().map(ToString::to_string).collect();
     bail!("{}", problems.join("\n"))
 }
 

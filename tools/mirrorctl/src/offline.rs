@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use clap::CommandFactory as _;
+use mirror_core::io::init::{InitSettings, init_mirror};
 use nbd_frontend::config::{Config, ConfigError, Problem, key};
 
 use crate::arguments::{Arguments, Global};
@@ -101,8 +102,42 @@ pub fn init(global: &Global, name: &str, adopt: bool, force: bool) -> Outcome {
         )
     })?;
     let side = &mirror.sides[node];
-    Err(Failure::Failed(anyhow::anyhow!(
-        "cannot initialise {} for {name} (adopt {adopt}, force {force}): no driver in this build",
-        side.data.display()
-    )))
+    let settings = InitSettings {
+        cluster: config.cluster_id(),
+        mirror: config.mirror_id(mirror),
+        node: config.node_id(node),
+        peer: config.node_id(1 - node),
+        data: side.data.clone(),
+        metadata: side.metadata.clone(),
+        adopt,
+        force,
+    };
+    let report = init_mirror(&settings)
+        .map_err(|error| anyhow::Error::new(error).context(format!("cannot initialise {name}")))?;
+    let generation = report.generation.map(|generation| generation.to_string());
+    if global.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "usable_bytes": report.usable_bytes,
+                "metadata_bytes": report.metadata_bytes,
+                "logical_block_bytes": report.logical_block_bytes,
+                "generation": generation,
+            })
+        );
+    } else if !global.quiet {
+        println!(
+            "{name} on {}: {} KiB for data, {} KiB of metadata written",
+            config.nodes[node],
+            report.usable_bytes >> 10,
+            report.metadata_bytes >> 10
+        );
+        if let Some(generation) = generation {
+            println!(
+                "the data on {} is kept, as generation {generation}",
+                side.data.display()
+            );
+        }
+    }
+    Ok(())
 }
