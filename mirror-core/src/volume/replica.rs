@@ -367,20 +367,7 @@ impl Volume {
         let io = self.start_io(Io::Replica(ReplicaIo::Apply(owner)));
         let op = &self.replica.ops[&owner];
         let range = op.range;
-        let effect = match &op.change {
-            Change::Data { data, fua } => Effect::Write {
-                io,
-                range,
-                data: data.clone(),
-                fua: *fua,
-            },
-            Change::Zeroes { fua, no_hole, .. } => Effect::WriteZeroes {
-                io,
-                range,
-                no_hole: *no_hole,
-                fua: *fua,
-            },
-        };
+        let effect = op.change.effect(io, range);
         self.fx.push(effect);
     }
 

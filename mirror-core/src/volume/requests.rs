@@ -15,7 +15,7 @@ use super::range_lock::Owner;
 use super::{Io, Sent, Volume};
 use crate::buffer::Buffer;
 use crate::request::{Answer, Failure, Operation, Request};
-use crate::units::{ByteRange, REQUEST_BYTES_MAX, RequestId, Sequence};
+use crate::units::{ByteRange, IoToken, REQUEST_BYTES_MAX, RequestId, Sequence};
 use crate::wire::message::{DiskState, Message, Role};
 
 /// What a write does to the range.
@@ -30,6 +30,26 @@ pub(super) enum Change {
         no_hole: bool,
         trim: bool,
     },
+}
+
+impl Change {
+    /// The disk operation that makes the change.
+    pub(super) fn effect(&self, io: IoToken, range: ByteRange) -> Effect {
+        match self {
+            Self::Data { data, fua } => Effect::Write {
+                io,
+                range,
+                data: data.clone(),
+                fua: *fua,
+            },
+            Self::Zeroes { fua, no_hole, .. } => Effect::WriteZeroes {
+                io,
+                range,
+                no_hole: *no_hole,
+                fua: *fua,
+            },
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -456,20 +476,7 @@ impl Volume {
         let io = self.start_io(Io::Write(owner));
         let write = &self.requests.writes[&owner];
         let range = write.range;
-        let effect = match &write.change {
-            Change::Data { data, fua } => Effect::Write {
-                io,
-                range,
-                data: data.clone(),
-                fua: *fua,
-            },
-            Change::Zeroes { fua, no_hole, .. } => Effect::WriteZeroes {
-                io,
-                range,
-                no_hole: *no_hole,
-                fua: *fua,
-            },
-        };
+        let effect = write.change.effect(io, range);
         self.fx.push(effect);
     }
 
