@@ -63,3 +63,15 @@ pub enum LinkError {
     #[error("more than {limit} messages wait for the peer, which does not read them")]
     Overflow { limit: usize },
 }
+
+impl LinkError {
+    /// A peer that refuses closes at once, which may arrive as a reset.
+    pub(super) fn broke(stage: Stage, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                Self::ClosedDuring { stage }
+            }
+            _ => Self::BrokeDuring { stage, source },
+        }
+    }
+}

@@ -157,7 +157,7 @@ async fn expect_kind(stream: &TcpStream, encrypted: bool) -> Result<(), LinkErro
     match stream.peek(&mut first).await {
         Ok(0) => return Err(LinkError::ClosedDuring { stage }),
         Ok(_) => {}
-        Err(source) => return Err(LinkError::BrokeDuring { stage, source }),
+        Err(source) => return Err(LinkError::broke(stage, source)),
     }
     match (first[0], encrypted) {
         (TLS_HANDSHAKE_BYTE, true) | (PREFACE_FIRST_BYTE, false) => Ok(()),
@@ -209,12 +209,12 @@ impl Talk {
             Some(tls) => {
                 use std::io::Write;
                 let written = tls.writer().write_all(bytes);
-                written.map_err(|source| LinkError::BrokeDuring { stage, source })?;
+                written.map_err(|source| LinkError::broke(stage, source))?;
                 self.send_tls(stage).await
             }
             None => {
                 let written = self.stream.write_all(bytes).await;
-                written.map_err(|source| LinkError::BrokeDuring { stage, source })
+                written.map_err(|source| LinkError::broke(stage, source))
             }
         }
     }
@@ -236,7 +236,7 @@ impl Talk {
                 Err(error) if self.tls.is_some() && error.kind() == io::ErrorKind::WouldBlock => {
                     self.receive_tls(stage).await?;
                 }
-                Err(source) => return Err(LinkError::BrokeDuring { stage, source }),
+                Err(source) => return Err(LinkError::broke(stage, source)),
             }
         }
         Ok(bytes)
@@ -246,7 +246,7 @@ impl Talk {
         let Some(tls) = &mut self.tls else {
             return Ok(());
         };
-        let broke = |source| LinkError::BrokeDuring { stage, source };
+        let broke = |source| LinkError::broke(stage, source);
         let mut records = Vec::new();
         while tls.wants_write() {
             tls.write_tls(&mut records).map_err(broke)?;
@@ -255,7 +255,7 @@ impl Talk {
     }
 
     async fn receive_tls(&mut self, stage: Stage) -> Result<(), LinkError> {
-        let broke = |source| LinkError::BrokeDuring { stage, source };
+        let broke = |source| LinkError::broke(stage, source);
         let mut records = [0; TLS_READ_BYTES];
         let read = self.stream.read(&mut records).await.map_err(broke)?;
         if read == 0 {
