@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use mirror_core::control::Notice;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -34,6 +35,7 @@ pub struct Options {
 
 /// Runs until it is told to stop. An error is the reason for a non-zero exit code.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    accept_stop_signals()?;
     let config = Config::load(&options.config)?;
     let node = config.node_index(options.node.as_deref())?;
     refuse_unsupported(&config)?;
@@ -57,6 +59,17 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let outcome = runtime.block_on(supervise(&config.nodes[node], started, control));
     run_dir.remove(SOCKET_NAME);
     outcome
+}
+
+/// A parent that blocks these signals leaves them blocked in its children: nobody could stop the
+/// daemon then.
+fn accept_stop_signals() -> anyhow::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals
+        .thread_unblock()
+        .context("cannot accept SIGTERM and SIGINT")
 }
 
 fn refuse_unsupported(config: &Config) -> anyhow::Result<()> {
