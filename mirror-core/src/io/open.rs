@@ -9,7 +9,7 @@ use crate::io::buffers::BufferPool;
 use crate::io::disk::DataDisk;
 use crate::io::error::OpenError;
 use crate::io::metadata_disk::MetadataDisk;
-use crate::layout::geometry::{BLOCKS_PER_PAGE, Geometry, METADATA_BLOCK_BYTES};
+use crate::layout::geometry::Geometry;
 use crate::layout::internal;
 use crate::layout::metadata::{self, Loaded};
 use crate::link::preface::ClusterKey;
@@ -97,9 +97,7 @@ pub(super) fn usable_bytes(
 ) -> Result<u64, OpenError> {
     let Some(area_offset) = metadata.internal_offset() else {
         let bytes = data.size_bytes()? / BLOCK_BYTES_MIN * BLOCK_BYTES_MIN;
-        let pages = (metadata.length_bytes() - geometry.bitmap_offset()) / METADATA_BLOCK_BYTES;
-        let tracked = (pages * BLOCKS_PER_PAGE).saturating_mul(geometry.block_bytes());
-        return Ok(bytes.min(tracked));
+        return Ok(bytes.min(geometry.usable_bytes_max(metadata.length_bytes())));
     };
     Ok(area_offset)
 }

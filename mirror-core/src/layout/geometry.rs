@@ -133,6 +133,17 @@ impl Geometry {
         Self::new(usable_bytes, self.block_shift, self.log_slots)
     }
 
+    /// The most usable bytes that the same mirror can grow to within an area of that size.
+    pub const fn usable_bytes_max(self, area_bytes: u64) -> u64 {
+        let pages = area_bytes.saturating_sub(BITMAP) / METADATA_BLOCK_BYTES;
+        let blocks = pages.saturating_mul(BLOCKS_PER_PAGE);
+        (if blocks < BLOCKS_MAX {
+            blocks
+        } else {
+            BLOCKS_MAX
+        }) << self.block_shift
+    }
+
     pub const fn usable_bytes(self) -> u64 {
         self.usable_bytes
     }
@@ -270,6 +281,22 @@ mod tests {
             fine.resized(3 * TIB),
             Err(GeometryFault::TooFine { .. })
         ));
+    }
+
+    #[test]
+    fn a_mirror_grows_as_far_as_its_area_and_its_granularity_allow() {
+        for usable in [TIB, 2 * TIB, 16 * TIB] {
+            let geometry = Geometry::for_usable(usable).expect("in range");
+            for area_bytes in [geometry.area_bytes(), 2 * geometry.area_bytes(), u64::MAX] {
+                let max = geometry.usable_bytes_max(area_bytes);
+                assert!(max >= usable);
+                let grown = geometry.resized(max).expect("what was promised");
+                assert!(grown.area_bytes() <= area_bytes);
+            }
+        }
+        let geometry = Geometry::for_usable(TIB).expect("in range");
+        assert_eq!(geometry.usable_bytes_max(u64::MAX), 2 * TIB);
+        assert_eq!(geometry.usable_bytes_max(0), 0);
     }
 
     #[test]
