@@ -55,11 +55,10 @@ impl DataDisk {
         self.store.fast_zero()
     }
 
-    pub async fn read(&self, range: ByteRange) -> Result<Output, DiskFault> {
-        let buffer = self
-            .pool
-            .take(range.length as usize, Reserve::Internal)
-            .await;
+    /// `reserve`: whose memory the data is read into. A client that does not fetch its answers must
+    /// not hold what link and resync live on.
+    pub async fn read(&self, range: ByteRange, reserve: Reserve) -> Result<Output, DiskFault> {
+        let buffer = self.pool.take(range.length as usize, reserve).await;
         let buffer = self.store.read_into(buffer, range.offset).await?;
         Ok(Output::Data(buffer.freeze()))
     }
@@ -72,7 +71,7 @@ impl DataDisk {
                     hole: true, length, ..
                 },
             ] if length == range.length as u64 => Ok(Output::Hole),
-            _ => self.read(range).await,
+            _ => self.read(range, Reserve::Internal).await,
         }
     }
 
@@ -158,7 +157,10 @@ mod tests {
         disk.write(range, pattern.clone().into(), true)
             .await
             .unwrap();
-        assert_eq!(data(disk.read(range).await.unwrap())[..], pattern[..]);
+        assert_eq!(
+            data(disk.read(range, Reserve::Normal).await.unwrap())[..],
+            pattern[..]
+        );
         assert!(matches!(
             disk.read_sparse(range).await.unwrap(),
             Output::Data(_)
@@ -171,7 +173,7 @@ mod tests {
                 .unwrap();
             let inner = ByteRange::new(range.offset + block as u64, range.length - 2 * block);
             disk.write_zeroes(inner, no_hole, true).await.unwrap();
-            let read = data(disk.read(range).await.unwrap());
+            let read = data(disk.read(range, Reserve::Normal).await.unwrap());
             let (block, end) = (block as usize, range.length as usize - block as usize);
             assert_eq!(read[..block], pattern[..block]);
             assert!(read[block..end].iter().all(|&byte| byte == 0));
@@ -229,7 +231,10 @@ mod tests {
         let file = file_in("/dev/shm");
         on_disk(file.path(), |disk| async move {
             let outside = ByteRange::new(BYTES, 4096);
-            assert_eq!(disk.read(outside).await.unwrap_err(), DiskFault::Io);
+            assert_eq!(
+                disk.read(outside, Reserve::Normal).await.unwrap_err(),
+                DiskFault::Io
+            );
         });
     }
 

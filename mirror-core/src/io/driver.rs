@@ -14,7 +14,7 @@ use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::control::{Explanation, MirrorStatus, Refusal};
-use crate::io::buffers::BufferPool;
+use crate::io::buffers::{BufferPool, Reserve};
 use crate::io::disk::DataDisk;
 use crate::io::link::connection::{Handler, Link, Traffic};
 use crate::io::link::error::LinkError;
@@ -109,7 +109,7 @@ impl Driver {
     /// Carries out the effects that opening the volume brought.
     pub fn start(self: &Rc<Self>, effects: Vec<Effect>) {
         for effect in effects {
-            self.carry_out(effect);
+            self.carry_out(effect, Reserve::Internal);
         }
         self.handle(Event::Tick);
     }
@@ -126,11 +126,19 @@ impl Driver {
             let Some(event) = self.events.borrow_mut().pop_front() else {
                 break;
             };
+            // A client's read begins in the very step that takes the request.
+            let reserve = match &event {
+                Event::Request(Request {
+                    operation: Operation::Read,
+                    ..
+                }) => Reserve::Normal,
+                _ => Reserve::Internal,
+            };
             self.volume
                 .borrow_mut()
                 .step(now(self.started), event, &mut effects);
             for effect in effects.drain(..) {
-                self.carry_out(effect);
+                self.carry_out(effect, reserve);
             }
         }
         drop(guard);
@@ -255,11 +263,11 @@ impl Driver {
         self.commands.borrow_mut().clear();
     }
 
-    fn carry_out(self: &Rc<Self>, effect: Effect) {
+    fn carry_out(self: &Rc<Self>, effect: Effect, reserve: Reserve) {
         match effect {
             Effect::Read { io, range } => {
                 let data = self.resources.data.clone();
-                self.local(io, async move { data.read(range).await });
+                self.local(io, async move { data.read(range, reserve).await });
             }
             Effect::ReadSparse { io, range } => {
                 let data = self.resources.data.clone();

@@ -20,6 +20,7 @@ use crate::volume::event::DiskFault;
 #[derive(Debug, Clone)]
 pub struct MetadataDisk {
     store: Rc<Store>,
+    /// Of its own: metadata must be written whatever holds the mirror's payload memory.
     pool: BufferPool,
     start: u64,
     length: u64,

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -80,6 +81,8 @@ pub struct MirrorHandle {
     name: String,
     asks: mpsc::Sender<Ask>,
     notices: broadcast::Sender<Notice>,
+    /// From before the mirror was opened; the first to ask gets it, so that nothing is missed.
+    first_notices: Arc<Mutex<Option<broadcast::Receiver<Notice>>>>,
     ended: watch::Receiver<Option<Ended>>,
 }
 
@@ -99,7 +102,7 @@ impl MirrorHandle {
     ) -> Result<Self, OpenError> {
         let name = settings.volume.name.clone();
         let (asks, asked) = mpsc::channel(ASKS_MAX);
-        let (notices, _) = broadcast::channel(NOTICES_MAX);
+        let (notices, first_notices) = broadcast::channel(NOTICES_MAX);
         let (ending, ended) = watch::channel(None);
         let (opened, opening) = std::sync::mpsc::sync_channel(1);
         let thread_notices = notices.clone();
@@ -124,6 +127,7 @@ impl MirrorHandle {
             name,
             asks,
             notices,
+            first_notices: Arc::new(Mutex::new(Some(first_notices))),
             ended,
         })
     }
@@ -144,10 +148,14 @@ impl MirrorHandle {
         self.ask(Ask::Explain).await
     }
 
-    /// Notices from here on. A reader that is more than [`NOTICES_MAX`] behind is told how many it
+    /// Notices: for the first who asks all since the start, for others from here on. A reader that is more than [`NOTICES_MAX`] behind is told how many it
     /// missed.
     pub fn notices(&self) -> broadcast::Receiver<Notice> {
-        self.notices.subscribe()
+        let mut first = self
+            .first_notices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        first.take().unwrap_or_else(|| self.notices.subscribe())
     }
 
     /// Finishes what is in flight, makes everything durable, takes leave of the peer and ends the

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::io::buffers::BufferPool;
+use crate::io::buffers::{BufferPool, POOL_BYTES_MIN};
 use crate::io::disk::DataDisk;
 use crate::io::error::OpenError;
 use crate::io::metadata_disk::MetadataDisk;
@@ -54,12 +54,16 @@ pub(super) struct Opened {
 
 /// Opens both disks on the calling thread and fills in what `settings` leaves open.
 pub(super) fn open(settings: &mut MirrorSettings, pool: &BufferPool) -> Result<Opened, OpenError> {
+    let metadata_pool = BufferPool::new(POOL_BYTES_MIN).map_err(|source| OpenError::System {
+        action: "take the memory for metadata",
+        source,
+    })?;
     let data = DataDisk::open(&settings.data, settings.claim_timeout, pool.clone())?;
     let metadata = match &settings.metadata {
         MetadataPlace::Path(path) => {
-            MetadataDisk::open(path, &data, settings.claim_timeout, pool.clone())?
+            MetadataDisk::open(path, &data, settings.claim_timeout, metadata_pool)?
         }
-        MetadataPlace::Internal => find_internal(&data, pool)?,
+        MetadataPlace::Internal => find_internal(&data, &metadata_pool)?,
     };
     let loaded = metadata::parse(metadata.length_bytes(), |offset, bytes| {
         metadata.read_now(offset, bytes)

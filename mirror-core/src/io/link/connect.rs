@@ -15,7 +15,7 @@ use crate::wire::message::Channel;
 
 /// First and longest pause between two attempts.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
-pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
+pub const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A link that lived shorter counts as a failed attempt.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -43,6 +43,10 @@ impl Connector {
     pub async fn run(self) {
         let mut backoff = BACKOFF_MIN;
         loop {
+            if !self.wanted.get() {
+                // Asked for anew: no reason to be slow.
+                backoff = BACKOFF_MIN;
+            }
             self.wanted.wait_until_set().await;
             match self.attempt().await {
                 Ok(pair) => {
