@@ -18,20 +18,21 @@
 //! - Replies that wait stay under [`OUTPUT_BYTES_MAX`] beside their payload: a client that sends bad
 //!   requests and reads no answers is not listened to further.
 
+mod slot;
+
 use std::collections::VecDeque;
 
 use mirror_core::request::{Answer, Failure, Operation};
-use mirror_core::units::{ByteRange, EXTENT_BYTES, REQUEST_BYTES_MAX};
+use mirror_core::units::{ByteRange, REQUEST_BYTES_MAX};
 
 use super::export::{ExportInfo, Extent, Tag};
 use super::handshake::Agreed;
 use super::protocol::*;
 use super::reply::Output;
+use slot::{Kind, Slot};
 
 /// Requests in flight on one connection.
 pub const REQUESTS_MAX: usize = 128;
-/// Pieces of one large read or of one trim or zeroing that are in flight together.
-const PIECES_MAX: u32 = 8;
 /// Headers and messages that may wait to be sent before no further request is taken.
 pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Extents of one answer to a block status request.
@@ -74,85 +75,6 @@ pub enum Work {
 impl Tag {
     pub fn range(self) -> ByteRange {
         self.range
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// With `DF` or without structured replies: one piece after the other.
-    ReadInOrder,
-    /// Each piece is a chunk of its own, in any order.
-    ReadChunks,
-    Write {
-        fua: bool,
-    },
-    Flush,
-    Trim {
-        fua: bool,
-    },
-    WriteZeroes {
-        fua: bool,
-        no_hole: bool,
-        fast: bool,
-    },
-    BlockStatus {
-        one: bool,
-    },
-}
-
-/// A request in flight: `next..end` is not yet handed out.
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    cookie: u64,
-    kind: Kind,
-    start: u64,
-    next: u64,
-    end: u64,
-    /// Pieces handed out and not answered.
-    outstanding: u32,
-    failed: Option<Errno>,
-    /// The head of the reply is out, and says success.
-    begun: bool,
-    in_use: bool,
-}
-
-impl Slot {
-    const FREE: Self = Self {
-        cookie: 0,
-        kind: Kind::Flush,
-        start: 0,
-        next: 0,
-        end: 0,
-        outstanding: 0,
-        failed: None,
-        begun: false,
-        in_use: false,
-    };
-
-    /// Length of the piece that starts at `next`.
-    fn piece_bytes(&self) -> u32 {
-        let left = self.end - self.next;
-        let in_extent = EXTENT_BYTES - self.next % EXTENT_BYTES;
-        let most = match self.kind {
-            Kind::ReadInOrder | Kind::ReadChunks | Kind::Write { .. } => {
-                u64::from(REQUEST_BYTES_MAX)
-            }
-            Kind::BlockStatus { .. } => return left as u32,
-            Kind::Flush | Kind::Trim { .. } | Kind::WriteZeroes { .. } => EXTENT_BYTES,
-        };
-        left.min(in_extent).min(most) as u32
-    }
-
-    fn pieces_max(&self) -> u32 {
-        match self.kind {
-            Kind::ReadInOrder | Kind::Flush | Kind::BlockStatus { .. } => 1,
-            Kind::ReadChunks | Kind::Trim { .. } | Kind::WriteZeroes { .. } => PIECES_MAX,
-            Kind::Write { .. } => 0,
-        }
-    }
-
-    fn is_read(&self) -> bool {
-        matches!(self.kind, Kind::ReadInOrder | Kind::ReadChunks)
     }
 }
 

@@ -1,7 +1,9 @@
 use std::collections::HashMap;
 
+use mirror_core::units::EXTENT_BYTES;
 use proptest::prelude::*;
 
+use super::slot::PIECES_MAX;
 use super::*;
 use crate::nbd::rehearsal::{Rehearsal, contents, fuzz_bytes};
 
