@@ -663,7 +663,11 @@ impl Volume {
         };
         self.set_connect(true);
         let message = match flagged {
-            Flagged::Discard => "this side will be overwritten by its peer",
+            Flagged::Discard => {
+                // The next handshake ends the split brain, so it is no longer to be waited out.
+                self.peering.connection = Connection::Connecting;
+                "this side will be overwritten by its peer"
+            }
             Flagged::Full => {
                 self.renegotiate();
                 "everything will be copied"

@@ -4,6 +4,7 @@ use super::Volume;
 use crate::control::{
     Choice, Connection, Direction, Explanation, MirrorStatus, PeerStatus, SyncKind, SyncStatus,
 };
+use crate::generation::GenerationSet;
 use crate::wire::message::{DiskState, Role};
 
 impl Volume {
@@ -50,8 +51,12 @@ impl Volume {
         let peer = &self.config.peer_name;
         let summary = match self.peering.connection {
             Connection::SplitBrain => {
+                let demote = match self.role {
+                    Role::Primary => format!("mirrorctl demote {name}, then "),
+                    _ => String::new(),
+                };
                 choices.push(choice(
-                    format!("mirrorctl resync {name} --discard-local   (here)"),
+                    format!("{demote}mirrorctl resync {name} --discard-local   (here)"),
                     "this side becomes a copy of the other",
                     &format!(
                         "what was written here alone: up to {} bytes",
@@ -59,7 +64,7 @@ impl Volume {
                     ),
                 ));
                 choices.push(choice(
-                    format!("mirrorctl resync {name} --discard-local   (on {peer})"),
+                    format!("mirrorctl resync {name} --discard-local   (on {peer}, as secondary)"),
                     "the other side becomes a copy of this one",
                     &format!("what was written on {peer} alone"),
                 ));
@@ -97,11 +102,23 @@ impl Volume {
                 _ => "a resync or verify is running".into(),
             },
             Connection::Connecting => {
-                if self.role != Role::Primary {
+                if self.role == Role::Primary && self.is_suspended() {
+                    choices.push(choice(
+                        format!("mirrorctl promote {name} --peer-down"),
+                        "answers go on, on your word that the peer is really down",
+                        &format!("nothing if {peer} is down; a split brain if it was promoted"),
+                    ));
+                } else if self.role != Role::Primary && self.disk_state() == DiskState::UpToDate {
                     choices.push(choice(
                         format!("mirrorctl promote {name} --peer-down"),
                         "makes this node primary, on your word that the peer is really down",
                         &format!("nothing if {peer} is down and did not go on alone; a split brain if it did"),
+                    ));
+                } else if self.role != Role::Primary {
+                    choices.push(choice(
+                        format!("mirrorctl promote {name} --force"),
+                        "declares this side's data the truth as it is",
+                        &format!("whatever {peer} has that this side lacks, if {peer} has data"),
                     ));
                 }
                 format!("looking for {peer}")
@@ -121,15 +138,12 @@ impl Volume {
         let flags = &self.superblock.flags;
         let mut facts = vec![
             format!(
-                "here: {:?}, disk {:?}, epoch {}",
-                self.role,
-                self.disk_state(),
+                "here: {}, disk {}, epoch {}",
+                role_name(self.role),
+                disk_name(self.disk_state()),
                 self.superblock.epoch.0
             ),
-            format!(
-                "here: generation {}, went on alone from {}",
-                set.current, set.base
-            ),
+            format!("here: {}", lineage(set)),
             format!(
                 "here: {} bytes may differ from the peer",
                 self.bitmap.dirty_bytes()
@@ -147,13 +161,12 @@ impl Volume {
         if let Some(hello) = &self.peering.last_hello {
             let set = &hello.generations;
             facts.push(format!(
-                "{} said: {:?}, disk {:?}",
-                self.config.peer_name, hello.role, hello.disk
+                "{} said: {}, disk {}",
+                self.config.peer_name,
+                role_name(hello.role),
+                disk_name(hello.disk)
             ));
-            facts.push(format!(
-                "{} said: generation {}, went on alone from {}",
-                self.config.peer_name, set.current, set.base
-            ));
+            facts.push(format!("{} said: {}", self.config.peer_name, lineage(set)));
         }
         let discard = &self.superblock.last_discard;
         if discard.bytes > 0 {
@@ -193,5 +206,34 @@ impl Volume {
             eta_s: None,
             paused: target.paused,
         })
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "primary",
+        Role::Secondary => "secondary",
+        Role::Unknown => "unknown role",
+    }
+}
+
+fn disk_name(disk: DiskState) -> &'static str {
+    match disk {
+        DiskState::UpToDate => "up-to-date",
+        DiskState::Outdated => "outdated",
+        DiskState::Inconsistent => "inconsistent",
+        DiskState::Failed => "failed",
+        DiskState::Unknown => "unknown",
+    }
+}
+
+fn lineage(set: &GenerationSet) -> String {
+    match (set.current.is_none(), set.base.is_none()) {
+        (true, _) => "no data yet".into(),
+        (false, true) => format!("generation {}", set.current),
+        (false, false) => format!(
+            "generation {}, went on alone from {}",
+            set.current, set.base
+        ),
     }
 }
