@@ -51,6 +51,20 @@ impl GenerationSet {
         !generation.is_none() && (self.base == generation || self.history.contains(&generation))
     }
 
+    /// True if the bitmap here tells the whole difference to data of that generation: it is the base,
+    /// or one made since, which the peer can only have from the end of a resync.
+    pub fn bitmap_reaches(&self, generation: Generation) -> bool {
+        !generation.is_none()
+            && !self.base.is_none()
+            && (self.base == generation
+                || self
+                    .history
+                    .iter()
+                    .take_while(|older| **older != self.base)
+                    .any(|older| *older == generation)
+                    && self.history.contains(&self.base))
+    }
+
     /// True if both sides have any generation in common, at any age.
     pub fn shares_ancestor(&self, other: &Self) -> bool {
         self.line()

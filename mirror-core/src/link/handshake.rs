@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::generation::GenerationSet;
-use crate::units::Epoch;
+use crate::units::{Epoch, Uuid};
 use crate::wire::message::{DiskState, Hello, InitialSync, Role};
 
 /// What one side brings to the decision.
@@ -22,13 +22,19 @@ pub struct Side {
     pub has_dirty: bool,
     pub discard_local: bool,
     pub full_resync: bool,
+    /// Has run without a break since the other side last exchanged data with it, so it still holds
+    /// all that it acknowledged, flushed or not.
+    pub unbroken: bool,
     /// First in the order of the configuration; true on exactly one side.
     pub first: bool,
 }
 
 impl Side {
-    pub fn of(hello: &Hello, epoch: Epoch, first: bool) -> Self {
+    /// `hello` speaks of this side, `other` of the opposite one.
+    pub fn of(hello: &Hello, other: &Hello, epoch: Epoch, first: bool) -> Self {
+        let seen = other.peer_incarnation_seen;
         Self {
+            unbroken: seen != Uuid::default() && seen == hello.incarnation,
             generations: hello.generations,
             role: hello.role,
             disk: hello.disk,
@@ -120,6 +126,8 @@ pub enum Rule {
     SameGenerationNoConsistentSide,
     SameGenerationOneInconsistent,
     SameGenerationPrimary,
+    SameGenerationOneOutdated,
+    SameGenerationSurvivor,
     SameGenerationCrashedPrimary,
     SameGenerationLastPrimary,
     SameGenerationTie,
@@ -135,7 +143,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    const ALL: [(Self, &'static str); 22] = [
+    const ALL: [(Self, &'static str); 24] = [
         (Self::BothFresh, "both-fresh"),
         (Self::SelfFresh, "fresh-side"),
         (Self::PeerFresh, "fresh-side"),
@@ -170,6 +178,11 @@ impl Rule {
         (Self::Unrelated, "unrelated"),
         (Self::SourceInconsistent, "source-inconsistent"),
         (Self::TargetIsPrimary, "target-is-primary"),
+        (
+            Self::SameGenerationOneOutdated,
+            "same-generation-one-outdated",
+        ),
+        (Self::SameGenerationSurvivor, "same-generation-survivor"),
     ];
 
     /// The name both sides log.
@@ -239,10 +252,10 @@ fn decide_lineage(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict 
     if mine.current == theirs.current {
         return same_generation(me, peer);
     }
-    if mine.base == theirs.current {
+    if mine.bitmap_reaches(theirs.current) {
         return verdict(Rule::SelfWentOnAlone, Source(Bitmap));
     }
-    if theirs.base == mine.current {
+    if theirs.bitmap_reaches(mine.current) {
         return verdict(Rule::PeerWentOnAlone, Target(Bitmap));
     }
     // From here on the bitmaps do not describe the whole difference, with one exception: both went
@@ -302,6 +315,15 @@ fn same_generation(me: &Side, peer: &Side) -> Verdict {
     }
     if me.is_primary() != peer.is_primary() {
         return toward(Rule::SameGenerationPrimary, me.is_primary());
+    }
+    let current = |side: &Side| side.disk == DiskState::UpToDate;
+    if current(me) != current(peer) {
+        return toward(Rule::SameGenerationOneOutdated, current(me));
+    }
+    // A side that restarted may have lost what it had not flushed; one that did not has everything
+    // that was answered, since no answer went out without it.
+    if me.unbroken != peer.unbroken {
+        return toward(Rule::SameGenerationSurvivor, me.unbroken);
     }
     if me.crashed_primary != peer.crashed_primary {
         return toward(Rule::SameGenerationCrashedPrimary, me.crashed_primary);
@@ -373,6 +395,7 @@ mod tests {
             has_dirty: false,
             discard_local: false,
             full_resync: false,
+            unbroken: false,
             first,
         }
     }
@@ -453,6 +476,28 @@ mod tests {
         check(&new, &old, "went-on-alone", Strategy::Source(Scope::Bitmap));
     }
 
+    #[test]
+    fn the_side_that_ran_on_is_the_source_for_a_primary_that_lost_power() {
+        let mut crashed = side(set(5, 0, &[]), true);
+        crashed.crashed_primary = true;
+        crashed.last_primary = true;
+        let mut survivor = side(set(5, 0, &[]), false);
+        survivor.unbroken = true;
+        check(
+            &crashed,
+            &survivor,
+            "same-generation-survivor",
+            Strategy::Target(Scope::Bitmap),
+        );
+        survivor.unbroken = false;
+        check(
+            &crashed,
+            &survivor,
+            "same-generation-crashed-primary",
+            Strategy::Source(Scope::Bitmap),
+        );
+    }
+
     /// Every combination of lineage and flags: the two sides always agree, a source is always
     /// consistent, and a target is never a primary of the same or a later epoch.
     #[test]
@@ -476,7 +521,7 @@ mod tests {
         let mut sides = Vec::new();
         for generations in sets {
             for disk in disks {
-                for bits in 0..64_u32 {
+                for bits in 0..128_u32 {
                     let mut one = side(generations, true);
                     if !generations.current.is_none() {
                         one.disk = disk;
@@ -491,6 +536,7 @@ mod tests {
                     one.discard_local = bits & 8 != 0;
                     one.full_resync = bits & 16 != 0;
                     one.epoch = Epoch(u64::from(bits & 32 != 0));
+                    one.unbroken = bits & 64 != 0;
                     sides.push(one);
                 }
             }

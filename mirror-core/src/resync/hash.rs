@@ -17,7 +17,8 @@ pub fn block_hashes(data: &[u8], block_bytes: u32) -> Vec<[u8; HASH_BYTES]> {
         .collect()
 }
 
-/// One bit a block, lowest first, set where the hashes differ. A missing hash differs.
+/// One bit for each block of `mine`, lowest first, set where the hashes differ. A missing hash of
+/// `theirs` differs.
 pub fn unequal_blocks(mine: &[[u8; HASH_BYTES]], theirs: &[[u8; HASH_BYTES]]) -> Vec<u64> {
     let mut unequal = vec![0; mine.len().div_ceil(64)];
     for (block, hash) in mine.iter().enumerate() {

@@ -110,11 +110,6 @@ impl Volume {
         self.alone.suspended_reported = false;
     }
 
-    /// What is durable about the peer at start or at promotion.
-    pub(super) fn restore_alone(&mut self) {
-        self.alone.durable = self.superblock.peer.outdated && self.may_go_alone();
-    }
-
     /// The peer refused an operation: its disk is failed, and this side goes on alone although the
     /// link stands.
     pub(super) fn on_peer_disk_failed(&mut self) {
@@ -164,9 +159,12 @@ impl Volume {
                 self.config.node_name
             ),
         ));
+        // Until it has acknowledged the end of a resync, the peer may still be taking this side's
+        // generation over, and would forget what it records now.
+        let handed_over = self.walk.is_none();
         self.abort_walk("the local disk failed");
         match self.role {
-            Role::Primary if self.can_serve_from_peer() => self.detach(&lost),
+            Role::Primary if handed_over && self.can_serve_from_peer() => self.detach(&lost),
             Role::Primary => {
                 self.persist(After::Nothing);
                 self.fail_all(Answer::Failed(Failure::Io));
@@ -263,12 +261,11 @@ impl Volume {
         self.config.peer_loss == PeerLoss::Continue || self.superblock.peer.confirmed_down
     }
 
-    /// The facts of D5, in memory; the caller makes them durable.
+    /// The facts of D5, in memory; the caller makes them durable. The generation is always a new one:
+    /// at the end of a resync the peer may have taken over the current one before it was lost.
     fn go_alone(&mut self) {
         self.superblock.peer.outdated = true;
-        if self.superblock.generations.base.is_none() {
-            let generation = self.draw_generation();
-            self.superblock.generations.advance(generation);
-        }
+        let generation = self.draw_generation();
+        self.superblock.generations.advance(generation);
     }
 }

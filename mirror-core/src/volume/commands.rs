@@ -452,7 +452,7 @@ impl Volume {
         };
         self.role = Role::Primary;
         self.serving = true;
-        self.restore_alone();
+        self.end_alone();
         self.fx.push(Effect::Serve { serving: true });
         self.report(Notice::info(
             "promoted",
@@ -529,6 +529,22 @@ impl Volume {
         let Some(leaving) = self.commands.leaving.filter(|leaving| leaving.draining) else {
             return;
         };
+        let waits_for_word =
+            self.requests.has_held() || self.requests.has_parked() || self.flushing.has_held();
+        if self.is_suspended() && waits_for_word {
+            // The peer was lost meanwhile. Without a link, and none is made while leaving, nobody
+            // would ever end the wait.
+            self.commands.leaving = None;
+            self.serving = true;
+            self.fx.push(Effect::Serve { serving: true });
+            self.refuse(
+                leaving.id,
+                "io-suspended",
+                "the peer was lost meanwhile, and requests wait for it",
+                "bring the peer back, or confirm its stop with promote --peer-down",
+            );
+            return;
+        }
         if !self.requests.is_empty() || !self.flushing.is_idle() || !self.replica.is_drained() {
             return;
         }

@@ -420,8 +420,9 @@ impl Volume {
         link.phase = Phase::Verdict;
         let peer_epoch = link.peer_epoch;
         let first = self.config.first;
-        let me = Side::of(&self.hello(), self.superblock.epoch, first);
-        let peer = Side::of(&theirs, peer_epoch, !first);
+        let ours = self.hello();
+        let me = Side::of(&ours, &theirs, self.superblock.epoch, first);
+        let peer = Side::of(&theirs, &ours, peer_epoch, !first);
         let verdict = decide(&me, &peer, self.config.initial_sync);
         if let Some(link) = &mut self.peering.link {
             link.verdict = Some(verdict);

@@ -242,7 +242,8 @@ impl Volume {
 
     pub(super) fn on_replica_io(&mut self, io: ReplicaIo, result: Result<Output, DiskFault>) {
         self.replica.running -= 1;
-        let reading = matches!(io, ReplicaIo::Read { .. });
+        // What cannot be read here is not lost: the peer has it, and what it writes mends the block.
+        let reading = matches!(io, ReplicaIo::Read { .. } | ReplicaIo::Compare(_));
         if result.is_err() && !reading {
             self.on_replica_fault(&io);
             return;
@@ -394,7 +395,7 @@ impl Volume {
             Ok(Output::Data(data)) => block_hashes(&data, comparison.block_bytes),
             _ => Vec::new(),
         };
-        let unequal = unequal_blocks(&mine, &comparison.hashes);
+        let unequal = unequal_blocks(&comparison.hashes, &mine);
         if !comparison.verify && unequal.iter().all(|word| *word == 0) {
             self.note_resynced(comparison.range, false);
         }

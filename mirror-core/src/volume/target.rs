@@ -41,7 +41,9 @@ impl Volume {
             self.peering.last_hello.as_ref().is_some_and(|hello| {
                 hello.generations.current == self.superblock.generations.current
             });
-        if !same_line {
+        // A primary that restarted may lack answered writes that it had not flushed. Once the peer
+        // has met this run of it, nothing else would say so.
+        if !same_line || self.superblock.flags.primary {
             self.superblock.flags.outdated = true;
         }
         self.target = Some(Target {

@@ -546,6 +546,8 @@ impl Volume {
         if let Some(walk) = &mut self.walk {
             walk.stage = Stage::Finishing;
         }
+        // From here on the peer may hold the current generation: going alone again needs a new one.
+        self.end_alone();
         let generations = self.superblock.generations;
         self.send(Message::ResyncDone { generations });
     }
