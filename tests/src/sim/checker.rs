@@ -315,6 +315,10 @@ impl World {
             self.line[node] = self.truths.len() - 1;
             return;
         }
+        if !std::mem::replace(&mut self.operator.founded, true) {
+            // What was there before the first promotion is part of the history.
+            self.truths[line] = self.line_from_disk(node);
+        }
         if self.nodes[peer].serving && self.line[peer] == line {
             self.violate(
                 "D8",
@@ -357,7 +361,7 @@ impl World {
     pub(super) fn excused_before(&self, node: NodeIndex) -> u64 {
         let lost = self.nodes[node].cache_lost;
         if self.network.connected() {
-            lost.min(self.nodes[other(node)].cache_lost)
+            lost.min(self.nodes[other(node)].broken)
         } else {
             lost
         }
@@ -452,12 +456,8 @@ impl World {
 
     /// If both sides say that they are in sync and nothing moves, they are equal.
     pub(super) fn check_settled(&mut self) {
-        if self.settings.initial_sync != mirror_core::wire::message::InitialSync::Skip
-            || !self.is_settled()
-        {
-            if !self.is_settled() {
-                return;
-            }
+        if !self.is_settled() {
+            return;
         }
         self.tally.compared += 1;
         let different = self.nodes[0]
@@ -474,20 +474,24 @@ impl World {
             );
             return;
         }
-        // Whatever a cache lost was given back by the peer.
-        for node in [0, 1] {
-            if self.nodes[node].cache_lost > 0 {
-                self.check_nothing_lost(node);
-                self.nodes[node].cache_lost = 0;
-            }
+        // Whatever a cache lost was given back by the peer, if that had it.
+        if self.line[0] == self.line[1] {
+            let lost = self.excused_before(0).max(self.excused_before(1));
+            self.check_nothing_lost(lost);
+            let line = self.line[0];
+            self.truths[line].excuse_unflushed(lost);
+        }
+        for node in &mut self.nodes {
+            node.cache_lost = 0;
+            node.broken = 0;
+            node.told_down = false;
         }
     }
 
     /// Both sides are equal: what they hold is what the clients were told.
-    pub(super) fn check_nothing_lost(&mut self, node: NodeIndex) {
-        let lost = self.excused_before(node);
-        let truth = &self.truths[self.line[node]];
-        let disk = &self.nodes[node].data;
+    fn check_nothing_lost(&mut self, lost: u64) {
+        let truth = &self.truths[self.line[0]];
+        let disk = &self.nodes[0].data;
         let wrong = truth
             .units()
             .find(|unit| !truth.is_legal(*unit, disk.current(*unit), Promise::Survivor { lost }));

@@ -295,6 +295,13 @@ impl SimDisk {
         self.cells.entry(unit).or_default().bad = true;
     }
 
+    /// The medium is mended; what it held is read again.
+    pub fn mend(&mut self) {
+        for cell in self.cells.values_mut() {
+            cell.bad = false;
+        }
+    }
+
     fn is_bad(&self, unit: Unit) -> bool {
         self.cells.get(&unit).is_some_and(|cell| cell.bad)
     }

@@ -3,6 +3,8 @@
 
 use mirror_core::layout::geometry::{Geometry, METADATA_BLOCK_BYTES, SUPERBLOCK_OFFSETS};
 
+use mirror_core::wire::message::DiskState;
+
 use crate::sim::disk::Crash;
 use crate::sim::network::{NodeIndex, other};
 use crate::sim::world::{Happening, World};
@@ -105,9 +107,12 @@ impl World {
     }
 
     /// The other node is up, connected, whole, and no fault waits for it.
-    fn other_holds_everything(&mut self, node: NodeIndex) -> bool {
+    pub(super) fn other_holds_everything(&mut self, node: NodeIndex) -> bool {
         let peer = other(node);
         let connected = self.network.connected();
+        let works = self
+            .status(peer)
+            .is_some_and(|status| status.disk == DiskState::UpToDate);
         let state = &mut self.nodes[peer];
         let spared = !state.fail_next_write
             && !state.fail_next_flush
@@ -116,7 +121,7 @@ impl World {
         let whole = state
             .durable()
             .is_some_and(|view| !view.is_stale() && !view.superblock.generations.current.is_none());
-        connected && spared && whole && self.nodes.iter().all(|node| node.is_up())
+        connected && works && spared && whole && self.nodes.iter().all(|node| node.is_up())
     }
 
     fn crash_for_a_while(&mut self, node: NodeIndex, crash: Crash) {

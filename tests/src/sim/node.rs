@@ -20,9 +20,13 @@ pub struct SimNode {
     pub metadata: MetadataDisk,
     /// When its disk last lost its cache and did not get everything back from the peer since.
     pub cache_lost: Order,
+    /// When it last went down, by whatever cause, and was not in sync since. The other side cannot
+    /// tell a killed process from a lost cache.
+    pub broken: Order,
     /// Clients are let in.
     pub serving: bool,
-    /// The operator told this node that its peer is down, and it has met no peer since.
+    /// The operator told this node that its peer is down, and the peer is not whole again
+    /// since.
     pub told_down: bool,
     /// The next operation of that kind fails.
     pub fail_next_write: bool,
@@ -47,6 +51,7 @@ impl SimNode {
             data,
             metadata,
             cache_lost: 0,
+            broken: 0,
             serving: false,
             told_down: false,
             fail_next_write: false,
@@ -62,6 +67,11 @@ impl SimNode {
 
     pub fn is_up(&self) -> bool {
         self.volume.is_some()
+    }
+
+    /// An operation on its data is to fail.
+    pub fn is_armed(&self) -> bool {
+        self.fail_next_write || self.fail_next_flush || self.full_next_write
     }
 
     pub fn incarnation(&self) -> Uuid {

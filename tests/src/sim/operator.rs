@@ -35,6 +35,8 @@ pub struct Operator {
     /// Range of the resync data that arrived last and is not on the disk yet.
     pub(super) resync_writes: [Option<ByteRange>; 2],
     split: Split,
+    /// Some node has served.
+    pub(super) founded: bool,
 }
 
 impl World {

@@ -196,7 +196,8 @@ impl Oracle {
         self.writes
             .iter()
             .filter(|(write, units)| {
-                self.units.get(&units.start).is_some_and(|history| {
+                // Some of its units may have forgotten it.
+                self.units.range((*units).clone()).any(|(_, history)| {
                     history
                         .versions
                         .iter()

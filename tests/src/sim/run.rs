@@ -109,6 +109,7 @@ impl World {
             node.fail_next_flush = false;
             node.fail_next_metadata = false;
             node.full_next_write = false;
+            node.data.mend();
         }
         self.heal();
         let until_ms = self.now_ms() + REST_MS_MAX;
@@ -229,7 +230,7 @@ impl World {
         if verifying {
             return;
         }
-        let lost = self.excused_before(0);
+        let lost = self.excused_before(0).max(self.excused_before(1));
         let lines: Vec<usize> = if self.line[0] == self.line[1] {
             vec![self.line[0]]
         } else {

@@ -76,6 +76,11 @@ pub(super) enum Happening {
     Restart {
         node: NodeIndex,
     },
+    /// A stopped daemon ends.
+    Exit {
+        node: NodeIndex,
+        life: u64,
+    },
     Heal,
     Client,
     Operator,
@@ -383,6 +388,7 @@ impl World {
         state.volume = None;
         state.serving = false;
         state.life += 1;
+        state.broken = now;
         state.data.crash(crash, now, &mut self.random);
         state.metadata.crash(crash, fate, &mut self.random);
         if crash == Crash::PowerLoss {
@@ -605,7 +611,6 @@ impl World {
             Happening::Connect => self.connect(),
             Happening::LinkUp { node, link, life } => {
                 if self.nodes[node].life == life && self.network.is_open(node, link) {
-                    self.nodes[node].told_down = false;
                     self.step(node, Event::LinkUp { link });
                 }
             }
@@ -635,6 +640,13 @@ impl World {
                 }
             }
             Happening::Restart { node } => self.start(node),
+            Happening::Exit { node, life } => {
+                if self.nodes[node].life == life {
+                    self.crash(node, Crash::Kill);
+                    let down_us = self.random.between(5_000, 500_000);
+                    self.schedule(down_us, Happening::Restart { node });
+                }
+            }
             Happening::Heal => self.heal(),
             Happening::Client => self.on_client_turn(),
             Happening::Operator => self.on_operator_turn(),
@@ -724,8 +736,13 @@ impl World {
             Effect::Answer { id, answer } => self.on_answer(node, id, answer),
             Effect::CommandDone { id, result } => {
                 self.trace(|| format!("{node} command {id:?}: {result:?}"));
-                if self.outstanding.remove(&id).is_none() {
-                    self.violate("D12", format!("command {id:?} ended twice"));
+                match self.outstanding.remove(&id) {
+                    None => self.violate("D12", format!("command {id:?} ended twice")),
+                    Some((_, Command::Stop)) if result.is_ok() => {
+                        let life = self.nodes[node].life;
+                        self.schedule(2_000, Happening::Exit { node, life });
+                    }
+                    Some(_) => {}
                 }
                 self.outcomes.insert(id, result);
             }
@@ -740,6 +757,9 @@ impl World {
             }
             Effect::Report(notice) => {
                 self.trace(|| format!("{node} reports {}: {}", notice.kind, notice.message));
+                if notice.kind == "resync-finished" {
+                    self.nodes[node].told_down = false;
+                }
                 self.nodes[node].notices.push((notice.kind, notice.message));
             }
         }
@@ -794,6 +814,10 @@ impl World {
     }
 
     fn fault_of(&mut self, node: NodeIndex, task: &Task) -> Option<DiskFault> {
+        let armed = self.nodes[node].is_armed();
+        if armed && self.settings.operator && !self.other_holds_everything(node) {
+            return None;
+        }
         let state = &mut self.nodes[node];
         match task {
             Task::Write { .. } if std::mem::take(&mut state.fail_next_write) => Some(DiskFault::Io),
