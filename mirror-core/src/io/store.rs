@@ -24,7 +24,7 @@ use crate::volume::event::DiskFault;
 
 const SECTOR_BYTES: u32 = 512;
 const PAGE_BYTES: u32 = 4096;
-const ZEROES_BYTES: usize = 128 << 10;
+const ZEROES_BYTES: usize = 1 << 20;
 
 #[repr(C, align(4096))]
 struct Zeroes([u8; ZEROES_BYTES]);
