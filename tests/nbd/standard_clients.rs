@@ -147,6 +147,7 @@ fn fio_verifies_over_eight_connections() -> Result<()> {
                 "--offset_increment=8m",
                 "--verify=crc32c",
                 "--verify_fatal=1",
+                "--verify_state_save=0",
                 "--do_verify=1",
                 "--group_reporting",
             ],
