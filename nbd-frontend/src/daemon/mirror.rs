@@ -20,6 +20,9 @@ use crate::nbd::listener::Address;
 /// How long a dying predecessor may take to let go of the partitions.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time beyond the stop time-out for the thread to take down its sockets and release its disks.
+const STOP_MARGIN: Duration = Duration::from_secs(3);
+
 /// A mirror whose thread runs.
 #[derive(Debug)]
 pub struct RunningMirror {
@@ -128,16 +131,16 @@ impl RunningMirror {
         }
     }
 
-    /// A clean stop within the configured time.
+    /// A clean stop within the configured time. Bounded even where the thread no longer listens.
     pub async fn stop(&self) -> anyhow::Result<()> {
-        match self.handle.stop(self.stop_timeout).await {
+        let stop = self.handle.stop(self.stop_timeout);
+        let stopped = match tokio::time::timeout(self.stop_timeout + STOP_MARGIN, stop).await {
             // It has ended before; why was told then.
-            Ok(_) | Err(StopError::Gone(_)) => Ok(()),
-            Err(error) => {
-                Err(anyhow::Error::new(error)
-                    .context(format!("{} did not stop cleanly", self.name)))
-            }
-        }
+            Ok(Ok(_) | Err(StopError::Gone(_))) => return Ok(()),
+            Ok(Err(error)) => anyhow::Error::new(error),
+            Err(_) => anyhow::anyhow!("its thread does not answer any more"),
+        };
+        Err(stopped.context(format!("{} did not stop cleanly", self.name)))
     }
 }
 

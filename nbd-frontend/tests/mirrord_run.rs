@@ -1,0 +1,252 @@
+//! `mirrord` at work on one node: readiness, what it shows, how it stops. Real process, real files.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use mirror_core::control::{CommandRequest, Connection, NodeStatus, Role};
+use mirror_core::io::init::{InitSettings, init_mirror};
+use nbd_frontend::config::{Config, key};
+use nbd_frontend::control::client::{Client, ClientError};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// One node with the mirrors `md1` (initialised) and, if asked for, `md2` (without metadata).
+struct Site {
+    folder: tempfile::TempDir,
+    daemon: Option<Child>,
+}
+
+impl Site {
+    fn new(with_broken: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let site = Self {
+            folder,
+            daemon: None,
+        };
+        key::generate(&site.path("key")).unwrap();
+        let mut text = format!(
+            "[cluster]\nname = \"test\"\nkey_file = {:?}\n[[node]]\nname = \"a\"\n[[node]]\nname = \"b\"\n",
+            site.path("key")
+        );
+        for (port, name) in [(1, "md1"), (3, "md2")]
+            .into_iter()
+            .take(1 + usize::from(with_broken))
+        {
+            // The first node connects and does not listen, so these ports are never opened.
+            text += &format!(
+                "[[mirror]]\nname = {name:?}\nstop_timeout = \"5s\"\n\
+                 [mirror.on.a]\ndata = {:?}\nmetadata = \"internal\"\nreplication = \"127.9.9.9:{port}\"\n\
+                 [mirror.on.b]\ndata = \"/nonexistent/{name}\"\nmetadata = \"internal\"\nreplication = \"127.9.9.9:{}\"\n",
+                site.path(name),
+                port + 1
+            );
+            let file = fs::File::create(site.path(name)).unwrap();
+            file.set_len(64 << 20).unwrap();
+        }
+        fs::write(site.path("cluster.toml"), text).unwrap();
+        let config = Config::load(&site.path("cluster.toml")).unwrap();
+        let mirror = config.mirror("md1").unwrap();
+        init_mirror(&InitSettings {
+            cluster: config.cluster_id(),
+            mirror: config.mirror_id(mirror),
+            node: config.node_id(0),
+            peer: config.node_id(1),
+            data: mirror.sides[0].data.clone(),
+            metadata: mirror.sides[0].metadata.clone(),
+            adopt: false,
+            force: false,
+        })
+        .unwrap();
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// Starts the daemon and returns when it has told its manager that it is ready.
+    fn start(&mut self) {
+        let manager = self.path("notify");
+        let _ = fs::remove_file(&manager);
+        let listener = UnixDatagram::bind(&manager).unwrap();
+        listener.set_read_timeout(Some(LIMIT)).unwrap();
+        let log = fs::File::create(self.path("log")).unwrap();
+        let daemon = Command::new(env!("CARGO_BIN_EXE_mirrord"))
+            .arg("--config")
+            .arg(self.path("cluster.toml"))
+            .args(["--node", "a", "--log-format", "json", "--run-dir"])
+            .arg(self.run_dir())
+            .env("NOTIFY_SOCKET", &manager)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.daemon = Some(daemon);
+        let mut word = [0; 64];
+        let length = listener.recv(&mut word).unwrap_or_else(|error| {
+            panic!("not ready: {error}; its log:\n{}", self.log());
+        });
+        assert_eq!(&word[..length], b"READY=1");
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.daemon.as_ref().unwrap().id();
+        kill(Pid::from_raw(id.cast_signed()), signal).unwrap();
+    }
+
+    /// Exit code of a daemon that ends by itself or was told to.
+    fn wait_end(&mut self) -> Option<i32> {
+        let mut daemon = self.daemon.take().unwrap();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = daemon.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "no end; its log:\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.run_dir(), LIMIT)
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // Gone already is as good.
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn status(site: &Site) -> NodeStatus {
+    block_on(site.client().status()).unwrap()
+}
+
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+#[test]
+fn a_mirror_runs_from_ready_to_a_clean_stop() {
+    let mut site = Site::new(false);
+    site.start();
+    let found = status(&site);
+    assert_eq!((found.node.as_str(), found.mirrors.len()), ("a", 1));
+    let mirror = &found.mirrors[0];
+    assert_eq!(mirror.role, Role::Secondary);
+    assert_eq!(mirror.connection, Connection::Connecting);
+    let socket = site.run_dir().join("md1.nbd");
+    assert_eq!(
+        mirror.exports,
+        [format!("nbd+unix:///md1?socket={}", socket.display())]
+    );
+    assert!(exists(&socket));
+
+    site.signal(Signal::SIGTERM);
+    assert_eq!(site.wait_end(), Some(0), "{}", site.log());
+    assert!(!exists(&socket) && !exists(&site.run_dir().join("mirrord.sock")));
+    assert!(
+        site.log().contains("\"kind\":\"stopped\""),
+        "{}",
+        site.log()
+    );
+}
+
+#[test]
+fn a_primary_that_stopped_or_died_comes_back_as_a_secondary() {
+    let mut site = Site::new(false);
+    site.start();
+    let force = CommandRequest::Promote {
+        peer_down: false,
+        force: true,
+    };
+    block_on(site.client().command("md1", &force)).unwrap();
+    assert_eq!(status(&site).mirrors[0].role, Role::Primary);
+
+    site.signal(Signal::SIGINT);
+    assert_eq!(site.wait_end(), Some(0), "{}", site.log());
+    site.start();
+    assert_eq!(status(&site).mirrors[0].role, Role::Secondary);
+
+    block_on(site.client().command("md1", &force)).unwrap();
+    site.signal(Signal::SIGKILL);
+    site.wait_end();
+    site.start();
+    let found = status(&site);
+    assert_eq!(found.mirrors[0].role, Role::Secondary);
+    assert_ne!(found.mirrors[0].generation, "0000000000000000");
+    let plain = CommandRequest::Promote {
+        peer_down: false,
+        force: false,
+    };
+    let refused = block_on(site.client().command("md1", &plain)).unwrap_err();
+    assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
+    site.signal(Signal::SIGTERM);
+    assert_eq!(site.wait_end(), Some(0), "{}", site.log());
+}
+
+#[test]
+fn a_mirror_that_cannot_be_opened_does_not_stop_the_others() {
+    let mut site = Site::new(true);
+    site.start();
+    let found = status(&site);
+    assert_eq!(found.mirrors[0].name, "md1");
+    assert_eq!(found.down[0].name, "md2");
+    assert!(
+        found.down[0].reason.contains("mirrorctl init"),
+        "{:?}",
+        found.down
+    );
+    let page = block_on(site.client().events(0, Duration::ZERO)).unwrap();
+    assert!(
+        page.events
+            .iter()
+            .any(|event| event.notice.kind == "open-failed")
+    );
+    site.signal(Signal::SIGTERM);
+    assert_eq!(site.wait_end(), Some(1));
+    assert!(site.log().contains("md2: "), "{}", site.log());
+}
+
+#[test]
+fn signals_that_the_parent_blocked_stop_it_all_the_same() {
+    let mut site = Site::new(false);
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGTERM);
+    let before = blocked
+        .thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)
+        .unwrap();
+    site.start();
+    before.thread_set_mask().unwrap();
+    site.signal(Signal::SIGTERM);
+    assert_eq!(site.wait_end(), Some(0), "{}", site.log());
+}
