@@ -77,6 +77,8 @@ fn side(inspection: &Inspection, first: bool) -> Result<Side> {
         has_dirty: inspection.has_dirty(),
         discard_local: flags.discard_local,
         full_resync: flags.full_resync,
+        // Both have just started.
+        unbroken: false,
         first,
     })
 }
