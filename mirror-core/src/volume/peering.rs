@@ -81,6 +81,8 @@ pub(super) struct Peering {
     /// Seen since this run began: then what we know of the peer is not from an earlier life.
     pub(super) peer_seen: bool,
     pub(super) last_rule: Option<Rule>,
+    /// Why the last handshake was refused; said once, since it is tried again for ever.
+    pub(super) last_problem: Option<String>,
     /// What the peer said of itself last, for `explain`.
     pub(super) last_hello: Option<Box<Hello>>,
 }
@@ -93,6 +95,7 @@ impl Default for Peering {
             wanted: false,
             peer_seen: false,
             last_rule: None,
+            last_problem: None,
             last_hello: None,
         }
     }
@@ -332,9 +335,17 @@ impl Volume {
         }
     }
 
+    /// Keeps the reason for `explain` and reports it if it is a new one.
+    fn refuse_handshake(&mut self, problem: String) {
+        if self.peering.last_problem.as_ref() != Some(&problem) {
+            self.report(Notice::error("handshake-refused", problem.clone()));
+            self.peering.last_problem = Some(problem);
+        }
+    }
+
     fn on_hello(&mut self, hello: Box<Hello>, epoch: Epoch) {
         if let Some(problem) = self.mismatch(&hello) {
-            self.report(Notice::error("handshake-refused", problem));
+            self.refuse_handshake(problem);
             self.break_link("the two sides do not fit");
             return;
         }
@@ -388,7 +399,7 @@ impl Volume {
         }
         if hello.config_digest != me.config_digest {
             return Some(format!(
-                "shared settings differ between this node and {peer}: use the same file on both"
+                "shared settings differ between this node and {peer} (peer_loss, or the order of the nodes): use the same file on both"
             ));
         }
         let sizes = [self.superblock.size_bytes, hello.size_bytes];
@@ -488,15 +499,10 @@ impl Volume {
                 self.break_link("no common data");
             }
             Strategy::Refuse => {
-                if news {
-                    self.report(Notice::warning(
-                        "handshake-refused",
-                        format!(
-                            "rule {}: see 'mirrorctl explain {}'",
-                            verdict.rule, self.config.name
-                        ),
-                    ));
-                }
+                self.refuse_handshake(format!(
+                    "rule {}: see 'mirrorctl explain {}'",
+                    verdict.rule, self.config.name
+                ));
                 self.break_link("refused by rule");
             }
         }
@@ -553,6 +559,7 @@ impl Volume {
         link.phase = Phase::Ready;
         link.replicating = replicating;
         self.peering.connection = Connection::Connected;
+        self.peering.last_problem = None;
         if !was_ready {
             self.report(Notice::info(
                 "connected",

@@ -158,6 +158,9 @@ impl Volume {
         if self.is_suspended() {
             facts.push("answers wait for the word that the peer is down".into());
         }
+        if let Some(problem) = &self.peering.last_problem {
+            facts.push(format!("the handshake is refused: {problem}"));
+        }
         if let Some(hello) = &self.peering.last_hello {
             let set = &hello.generations;
             facts.push(format!(
