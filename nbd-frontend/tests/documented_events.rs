@@ -44,5 +44,8 @@ fn every_kind_of_event_is_documented() {
     found.retain(|kind| !page.contains(&format!("| `{kind}` |")));
     found.sort();
     found.dedup();
-    assert!(found.is_empty(), "not in docs/operations/events.md: {found:?}");
+    assert!(
+        found.is_empty(),
+        "not in docs/operations/events.md: {found:?}"
+    );
 }
