@@ -157,7 +157,10 @@ fn render_sync(text: &mut String, sync: &SyncStatus) {
         if let Some(eta) = sync.eta_s {
             let _ = write!(text, " finish={}.{}min", eta / 60, eta % 60 / 6);
         }
-        let _ = write!(text, " speed={}K/sec", sync.rate_bytes_per_s >> 10);
+        // Only the source measures it.
+        if sync.rate_bytes_per_s > 0 {
+            let _ = write!(text, " speed={}K/sec", sync.rate_bytes_per_s >> 10);
+        }
     }
     text.push('\n');
 }
