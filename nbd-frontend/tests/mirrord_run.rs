@@ -197,6 +197,10 @@ fn a_primary_that_stopped_or_died_comes_back_as_a_secondary() {
     site.start();
     assert_eq!(status(&site).mirrors[0].role, Role::Secondary);
 
+    site.signal(Signal::SIGHUP);
+    assert_eq!(site.wait_end(), Some(0), "{}", site.log());
+    site.start();
+
     block_on(site.client().command("md1", &force)).unwrap();
     site.signal(Signal::SIGKILL);
     site.wait_end();

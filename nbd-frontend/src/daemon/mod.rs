@@ -67,9 +67,10 @@ fn accept_stop_signals() -> anyhow::Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGHUP);
     signals
         .thread_unblock()
-        .context("cannot accept SIGTERM and SIGINT")
+        .context("cannot accept the signals that stop it")
 }
 
 fn refuse_unsupported(config: &Config) -> anyhow::Result<()> {
@@ -111,6 +112,8 @@ async fn supervise(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot take SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot take SIGINT")?;
+    // The terminal that it was started on went away.
+    let mut hangup = signal(SignalKind::hangup()).context("cannot take SIGHUP")?;
     let events = EventRing::default();
     let mut troubles = Vec::new();
     let mut running = Vec::new();
@@ -150,6 +153,7 @@ async fn supervise(
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
         () = all_ended(&running) => {}
     }
     tracing::info!("stopping");
