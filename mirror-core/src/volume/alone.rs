@@ -167,13 +167,19 @@ impl Volume {
             Role::Primary if handed_over && self.can_serve_from_peer() => self.detach(&lost),
             Role::Primary => {
                 self.persist(After::Nothing);
+                // What the peer still works on is ordered before anything new only by a new hello.
+                self.break_link("the local disk failed");
                 self.fail_all(Answer::Failed(Failure::Io));
             }
-            _ => {
-                self.persist(After::Nothing);
-                self.send_state();
-            }
+            // The peer goes on alone on this word, so it is durable before it is given (D5).
+            _ => self.persist(After::FailedHere),
         }
+    }
+
+    pub(super) fn on_failed_durable(&mut self) {
+        self.replica.failure_durable = true;
+        self.send_state();
+        self.refuse_operation(Sequence(0));
     }
 
     fn can_serve_from_peer(&self) -> bool {
@@ -217,6 +223,7 @@ impl Volume {
             };
             if here && there {
                 self.release_held();
+                self.pump_log();
             }
         }
     }
@@ -245,8 +252,23 @@ impl Volume {
             }
         }
         let pages = self.bitmap.unsaved_pages();
-        self.save_pages(&pages, After::LogOfReplica);
+        // Once acknowledged, the sender lets go of what it knows: the bits are on disk first.
+        self.save_pages(&pages, After::DetachedPages { link, sequence });
+    }
+
+    pub(super) fn on_detached_pages(&mut self, link: LinkId, sequence: Sequence) {
         self.persist(After::DetachedPeer { link, sequence });
+    }
+
+    /// The local disk is out and the peer has not recorded it (yet). Until then the log must keep
+    /// every extent: it alone says where the lost disk differs (D1).
+    pub(super) fn is_log_frozen(&self) -> bool {
+        !self.disk_usable() && self.alone.detach != Detach::ServingFromPeer
+    }
+
+    /// Neither this side's disk nor the peer's can take a write.
+    pub(super) fn has_no_disk(&self) -> bool {
+        !self.disk_usable() && self.alone.detach == Detach::Attached
     }
 
     pub(super) fn on_peer_detached_durable(&mut self, link: LinkId, sequence: Sequence) {

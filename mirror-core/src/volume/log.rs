@@ -65,7 +65,7 @@ impl Volume {
     }
 
     pub(super) fn pump_log(&mut self) {
-        if self.halted {
+        if self.halted || self.is_log_frozen() {
             return;
         }
         let mut full = false;

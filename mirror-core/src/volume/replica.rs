@@ -74,6 +74,8 @@ pub(super) struct Replica {
     running: usize,
     /// Written or found equal by a resync since the last flush.
     resynced: Vec<ByteRange>,
+    /// That this side's disk failed is on record, and the peer may be told.
+    pub(super) failure_durable: bool,
 }
 
 impl Replica {
@@ -313,7 +315,7 @@ impl Volume {
             return;
         }
         if !self.disk_usable() {
-            self.send(Message::Refused { sequence });
+            self.refuse_operation(sequence);
             return;
         }
         let owner = Owner(self.next_id());
@@ -431,6 +433,14 @@ impl Volume {
         };
         self.on_local_disk_failed("an operation for the peer failed");
         if self.is_current(link) {
+            self.refuse_operation(sequence);
+        }
+    }
+
+    /// Refuses an operation, and with it all others: the peer goes on alone then. Until the failure
+    /// is durable here nothing is said; the refusal follows when it is.
+    pub(super) fn refuse_operation(&mut self, sequence: Sequence) {
+        if self.replica.failure_durable {
             self.send(Message::Refused { sequence });
         }
     }
@@ -455,11 +465,10 @@ impl Volume {
             return;
         }
         if !self.disk_usable() {
-            let answer = match purpose {
-                ReplicaIo::Read { .. } => Message::ReadFailed { sequence },
-                _ => Message::Refused { sequence },
-            };
-            self.send(answer);
+            match purpose {
+                ReplicaIo::Read { .. } => self.send(Message::ReadFailed { sequence }),
+                _ => self.refuse_operation(sequence),
+            }
             return;
         }
         self.replica.running += 1;

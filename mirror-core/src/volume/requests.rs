@@ -146,6 +146,11 @@ impl Volume {
             return;
         }
         let is_flush = matches!(operation, Operation::Flush);
+        let is_change = !is_flush && !matches!(operation, Operation::Read);
+        if is_change && self.has_no_disk() {
+            self.answer(id, Answer::Failed(Failure::Io));
+            return;
+        }
         if !is_flush && !self.is_valid(range, &operation) {
             self.answer(id, Answer::Failed(Failure::Invalid));
             return;
