@@ -89,6 +89,9 @@ impl World {
     // --- answers ---------------------------------------------------------------------------
 
     pub(super) fn on_answer(&mut self, node: NodeIndex, id: RequestId, answer: Answer) {
+        if self.answered_early.remove(&id) {
+            return;
+        }
         let Some(pending) = self.pending.remove(&id) else {
             self.violate("D12", format!("{id:?} was answered twice or never asked"));
             return;

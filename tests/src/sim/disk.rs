@@ -355,6 +355,14 @@ impl SimDisk {
         self.in_flight.values()
     }
 
+    /// Units of a write in flight.
+    pub fn write_in_flight(&self, number: u64) -> Option<std::ops::Range<Unit>> {
+        self.in_flight
+            .get(&number)
+            .filter(|operation| matches!(operation.task, Task::Write { .. }))
+            .map(|operation| operation.units.clone())
+    }
+
     pub fn is_idle(&self) -> bool {
         self.in_flight.is_empty()
     }

@@ -13,6 +13,7 @@
 //! | `checker` | the rules, judged after every step |
 //! | `client`, `operator`, `faults` | who acts upon the world |
 //! | `mutation` | deliberate bugs that the checkers must catch |
+//! | `scene` | what tests bring about by hand |
 //! | `run` | a whole world from its seed to its verdict |
 
 pub mod checker;
@@ -28,5 +29,6 @@ pub mod node;
 pub mod operator;
 pub mod oracle;
 pub mod run;
+pub mod scene;
 pub mod settings;
 pub mod world;

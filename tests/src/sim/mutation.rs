@@ -18,7 +18,7 @@ pub enum Mutation {
     SkipDataFlush,
     /// The secondary acknowledges writes that it never gives to its disk.
     DropReplicaWrite,
-    /// Requests are answered by a node that stopped serving.
+    /// Bitmap pages reach the disk without their bits.
     ForgetDirtyBits,
 }
 

@@ -112,8 +112,15 @@ impl World {
     }
 
     /// The peer is down, and this node has all that was promised.
-    pub(super) fn may_be_told_down(&self, node: NodeIndex) -> bool {
-        if self.nodes[other(node)].is_up() {
+    pub(super) fn may_be_told_down(&mut self, node: NodeIndex) -> bool {
+        let peer = other(node);
+        if self.nodes[peer].is_up() {
+            return false;
+        }
+        let went_on = self.nodes[peer]
+            .durable()
+            .is_none_or(|view| view.superblock.peer.outdated);
+        if went_on {
             return false;
         }
         let lost = self.excused_before(node);

@@ -59,7 +59,8 @@ pub enum Promise {
     Answered(Order),
     /// Every write that a flush covered or that asked for it.
     Flushed,
-    /// Every answered write, but unflushed ones only if they were closed after a disk lost its cache.
+    /// Every answered write, but unflushed ones only if they were submitted after a disk lost its
+    /// cache: what was on its way by then may be answered later and be lost with it.
     Survivor { lost: Order },
 }
 
@@ -69,7 +70,7 @@ impl History {
             && match promise {
                 Promise::Answered(by) => version.closed < by,
                 Promise::Flushed => version.flushed,
-                Promise::Survivor { lost } => version.flushed || version.closed >= lost,
+                Promise::Survivor { lost } => version.flushed || version.submitted >= lost,
             }
     }
 
@@ -224,10 +225,10 @@ impl Oracle {
         units
     }
 
-    /// Every disk that held unflushed writes closed before `before` lost its cache.
+    /// Every disk that held unflushed writes submitted before `before` lost its cache.
     pub fn excuse_unflushed(&mut self, before: Order) {
         for write in
-            self.pick(|version| version.outcome == Outcome::Firm && version.closed < before)
+            self.pick(|version| version.outcome == Outcome::Firm && version.submitted < before)
         {
             self.each_version(write, |version| version.outcome = Outcome::Maybe);
             self.writes.remove(&write);

@@ -164,8 +164,22 @@ impl World {
                 self.give(node, Command::Connect);
             } else if status.connection == Connection::Unrelated {
                 self.violate("D7", "the sides call each other unrelated".into());
-            } else if status.sync.is_some_and(|sync| sync.paused) {
+            } else if status.sync.as_ref().is_some_and(|sync| sync.paused) {
                 self.give(node, Command::Resume);
+            } else if self.nodes[node].serving
+                && status.connection == Connection::Connected
+                && status.sync.is_none()
+                && status.out_of_sync_bytes > 0
+            {
+                // A verify found what differs; it is copied when somebody asks for it.
+                let full = false;
+                self.give(
+                    node,
+                    Command::Resync {
+                        full,
+                        discard_local: false,
+                    },
+                );
             } else if status.connection == Connection::Connected
                 && !self.nodes[node].serving
                 && !peer_serves
@@ -179,7 +193,7 @@ impl World {
                         force: false,
                     },
                 );
-            } else if self.is_fresh() {
+            } else if self.outstanding.is_empty() && self.is_fresh() {
                 self.give(
                     node,
                     Command::Promote {
@@ -193,6 +207,10 @@ impl World {
 
     /// One side gives its data up; which one is chance.
     fn resolve_split_brain(&mut self) {
+        if self.line[0] == self.line[1] && self.truths.len() > 1 {
+            // Given up already; the sides have not met since.
+            return;
+        }
         if self.line[0] == self.line[1] {
             self.violate(
                 "D7",

@@ -155,6 +155,8 @@ pub struct World {
     /// Answers of requests that tests submitted.
     pub answers: BTreeMap<RequestId, Answer>,
     pub(super) keep_answers: bool,
+    /// Answered by a mutation: the volume's own answer comes later.
+    pub(super) answered_early: std::collections::BTreeSet<RequestId>,
     pub(super) next_request: u64,
     pub(super) next_tag: u64,
     pub(super) next_command: u64,
@@ -165,9 +167,13 @@ pub struct World {
     pub(super) faults_end_us: u64,
     pub(super) differing: std::collections::BTreeSet<Unit>,
     pub(super) checked_versions: [u64; 2],
-    /// Content changed or metadata did since coverage was judged.
+    /// What metadata writes in flight come to when their node crashes.
     pub metadata_fate: InFlightFate,
-    /// What the spots writes gather on are.
+    /// Metadata writes and flushes that each node began: where a crash may matter.
+    pub sync_points: [u64; 2],
+    /// The node crashes as soon as it has begun that many of them.
+    pub crash_at: Option<(NodeIndex, u64, Crash)>,
+    /// Where writes gather.
     pub(super) hot_spots: Vec<Unit>,
     pub violation: Option<Violation>,
     pub tally: Tally,
@@ -193,6 +199,7 @@ impl World {
             pending: BTreeMap::new(),
             answers: BTreeMap::new(),
             keep_answers: false,
+            answered_early: std::collections::BTreeSet::new(),
             next_request: 0,
             next_tag: 0,
             next_command: 0,
@@ -204,6 +211,8 @@ impl World {
             differing: std::collections::BTreeSet::new(),
             checked_versions: [0; 2],
             metadata_fate: InFlightFate::Random,
+            sync_points: [0; 2],
+            crash_at: None,
             hot_spots: Vec::new(),
             violation: None,
             tally: Tally::default(),
@@ -278,6 +287,12 @@ impl World {
         self.tally.steps += 1;
         self.happen(next.happening);
         self.check_step();
+        if let Some((node, count, crash)) = self.crash_at
+            && self.sync_points[node] >= count
+        {
+            self.crash_at = None;
+            self.crash(node, crash);
+        }
         self.violation.is_none()
     }
 
@@ -588,6 +603,7 @@ impl World {
                 if self.nodes[node].life == life {
                     self.order += 1;
                     let now = self.order;
+                    let written = self.nodes[node].data.write_in_flight(number);
                     let done = self.nodes[node]
                         .data
                         .complete(number, now, &mut self.random);
@@ -596,6 +612,7 @@ impl World {
                             self.trace(|| format!("{node} data {io:?} fails: {result:?}"));
                         }
                         self.step(node, Event::LocalDone { io, result });
+                        self.answer_early(node, written);
                     }
                 }
             }
@@ -778,6 +795,9 @@ impl World {
             _ => self.settings.disk_us,
         };
         let mut delay_us = self.span(span);
+        if matches!(task, Task::Flush) {
+            self.sync_points[node] += 1;
+        }
         if let Task::Write { tags, .. } = &mut task {
             if range.end() > self.settings.size_bytes {
                 self.violate(
@@ -840,6 +860,7 @@ impl World {
         bytes: Vec<u8>,
     ) {
         let mut bytes = bytes;
+        self.sync_points[node] += 1;
         if self.settings.mutation == Some(Mutation::ForgetDirtyBits) {
             forget_bits(&self.nodes[node], offset, &mut bytes);
         }
@@ -851,6 +872,23 @@ impl World {
         let number = self.nodes[node].metadata.submit(io, offset, bytes, fault);
         let (life, delay_us) = (self.nodes[node].life, self.span(self.settings.disk_us));
         self.schedule(delay_us, Happening::MetadataDone { node, life, number });
+    }
+
+    /// The mutation that answers as soon as the local disk has a write.
+    fn answer_early(&mut self, node: NodeIndex, written: Option<std::ops::Range<Unit>>) {
+        if self.settings.mutation != Some(Mutation::AnswerBeforePeer) || !self.nodes[node].serving {
+            return;
+        }
+        let Some(written) = written else {
+            return;
+        };
+        let answered = self.pending.iter().find(|(_, pending)| {
+            pending.node == node && pending.asked.is_change() && pending.asked.units() == written
+        });
+        if let Some(id) = answered.map(|(id, _)| *id) {
+            self.on_answer(node, id, Answer::Done);
+            self.answered_early.insert(id);
+        }
     }
 
     /// Lets a mutation change what a write does.

@@ -1,0 +1,294 @@
+//! One node or the link fails, at the worst moment. Each case is one that some mirror out there has got
+//! wrong.
+
+use mirror_core::request::Answer;
+use mirror_core::wire::message::Message;
+use mirror_tests::sim::client::Asked;
+use mirror_tests::sim::disk::{Crash, Unit};
+use mirror_tests::sim::metadata_disk::{InFlightFate, Region};
+use mirror_tests::sim::settings::Settings;
+use mirror_tests::sim::world::World;
+
+const FATES: [InFlightFate; 3] = [InFlightFate::Lost, InFlightFate::Torn, InFlightFate::Landed];
+
+fn pair(seed: u64) -> World {
+    World::pair(seed, Settings::quiet())
+}
+
+/// Writes each unit and answers nothing: the caller decides what happens meanwhile.
+fn write_many(world: &mut World, units: impl Iterator<Item = Unit>) {
+    for unit in units {
+        world.submit(0, Asked::write(unit..unit + 1));
+    }
+}
+
+// --- the link is cut between send and acknowledgement ------------------------------------------
+
+/// The request reaches the peer and its acknowledgement does not come back, or it gets lost itself.
+fn check_lost_leg(asked: impl Fn() -> Asked) {
+    for lose_request in [true, false] {
+        let mut world = pair(1);
+        world.write(0, 8..16);
+        world.network.cut_at = Some(Box::new(move |from, message: &Message| {
+            let request = matches!(
+                message,
+                Message::Write { .. } | Message::Trim { .. } | Message::WriteZeroes { .. }
+            );
+            let acknowledgement = matches!(message, Message::Ack { .. });
+            if lose_request {
+                from == 0 && request
+            } else {
+                from == 1 && acknowledgement
+            }
+        }));
+        assert_eq!(world.asked(0, asked()), Answer::Done);
+        let view = world.nodes[0].durable().expect("readable metadata");
+        assert!(view.covers(8 * 4096), "the range is dirty or in doubt");
+        assert!(
+            view.superblock.peer.outdated,
+            "the peer is known to be behind"
+        );
+        world.end_well();
+    }
+}
+
+#[test]
+fn a_write_whose_link_is_cut_before_its_acknowledgement_is_dirty_before_it_is_answered() {
+    check_lost_leg(|| Asked::write(8..16));
+}
+
+#[test]
+fn a_trim_whose_link_is_cut_before_its_acknowledgement_is_dirty_before_it_is_answered() {
+    check_lost_leg(|| Asked::Trim {
+        units: 8..16,
+        fua: false,
+    });
+}
+
+#[test]
+fn a_write_zeroes_whose_link_is_cut_before_its_acknowledgement_is_dirty_before_it_is_answered() {
+    check_lost_leg(|| Asked::WriteZeroes {
+        units: 8..16,
+        fua: false,
+        no_hole: true,
+    });
+}
+
+// --- power loss --------------------------------------------------------------------------------
+
+#[test]
+fn a_peer_that_loses_power_gets_back_what_it_acknowledged_and_had_not_flushed() {
+    for seed in 0..10 {
+        let mut world = pair(seed);
+        for unit in 0..20 {
+            world.write(0, unit * 3..unit * 3 + 2);
+        }
+        world.crash(1, Crash::PowerLoss);
+        world.start(1);
+        world.until("both sides are in sync again", |world| world.is_settled());
+        world.end_well();
+    }
+}
+
+#[test]
+fn a_primary_that_loses_power_gets_its_unflushed_answers_back_from_the_peer_that_ran_on() {
+    for seed in 0..10 {
+        let mut world = pair(seed);
+        for unit in 0..20 {
+            world.write(0, unit..unit + 1);
+        }
+        world.crash(0, Crash::PowerLoss);
+        world.start(0);
+        world.until("both sides are in sync again", |world| world.is_settled());
+        world.end_well();
+    }
+}
+
+// --- activity log, bitmap, superblock ----------------------------------------------------------
+
+#[test]
+fn a_primary_that_crashes_with_a_full_activity_log_loses_nothing() {
+    for seed in 0..10 {
+        let mut world = pair(seed);
+        let slots = u64::from(world.settings.log_slots);
+        for extent in 0..slots {
+            let unit = world.extent(extent);
+            world.write(0, unit..unit + 4);
+        }
+        let view = world.nodes[0].durable().expect("readable metadata");
+        assert_eq!(view.hot_extents() as u64, slots, "the log is full");
+        let units: Vec<Unit> = (0..8).map(|extent| world.extent(extent) + 1).collect();
+        write_many(&mut world, units.into_iter());
+        world.crash(0, Crash::PowerLoss);
+        world.start(0);
+        world.end_well();
+    }
+}
+
+/// The primary crashes while a write to that part of its metadata is under way.
+fn check_crash_during(region: Region, mut bring_about: impl FnMut(&mut World)) {
+    for fate in FATES {
+        for crash in [Crash::Kill, Crash::PowerLoss] {
+            let mut world = pair(5);
+            world.metadata_fate = fate;
+            bring_about(&mut world);
+            world.until("metadata is being written", |world| {
+                world.nodes[0].metadata.writes_to(region)
+            });
+            world.crash(0, crash);
+            world.start(0);
+            world.end_well();
+        }
+    }
+}
+
+#[test]
+fn a_crash_during_an_activity_log_commit_loses_nothing() {
+    check_crash_during(Region::Log, |world| {
+        world.write(0, 0..4);
+        let units = [world.extent(3), world.extent(5), 2];
+        write_many(world, units.into_iter());
+    });
+}
+
+#[test]
+fn a_crash_during_bitmap_write_back_loses_nothing() {
+    check_crash_during(Region::Bitmap, |world| {
+        world.crash(1, Crash::Kill);
+        for extent in 0..4 {
+            let unit = world.extent(extent);
+            world.write(0, unit..unit + 2);
+        }
+        // The log is full: the next extent puts the bits of another one on disk first.
+        let units: Vec<Unit> = (4..7).map(|extent| world.extent(extent)).collect();
+        write_many(world, units.into_iter());
+    });
+}
+
+#[test]
+fn a_crash_during_a_superblock_update_loses_nothing() {
+    for copy in [Region::SuperblockA, Region::SuperblockB] {
+        check_crash_during(copy, |world| {
+            world.write(0, 0..4);
+            world.crash(1, Crash::Kill);
+            // The first answer that the peer lacks waits for a change of the superblock.
+            world.submit(0, Asked::write(1..3));
+        });
+    }
+}
+
+#[test]
+fn an_extent_evicted_while_its_write_is_volatile_survives_a_power_loss() {
+    for seed in 0..10 {
+        let settings = Settings {
+            log_slots: 1,
+            ..Settings::quiet()
+        };
+        let mut world = World::pair(seed, settings);
+        for round in 0..3 {
+            for extent in 0..6 {
+                let unit = world.extent(extent) + round;
+                world.write(0, unit..unit + 1);
+            }
+        }
+        for node in [1, 0] {
+            world.crash(node, Crash::PowerLoss);
+        }
+        world.start(1);
+        world.start(0);
+        world.end_well();
+    }
+}
+
+// --- resync ------------------------------------------------------------------------------------
+
+/// Node 1 misses writes, comes back, and the resync of them is under way.
+fn resyncing(seed: u64) -> World {
+    let settings = Settings {
+        resync_in_flight: 1,
+        ..Settings::quiet()
+    };
+    let mut world = World::pair(seed, settings);
+    world.crash(1, Crash::Kill);
+    for extent in 0..8 {
+        let unit = world.extent(extent);
+        world.write(0, unit..unit + 16);
+    }
+    world.start(1);
+    world.until("some of the resync is done", |world| {
+        world.status(1).is_some_and(|status| {
+            status
+                .sync
+                .is_some_and(|sync| sync.done_bytes > 0 && sync.done_bytes < sync.total_bytes)
+        })
+    });
+    world
+}
+
+#[test]
+fn a_crash_of_the_target_in_the_middle_of_a_resync_is_made_good() {
+    for crash in [Crash::Kill, Crash::PowerLoss] {
+        let mut world = resyncing(3);
+        world.crash(1, crash);
+        world.start(1);
+        world.until("the resync ends", |world| world.is_settled());
+        world.end_well();
+    }
+}
+
+#[test]
+fn a_crash_of_the_source_in_the_middle_of_a_resync_is_made_good() {
+    for crash in [Crash::Kill, Crash::PowerLoss] {
+        let mut world = resyncing(3);
+        world.crash(0, crash);
+        world.until("the loss is noticed", |world| !world.is_connected(1));
+        let refused = world
+            .promote(1, true, false)
+            .expect_err("a mixture of old and new");
+        assert_eq!(refused.rule, "inconsistent");
+        world.start(0);
+        world.end_well();
+    }
+}
+
+#[test]
+fn a_stale_resync_write_does_not_land_over_a_newer_write() {
+    let mut world = resyncing(4);
+    world.network.hold = Some(Box::new(|_, message| {
+        matches!(message, Message::ResyncData { .. })
+    }));
+    world.run_for(20);
+    let newer: Vec<_> = (0..8)
+        .map(|extent| {
+            let unit = world.extent(extent);
+            world.submit(0, Asked::write(unit..unit + 16))
+        })
+        .collect();
+    world.run_for(20);
+    world.network.hold = None;
+    for id in newer {
+        assert_eq!(world.answer_to(id), Some(Answer::Done));
+    }
+    world.until("the resync ends", |world| world.is_settled());
+    world.end_well();
+}
+
+#[test]
+fn a_stale_repair_does_not_land_over_a_newer_write() {
+    let mut world = pair(6);
+    world.write(0, 40..44);
+    world.nodes[0].data.spoil(41);
+    world.network.hold = Some(Box::new(|_, message| {
+        matches!(message, Message::ReadReply { .. })
+    }));
+    let read = world.submit(0, Asked::read(40..44));
+    world.run_for(20);
+    let newer = world.submit(0, Asked::write(40..44));
+    world.run_for(20);
+    world.network.hold = None;
+    assert!(matches!(world.answer_to(read), Some(Answer::Data(_))));
+    assert_eq!(world.answer_to(newer), Some(Answer::Done));
+    let content = world.nodes[1].data.current(41);
+    assert_eq!(world.read(0, 41), content);
+    world.end_well();
+}

@@ -1,0 +1,60 @@
+//! Each deliberate bug must be caught by a checker, or the checkers prove nothing.
+
+use mirror_tests::sim::mutation::Mutation;
+use mirror_tests::sim::run::run_seed;
+
+/// Seeds within which a mutation must show.
+const SEEDS_MAX: u64 = 60;
+
+fn check(mutation: Mutation) {
+    let caught = (0..SEEDS_MAX)
+        .map(|seed| run_seed(seed, Some(mutation), false))
+        .find_map(|report| report.violation.map(|violation| (report.seed, violation)));
+    match caught {
+        Some((seed, violation)) => println!(
+            "{mutation:?} is caught at seed {seed} by {}: {}",
+            violation.rule, violation.message
+        ),
+        None => panic!("{mutation:?} passes {SEEDS_MAX} worlds: no checker sees it"),
+    }
+}
+
+#[test]
+fn an_answer_before_the_peer_has_the_write_is_caught() {
+    check(Mutation::AnswerBeforePeer);
+}
+
+#[test]
+fn a_skipped_metadata_flush_is_caught() {
+    check(Mutation::SkipMetadataFlush);
+}
+
+#[test]
+fn a_bit_cleared_before_the_target_has_the_data_is_caught() {
+    check(Mutation::ClearBitEarly);
+}
+
+#[test]
+fn dirty_bits_that_are_not_written_are_caught() {
+    check(Mutation::ForgetDirtyBits);
+}
+
+#[test]
+fn overlapping_writes_in_the_wrong_order_on_the_primary_are_caught() {
+    check(Mutation::ReorderLocal);
+}
+
+#[test]
+fn overlapping_writes_in_the_wrong_order_on_the_secondary_are_caught() {
+    check(Mutation::ReorderPeer);
+}
+
+#[test]
+fn a_skipped_flush_of_data_is_caught() {
+    check(Mutation::SkipDataFlush);
+}
+
+#[test]
+fn an_acknowledged_write_that_the_secondary_dropped_is_caught() {
+    check(Mutation::DropReplicaWrite);
+}
