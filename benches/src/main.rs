@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let (seconds, file_bytes) = if arguments.smoke {
         (1, 256 << 20)
     } else {
-        (5, 2 << 30)
+        (5, 1 << 30)
     };
     if !arguments.sizes {
         throughput::print(arguments.seconds.unwrap_or(seconds), file_bytes)?;

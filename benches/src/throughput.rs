@@ -44,20 +44,33 @@ const fn case(
     }
 }
 
+/// All three run at the same time, and each row is measured on one after the other, so that whatever else the
+/// machine does meanwhile weighs on all of them alike.
 pub fn print(seconds: u64, file_bytes: u64) -> Result<()> {
-    let qemu = measure_qemu(seconds, file_bytes)?;
-    let plain = measure_ours(seconds, file_bytes, false)?;
-    let encrypted = measure_ours(seconds, file_bytes, true)?;
+    let folder = tempfile::Builder::new()
+        .prefix("mirror-bench-")
+        .tempdir_in("/dev/shm")?;
+    let qemu = start_qemu(folder.path(), file_bytes)?;
+    let plain = start_ours(file_bytes, false)?;
+    let encrypted = start_ours(file_bytes, true)?;
     let mut rows = Vec::new();
-    for (index, case) in CASES.iter().enumerate() {
+    for case in &CASES {
+        eprintln!("  {}", case.name);
+        let reached = |uri: &str| measure(case, uri, seconds).context(case.name);
+        let qemu = reached(&qemu.uri())?;
+        let plain = reached(&plain.uri(Side::First))?;
+        let encrypted = reached(&encrypted.uri(Side::First))?;
         rows.push(vec![
             case.name.into(),
-            format!("{:.0}", qemu[index]),
-            format!("{:.0}", plain[index]),
-            format!("{:.2}", plain[index] / qemu[index]),
-            format!("{:.0}", encrypted[index]),
-            format!("{:.2}", encrypted[index] / qemu[index]),
+            format!("{qemu:.0}"),
+            format!("{plain:.0}"),
+            format!("{:.2}", plain / qemu),
+            format!("{encrypted:.0}"),
+            format!("{:.2}", encrypted / qemu),
         ]);
+    }
+    for pair in [&plain, &encrypted] {
+        pair.wait_synced()?;
     }
     let title = format!(
         "Replicated I/O through NBD, both sides in /dev/shm, fio, {seconds} s a row, {} MiB files",
@@ -68,46 +81,33 @@ pub fn print(seconds: u64, file_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn measure(uri: &str, seconds: u64) -> Result<Vec<f64>> {
-    CASES
-        .iter()
-        .map(|case| {
-            eprintln!("  {}", case.name);
-            let reached = fio::run(
-                uri,
-                seconds + 60,
-                &[
-                    format!("--rw={}", case.way),
-                    format!("--bs={}", case.block),
-                    format!("--iodepth={}", case.depth),
-                    format!("--runtime={seconds}"),
-                    "--time_based".into(),
-                    "--randrepeat=1".into(),
-                ],
-            )
-            .context(case.name)?;
-            Ok(if case.in_megabytes {
-                reached.bytes_per_s / 1e6
-            } else {
-                reached.operations_per_s
-            })
-        })
-        .collect()
+/// Operations or megabytes a second, as the case counts.
+fn measure(case: &Case, uri: &str, seconds: u64) -> Result<f64> {
+    let reached = fio::run(
+        uri,
+        seconds + 60,
+        &[
+            format!("--rw={}", case.way),
+            format!("--bs={}", case.block),
+            format!("--iodepth={}", case.depth),
+            format!("--runtime={seconds}"),
+            "--time_based".into(),
+        ],
+    )?;
+    Ok(if case.in_megabytes {
+        reached.bytes_per_s / 1e6
+    } else {
+        reached.operations_per_s
+    })
 }
 
-fn measure_qemu(seconds: u64, file_bytes: u64) -> Result<Vec<f64>> {
-    eprintln!("QEMU blockdev-mirror, write-blocking");
-    let folder = tempfile::Builder::new()
-        .prefix("mirror-bench-")
-        .tempdir_in("/dev/shm")?;
-    let primary = preallocated(folder.path(), "primary", file_bytes)?;
-    let secondary = preallocated(folder.path(), "secondary", file_bytes)?;
-    let mirror = QemuMirror::start(folder.path(), &primary, &secondary)?;
-    measure(&mirror.uri(), seconds)
+fn start_qemu(folder: &Path, file_bytes: u64) -> Result<QemuMirror> {
+    let primary = preallocated(folder, "primary", file_bytes)?;
+    let secondary = preallocated(folder, "secondary", file_bytes)?;
+    QemuMirror::start(folder, &primary, &secondary)
 }
 
-fn measure_ours(seconds: u64, file_bytes: u64, encryption: bool) -> Result<Vec<f64>> {
-    eprintln!("ours, encryption {}", if encryption { "on" } else { "off" });
+fn start_ours(file_bytes: u64, encryption: bool) -> Result<Pair> {
     let options = PairOptions {
         placement: Placement::Memory,
         encryption,
@@ -115,10 +115,7 @@ fn measure_ours(seconds: u64, file_bytes: u64, encryption: bool) -> Result<Vec<f
         initial_sync: "skip",
         ..PairOptions::sized(file_bytes)
     };
-    let pair = Pair::synced(Programs::fresh()?, &options)?;
-    let figures = measure(&pair.uri(Side::First), seconds)?;
-    pair.wait_synced()?;
-    Ok(figures)
+    Pair::synced(Programs::fresh()?, &options)
 }
 
 fn preallocated(folder: &Path, name: &str, bytes: u64) -> Result<PathBuf> {
