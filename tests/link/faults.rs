@@ -1,6 +1,5 @@
 //! Everyone else: strangers, wrong settings, and peers whose frames are broken.
 
-use std::io::Write;
 use std::net::SocketAddr;
 
 use mirror_core::io::link::handshake::{self, Credentials, random_bytes};
@@ -92,7 +91,7 @@ fn connections_that_never_speak_cannot_keep_the_peer_out() {
 }
 
 /// Both connections of a plain link, as a peer that has the key but speaks nonsense.
-async fn raw_link(address: SocketAddr) -> [std::net::TcpStream; 2] {
+async fn raw_link(address: SocketAddr) -> [TcpStream; 2] {
     let credentials = Credentials::new(terms(1, false)).unwrap();
     let token = SessionToken(random_bytes().unwrap());
     let mut streams = Vec::new();
@@ -111,8 +110,8 @@ fn nonsense(channel: Channel, bytes: Vec<u8>, words: &'static str) {
         let [mut control, mut data] = raw_link(address).await;
         let _link = acceptor.link().await;
         match channel {
-            Channel::Control => control.write_all(&bytes).unwrap(),
-            Channel::Data => data.write_all(&bytes).unwrap(),
+            Channel::Control => control.write_all(&bytes).await.unwrap(),
+            Channel::Data => data.write_all(&bytes).await.unwrap(),
         }
         if words.contains("closed") {
             drop((control, data));

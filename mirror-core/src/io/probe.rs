@@ -41,8 +41,16 @@ pub fn probe() -> Result<(), ProbeError> {
 
 /// The runtime that a mirror's thread runs on.
 pub(super) fn runtime() -> Result<tokio_uring::Runtime, ProbeError> {
-    tokio_uring::Runtime::new(tokio_uring::builder().entries(RING_ENTRIES))
-        .map_err(|error| explain(error, disabled_setting()))
+    // One thread submits and reaps, so completions need not interrupt it. Before Linux 5.19 there is
+    // no such flag.
+    let cooperative = tokio_uring::uring_builder().setup_coop_taskrun().clone();
+    tokio_uring::Runtime::new(
+        tokio_uring::builder()
+            .entries(RING_ENTRIES)
+            .uring_builder(&cooperative),
+    )
+    .or_else(|_| tokio_uring::Runtime::new(tokio_uring::builder().entries(RING_ENTRIES)))
+    .map_err(|error| explain(error, disabled_setting()))
 }
 
 fn disabled_setting() -> u8 {

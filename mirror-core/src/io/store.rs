@@ -44,6 +44,9 @@ pub struct Store {
     /// Alignment that offsets and lengths need: 512 or 4096.
     logical_block_bytes: u32,
     memory_alignment: usize,
+    /// On tmpfs: data is copied to and from memory and never waited for. The ring would hand each
+    /// such operation to another thread, which costs more than the copy.
+    in_memory: bool,
     punches: Cell<bool>,
     zeroes: Cell<bool>,
 }
@@ -95,7 +98,9 @@ impl Store {
                 logical_block_bytes,
             });
         }
+        let in_memory = !claimed.block_device && on_tmpfs(&claimed.file);
         Ok(Self {
+            in_memory,
             ring: tokio_uring::fs::File::from_std(claimed.file),
             file: second,
             path: claimed.path,
@@ -150,7 +155,12 @@ impl Store {
     /// Fills `buffer` from `offset`.
     pub async fn read_into(&self, buffer: BufferMut, offset: u64) -> Result<BufferMut, DiskFault> {
         let length = buffer.len();
-        let (result, buffer) = self.ring.read_exact_at(buffer, offset).await;
+        let (result, buffer) = if self.in_memory {
+            let mut buffer = buffer;
+            (self.read_now(&mut buffer, offset), buffer)
+        } else {
+            self.ring.read_exact_at(buffer, offset).await
+        };
         match result {
             Ok(()) => Ok(buffer),
             Err(error) => Err(self.fault("read", offset, length as u64, &error)),
@@ -167,7 +177,9 @@ impl Store {
     ) -> Result<(), DiskFault> {
         let length = data.len();
         let aligned = (data.as_ptr() as usize).is_multiple_of(self.memory_alignment);
-        let result = if !self.direct || aligned {
+        let result = if self.in_memory {
+            self.write_now(&data, offset)
+        } else if !self.direct || aligned {
             self.ring.write_all_at(IoBuffer(data), offset).await.0
         } else {
             self.write_copied(&data, offset, pool).await
@@ -209,7 +221,11 @@ impl Store {
 
     /// Makes everything that completed before durable.
     pub async fn flush(&self) -> Result<(), DiskFault> {
-        let result = self.ring.sync_data().await;
+        let result = if self.in_memory {
+            self.flush_now()
+        } else {
+            self.ring.sync_data().await
+        };
         result.map_err(|error| self.fault("flush", 0, 0, &error))
     }
 
@@ -332,6 +348,11 @@ fn device_logical_bytes(file: &File) -> io::Result<u32> {
     u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
 
+fn on_tmpfs(file: &File) -> bool {
+    nix::sys::statfs::fstatfs(file)
+        .is_ok_and(|store| store.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
 /// Alignment of offsets (at least a sector) and of memory that a file opened with O_DIRECT needs.
 fn file_alignment(file: &File) -> io::Result<(u32, usize)> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
@@ -354,9 +375,7 @@ fn file_alignment(file: &File) -> io::Result<(u32, usize)> {
     if answer.stx_mask & libc::STATX_DIOALIGN == 0 {
         // tmpfs takes anything, also with O_DIRECT. A kernel before 6.1 cannot say; a page suits
         // every file system.
-        let on_tmpfs = nix::sys::statfs::fstatfs(file)
-            .is_ok_and(|store| store.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
-        if on_tmpfs {
+        if on_tmpfs(file) {
             return Ok((SECTOR_BYTES, 1));
         }
         return Ok((PAGE_BYTES, PAGE_BYTES as usize));

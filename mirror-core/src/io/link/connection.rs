@@ -10,7 +10,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustls::Connection;
-use tokio_uring::net::TcpStream;
+use socket2::SockRef;
+use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::Pair;
@@ -71,7 +72,7 @@ struct End {
 impl End {
     fn new(trusted: Trusted) -> Self {
         Self {
-            stream: Rc::new(TcpStream::from_std(trusted.stream)),
+            stream: Rc::new(trusted.stream),
             tls: trusted.tls.map(|tls| Rc::new(RefCell::new(tls))),
             outbox: Rc::default(),
         }
@@ -121,14 +122,16 @@ impl Link {
         }
     }
 
-    /// Closes the link from this side, after what waits to be sent. Nothing is delivered any more,
-    /// `down` neither.
+    /// Closes the link from this side, after what waits to be said on the control connection. Bulk
+    /// that was not sent is not sent any more: nobody would hear its acknowledgement. Nothing is
+    /// delivered any more, `down` neither.
     pub fn close(self: &Rc<Self>) {
         if self.silent.replace(true) {
             return;
         }
         self.control.outbox.finish();
         self.data.outbox.finish();
+        self.data.outbox.clear();
         self.shut_down_after(PARTING);
     }
 
@@ -167,7 +170,7 @@ impl Link {
         let outcome = writer::run(sink, Rc::clone(&end.outbox)).await;
         match outcome {
             Ok(()) => {
-                let _ = end.stream.shutdown(Shutdown::Write);
+                let _ = SockRef::from(&*end.stream).shutdown(Shutdown::Write);
             }
             Err(reason) => self.end_soon(reason),
         }
@@ -209,7 +212,7 @@ impl Link {
         for end in [&self.control, &self.data] {
             end.outbox.finish();
             end.outbox.clear();
-            let _ = end.stream.shutdown(Shutdown::Both);
+            let _ = SockRef::from(&*end.stream).shutdown(Shutdown::Both);
         }
     }
 }

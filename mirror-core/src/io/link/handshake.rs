@@ -1,6 +1,5 @@
 //! Makes one TCP connection a trusted one: TLS where it is on, then the preface and the proof of the
-//! cluster key. Runs on readiness-based sockets, so that any stage can be given up at its time limit
-//! without anything left in the ring.
+//! cluster key. Any stage can be given up at its time limit without anything left behind.
 
 use std::future::Future;
 use std::io;
@@ -48,7 +47,7 @@ impl Credentials {
 
 /// A connection whose other end has proved that it has the cluster key.
 pub struct Trusted {
-    pub stream: std::net::TcpStream,
+    pub stream: TcpStream,
     /// Holds whatever was received beyond the handshake.
     pub tls: Option<Connection>,
     pub channel: Channel,
@@ -88,7 +87,7 @@ pub async fn connect(
         Ok(terms.verify(Side::Acceptor, &exporter, &asked, &reply, &proof)?)
     })
     .await?;
-    talk.trusted(asked)
+    Ok(talk.trusted(&asked))
 }
 
 /// The acceptor's part. The connector says which channel and link it is for.
@@ -118,7 +117,7 @@ pub async fn accept(stream: TcpStream, credentials: &Credentials) -> Result<Trus
         talk.write(&proof, Stage::Proof).await
     })
     .await?;
-    talk.trusted(asked)
+    Ok(talk.trusted(&asked))
 }
 
 /// Gives a stage its time limit.
@@ -294,21 +293,13 @@ impl Talk {
         }
     }
 
-    fn trusted(self, asked: Preface) -> Result<Trusted, LinkError> {
-        let stream = self.stream.into_std().and_then(|stream| {
-            // The ring waits inside the kernel; a non-blocking socket would make it fail instead.
-            stream.set_nonblocking(false)?;
-            Ok(stream)
-        });
-        Ok(Trusted {
-            stream: stream.map_err(|source| LinkError::BrokeDuring {
-                stage: Stage::Proof,
-                source,
-            })?,
+    fn trusted(self, asked: &Preface) -> Trusted {
+        Trusted {
+            stream: self.stream,
             tls: self.tls,
             channel: asked.channel,
             token: asked.token,
-        })
+        }
     }
 }
 

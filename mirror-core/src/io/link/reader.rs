@@ -3,14 +3,16 @@
 //! Headers and small payload come through a read-ahead buffer. Bulk payload goes from the socket
 //! straight into the pooled buffer that will be written to the disk, except for the part that the
 //! read-ahead already had. A header is checked before anything is allocated for its payload.
+//!
+//! The socket is read at once when it is ready, not through the ring: there a receive that has to wait
+//! wakes the thread twice, and small messages are all about waking up.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Read};
 use std::rc::Rc;
 
 use rustls::Connection;
-use tokio_uring::buf::BoundedBuf;
-use tokio_uring::net::TcpStream;
+use tokio::net::TcpStream;
 
 use super::error::LinkError;
 use crate::buffer::Buffer;
@@ -24,6 +26,8 @@ const RECORDS_BYTES: usize = 64 << 10;
 /// After payload of this size the next header is read alone, so that bulk which follows it need not
 /// be copied out of the read-ahead.
 const BULK_BYTES: usize = 32 << 10;
+/// What a connection that never runs dry reads before it lets the mirror's other tasks run.
+const BURST_BYTES: usize = 256 << 10;
 
 /// Reads until the connection ends, and returns why it did.
 pub(super) async fn run(
@@ -140,6 +144,8 @@ pub(super) struct Source {
     tls: Option<Rc<RefCell<Connection>>>,
     records: Vec<u8>,
     consumed: usize,
+    /// Bytes since this connection last let others run.
+    burst: usize,
     received: Rc<Cell<u64>>,
 }
 
@@ -155,6 +161,7 @@ impl Source {
             tls,
             records: Vec::with_capacity(capacity),
             consumed: 0,
+            burst: 0,
             received,
         }
     }
@@ -167,10 +174,8 @@ impl Source {
         to: usize,
     ) -> Result<(usize, BufferMut), LinkError> {
         let Some(tls) = self.tls.clone() else {
-            let (result, slice) = self.stream.read(buffer.slice(from..to)).await;
-            let read = result.map_err(LinkError::Broken)?;
-            self.received.set(self.received.get() + read as u64);
-            return Ok((read, slice.into_inner()));
+            let read = self.receive(&mut buffer[from..to]).await?;
+            return Ok((read, buffer));
         };
         loop {
             match tls.borrow_mut().reader().read(&mut buffer[from..to]) {
@@ -182,7 +187,7 @@ impl Source {
                 }
                 Err(error) => return Err(LinkError::Broken(error)),
             }
-            if self.consumed == self.records.len() && self.receive().await? == 0 {
+            if self.consumed == self.records.len() && self.receive_records().await? == 0 {
                 return Ok((0, buffer));
             }
             let mut tls = tls.borrow_mut();
@@ -192,14 +197,35 @@ impl Source {
         }
     }
 
-    async fn receive(&mut self) -> Result<usize, LinkError> {
+    async fn receive_records(&mut self) -> Result<usize, LinkError> {
         let mut records = std::mem::take(&mut self.records);
-        records.clear();
+        records.resize(RECORDS_BYTES, 0);
+        let read = self.receive(&mut records).await?;
+        records.truncate(read);
+        self.records = records;
         self.consumed = 0;
-        let result;
-        (result, self.records) = self.stream.read(records).await;
-        let read = result.map_err(LinkError::Broken)?;
-        self.received.set(self.received.get() + read as u64);
         Ok(read)
+    }
+
+    /// Takes what the socket has, waiting only when it has nothing.
+    async fn receive(&mut self, target: &mut [u8]) -> Result<usize, LinkError> {
+        if self.burst >= BURST_BYTES {
+            self.burst = 0;
+            tokio::task::yield_now().await;
+        }
+        loop {
+            match self.stream.try_read(target) {
+                Ok(read) => {
+                    self.burst += read;
+                    self.received.set(self.received.get() + read as u64);
+                    return Ok(read);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.burst = 0;
+                    self.stream.readable().await.map_err(LinkError::Broken)?;
+                }
+                Err(error) => return Err(LinkError::Broken(error)),
+            }
+        }
     }
 }

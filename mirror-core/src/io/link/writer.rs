@@ -1,13 +1,13 @@
 //! Sends what waits in an outbox: as many frames in one system call as there are, heads and small
-//! payload gathered in one buffer, bulk payload from where it lies.
+//! payload gathered in one buffer, bulk payload from where it lies. Sent at once as far as the socket
+//! takes it.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::rc::Rc;
 
 use rustls::Connection;
-use tokio_uring::buf::IoBuf;
-use tokio_uring::net::TcpStream;
+use tokio::net::TcpStream;
 
 use super::error::LinkError;
 use super::outbox::Outbox;
@@ -29,22 +29,15 @@ pub(super) struct Sink {
 
 /// Sends until the outbox is finished and empty.
 pub(super) async fn run(sink: Sink, outbox: Rc<Outbox>) -> Result<(), LinkError> {
-    let mut records = Vec::new();
     while outbox.wait().await {
         let pieces = gather(&outbox);
         match &sink.tls {
             None => sink.send(pieces).await,
             Some(tls) => {
-                let sealed = seal(&mut tls.borrow_mut(), &pieces, &mut records);
+                let sealed = seal(&mut tls.borrow_mut(), &pieces);
                 drop(pieces);
                 match sealed {
-                    Ok(()) => {
-                        sink.sent.set(sink.sent.get() + records.len() as u64);
-                        let result;
-                        (result, records) = sink.stream.write_all(records).await;
-                        records.clear();
-                        result
-                    }
+                    Ok(records) => sink.send(vec![Piece::new(Bytes::Own(records))]).await,
                     Err(error) => Err(error),
                 }
             }
@@ -84,25 +77,22 @@ fn gather(outbox: &Outbox) -> Vec<Piece> {
     pieces
 }
 
-fn seal(tls: &mut Connection, pieces: &[Piece], records: &mut Vec<u8>) -> io::Result<()> {
+fn seal(tls: &mut Connection, pieces: &[Piece]) -> io::Result<Vec<u8>> {
     for piece in pieces {
         tls.writer().write_all(piece.rest())?;
     }
+    let bytes: usize = pieces.iter().map(|piece| piece.rest().len()).sum();
+    let mut records = Vec::with_capacity(bytes + bytes / 256 + 64);
     while tls.wants_write() {
-        tls.write_tls(records)?;
+        tls.write_tls(&mut records)?;
     }
-    Ok(())
+    Ok(records)
 }
 
 impl Sink {
     async fn send(&self, mut pieces: Vec<Piece>) -> io::Result<()> {
         while !pieces.is_empty() {
-            let result;
-            (result, pieces) = self.stream.writev(pieces).await;
-            let mut written = match result? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                written => written,
-            };
+            let mut written = self.write(&pieces).await?;
             self.sent.set(self.sent.get() + written as u64);
             let whole = pieces
                 .iter()
@@ -120,6 +110,28 @@ impl Sink {
             }
         }
         Ok(())
+    }
+}
+
+impl Sink {
+    /// Hands over what the socket takes at once, waiting only when it takes nothing.
+    async fn write(&self, pieces: &[Piece]) -> io::Result<usize> {
+        loop {
+            let written = {
+                let slices: Vec<IoSlice> = pieces
+                    .iter()
+                    .map(|piece| IoSlice::new(piece.rest()))
+                    .collect();
+                self.stream.try_write_vectored(&slices)
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stream.writable().await?;
+                }
+                other => return other,
+            }
+        }
     }
 }
 
@@ -144,22 +156,5 @@ impl Piece {
             Bytes::Own(bytes) => &bytes[self.start..],
             Bytes::Shared(bytes) => &bytes[self.start..],
         }
-    }
-}
-
-// SAFETY: the bytes lie in a vector's heap memory or behind a shared buffer's reference count;
-// neither moves when the piece does, nothing changes them while the piece exists, and all that
-// `rest` covers is initialised.
-unsafe impl IoBuf for Piece {
-    fn stable_ptr(&self) -> *const u8 {
-        self.rest().as_ptr()
-    }
-
-    fn bytes_init(&self) -> usize {
-        self.rest().len()
-    }
-
-    fn bytes_total(&self) -> usize {
-        self.rest().len()
     }
 }
