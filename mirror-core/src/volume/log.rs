@@ -1,11 +1,11 @@
 //! Heating extents before anything is written into them, and cleaning the log so that there is
 //! always room.
 //!
-//! Group commit waits for company, and for time only as a last resort. A transaction starts when 16
-//! extents wait; when nothing is being written and as many wait as the depth of the queue lets
-//! expect; when the writes that ran as the oldest one began to wait have gone round twice; or when a
-//! client that used to keep many writes in flight has sent no more for [`WAKE_MS`](super::event::WAKE_MS). So a lone write
-//! never waits, and a deep queue over cold extents costs one transaction for many writes.
+//! Group commit waits for company, and for time only as a last resort. A transaction starts when as
+//! many extents wait as three quarters of the depth that the queue had lately; when the writes that
+//! ran as the oldest one began to wait have gone round twice; or when a client that used to keep many
+//! writes in flight has sent no more for [`WAKE_MS`](super::event::WAKE_MS). So a lone write never
+//! waits, and a deep queue over cold extents costs one transaction for many writes.
 
 use std::collections::VecDeque;
 
@@ -15,10 +15,9 @@ use super::flushing::FlushFor;
 use super::range_lock::Owner;
 use super::store::After;
 use crate::dirty::activity_log::Heat;
+use crate::layout::log_record::LOG_UPDATES_MAX;
 use crate::units::ExtentIndex;
 
-/// A transaction starts at the latest when this many extents wait for it.
-const COMMIT_EXTENTS: usize = 16;
 /// Extents whose bitmap pages are saved together when slots run out while the peer is away.
 const CLEAN_EXTENTS: usize = 64;
 
@@ -148,16 +147,17 @@ impl Volume {
             return;
         }
         let queue = &mut self.log_queue;
-        let company = (queue.depth_last / 2).min(COMMIT_EXTENTS);
+        let company = (queue.depth_last * 3 / 4).min(LOG_UPDATES_MAX);
         let idle = queue.running == 0;
-        let due = pending >= COMMIT_EXTENTS
-            || idle && pending >= company
+        let due = pending >= company.max(1)
             || queue
                 .commit_at
                 .is_some_and(|limit| queue.completed >= limit)
             || queue.woken;
         if !due {
-            if idle && !std::mem::replace(&mut queue.wake_asked, true) {
+            if !idle && queue.commit_at.is_none() {
+                queue.set_limit();
+            } else if idle && !std::mem::replace(&mut queue.wake_asked, true) {
                 self.fx.push(Effect::Wake);
             }
             return;
