@@ -221,7 +221,7 @@ impl World {
         let said = self.nodes[other(side)]
             .durable()
             .is_some_and(|view| view.superblock.peer.outdated || view.superblock.peer.detached);
-        own || (said && side != serving) || (said && own)
+        own || (said && side != serving)
     }
 
     // --- D5, D8, D13 -----------------------------------------------------------------------
@@ -275,7 +275,8 @@ impl World {
         };
         // A side that never had data cannot be mistaken for one that has the newest.
         let fresh = generations.current.is_none();
-        if !fresh && !(outdated && current != generations.current) {
+        let moved_on = outdated && current != generations.current;
+        if !fresh && !moved_on {
             self.violate(
                 "D5",
                 format!("{id:?} was answered by node {node} alone; durable here: peer outdated {outdated}, generation {current}; there: {}", generations.current),

@@ -481,11 +481,11 @@ impl World {
         self.network.unreachable = [false; 2];
         // A link that lost messages never delivers again: its ends are reset when they speak.
         for node in [0, 1] {
-            if self.network.is_mute(0) || self.network.is_mute(1) {
-                if let Some(link) = self.network.current(node) {
-                    let delay_us = self.random.between(1_000, 400_000);
-                    self.schedule(delay_us, Happening::LinkDown { node, link });
-                }
+            if (self.network.is_mute(0) || self.network.is_mute(1))
+                && let Some(link) = self.network.current(node)
+            {
+                let delay_us = self.random.between(1_000, 400_000);
+                self.schedule(delay_us, Happening::LinkDown { node, link });
             }
         }
         self.look_for_peer();
@@ -896,7 +896,7 @@ impl World {
         &mut self,
         node: NodeIndex,
         units: &std::ops::Range<Unit>,
-        tags: &mut Vec<content::Tag>,
+        tags: &mut [content::Tag],
         delay_us: &mut u64,
     ) {
         let on_primary = self.nodes[node].serving;
