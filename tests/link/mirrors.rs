@@ -345,3 +345,25 @@ fn a_store_that_does_not_fit_the_mirror_is_refused() {
     let refused = spawn(settings);
     assert!(refused.contains("mirrorctl init"), "{refused}");
 }
+
+#[test]
+fn a_mirror_whose_thread_breaks_says_so_and_lets_go_of_its_disks() {
+    let test = |nodes: [Node; 2]| async move {
+        let handle = MirrorHandle::spawn(nodes[0].settings(), |mirror| {
+            tokio_uring::spawn(async move {
+                let mut changes = mirror.changes();
+                changes.wait_for(|export| export.serving).await.unwrap();
+                let range = ByteRange::new(0, 4096);
+                mirror.submit(range, Operation::Read, |_| panic!("on purpose"));
+            });
+        })
+        .unwrap();
+        let (peer_down, force) = (true, true);
+        // Whether the command is still answered is of no matter here.
+        let _ = handle.command(Command::Promote { peer_down, force }).await;
+        let ended = tokio::time::timeout(LIMIT, handle.ended()).await.unwrap();
+        assert!(matches!(ended, Ended::Panicked(_)), "{ended:?}");
+        nodes[0].start().unwrap().stop().await;
+    };
+    on_two_nodes(test, pair(true, false));
+}
