@@ -137,6 +137,7 @@ impl Volume {
     /// Open legs toward the peer are lost; what hangs on them goes on.
     pub(super) fn on_peer_gone(&mut self) {
         self.sent.clear();
+        self.release_strays();
         self.on_writes_lost_peer();
         self.on_flush_lost_peer();
         if self.alone.detach != Detach::Attached {

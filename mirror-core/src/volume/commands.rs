@@ -545,7 +545,11 @@ impl Volume {
             );
             return;
         }
-        if !self.requests.is_empty() || !self.flushing.is_idle() || !self.replica.is_drained() {
+        let drained = self.requests.is_empty()
+            && self.flushing.is_idle()
+            && self.replica.is_drained()
+            && self.strays.is_empty();
+        if !drained {
             return;
         }
         self.commands.leaving = Some(Leaving {

@@ -128,6 +128,8 @@ pub struct Volume {
     peering: Peering,
     replica: Replica,
     walk: Option<Walk>,
+    /// Steps of an aborted walk that the peer still works on: their ranges stay locked (D6).
+    strays: HashMap<Owner, walk::Step>,
     target: Option<Target>,
     commands: Commands,
     counters: Counters,
@@ -186,6 +188,7 @@ impl Volume {
             peering: Peering::default(),
             replica: Replica::default(),
             walk: None,
+            strays: HashMap::new(),
             target: None,
             commands: Commands::default(),
             counters: Counters::default(),

@@ -231,7 +231,8 @@ impl Volume {
         if !self.is_replicating() {
             return;
         }
-        let held: Vec<Owner> = self.requests.held.iter().copied().collect();
+        let mut held: Vec<Owner> = self.requests.held.iter().copied().collect();
+        held.sort_unstable_by_key(|owner| owner.0);
         for owner in held {
             let write = self
                 .requests
@@ -247,6 +248,7 @@ impl Volume {
     }
 
     pub(super) fn on_write_applied(&mut self, owner: Owner, result: Result<Output, DiskFault>) {
+        let usable = self.disk_usable();
         let Some(write) = self.requests.writes.get_mut(&owner) else {
             return;
         };
@@ -256,7 +258,7 @@ impl Volume {
                 write.local = Leg::Done;
                 self.log.note_local_write(range.extent());
             }
-            Err(DiskFault::NoSpace) => {
+            Err(DiskFault::NoSpace) if usable => {
                 // The peer may have the data and we have not: the block differs, and the client is
                 // told that its write failed. A resync makes both sides equal again.
                 write.local = Leg::Done;
@@ -264,7 +266,7 @@ impl Volume {
                 self.mark_dirty(range);
                 self.want_resync();
             }
-            Err(DiskFault::Io) => {
+            Err(_) => {
                 write.local = Leg::Lost;
                 self.on_local_disk_failed("a write failed");
             }
@@ -301,7 +303,8 @@ impl Volume {
         for owner in owners {
             self.advance_write(owner);
         }
-        let reads: Vec<Owner> = self.requests.peer_reads.keys().copied().collect();
+        let mut reads: Vec<Owner> = self.requests.peer_reads.keys().copied().collect();
+        reads.sort_unstable_by_key(|owner| owner.0);
         for owner in reads {
             self.fail_peer_read(owner);
         }
@@ -312,6 +315,8 @@ impl Volume {
             return;
         };
         match result {
+            // A disk that failed meanwhile may have dropped what it had not flushed.
+            _ if !self.disk_usable() => self.begin_peer_read(id, read.range, false),
             Ok(Output::Data(data)) => self.answer_read(id, data),
             Ok(_) => self.answer_read(id, vec![0; read.range.length as usize].into()),
             Err(_) => self.begin_peer_read(id, read.range, self.disk_usable()),
@@ -389,11 +394,13 @@ impl Volume {
             }
             self.finish_write(owner, &write, &answer);
         }
-        let reads: Vec<RequestId> = self.requests.reads.drain().map(|(id, _)| id).collect();
+        let mut reads: Vec<RequestId> = self.requests.reads.drain().map(|(id, _)| id).collect();
+        reads.sort_unstable();
         for id in reads {
             self.answer(id, answer.clone());
         }
-        let reads: Vec<Owner> = self.requests.peer_reads.keys().copied().collect();
+        let mut reads: Vec<Owner> = self.requests.peer_reads.keys().copied().collect();
+        reads.sort_unstable_by_key(|owner| owner.0);
         for owner in reads {
             self.fail_peer_read(owner);
         }

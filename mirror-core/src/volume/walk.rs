@@ -35,7 +35,7 @@ enum Stage {
 }
 
 #[derive(Debug)]
-struct Step {
+pub(super) struct Step {
     range: ByteRange,
     data: Option<Buffer>,
     /// Messages that the peer has yet to acknowledge.
@@ -169,7 +169,8 @@ impl Volume {
             || self
                 .link()
                 .is_some_and(|link| link.peer_role != Role::Primary);
-        if self.walk.is_none() && self.is_replicating() && source && !self.bitmap.is_clean() {
+        let may_send = source && self.is_replicating() && self.disk_usable();
+        if self.walk.is_none() && may_send && !self.bitmap.is_clean() {
             self.begin_walk(Stage::Starting, false);
         }
     }
@@ -266,6 +267,7 @@ impl Volume {
     }
 
     pub(super) fn on_compared(&mut self, owner: Owner, unequal: &[u64]) {
+        self.end_stray(owner);
         let Some(walk) = &mut self.walk else {
             return;
         };
@@ -311,6 +313,7 @@ impl Volume {
     }
 
     pub(super) fn on_walk_acknowledged(&mut self, owner: Owner) {
+        self.end_stray(owner);
         let Some(step) = self
             .walk
             .as_mut()
@@ -394,13 +397,38 @@ impl Volume {
         self.drop_walk();
     }
 
+    /// Gives the ranges of a walk back, except those that the peer still works on.
     pub(super) fn drop_walk(&mut self) {
         let Some(walk) = self.walk.take() else {
             return;
         };
         let mut steps: Vec<_> = walk.steps.into_iter().collect();
         steps.sort_unstable_by_key(|(owner, _)| owner.0);
-        for (owner, step) in steps {
+        let (strays, idle): (Vec<_>, Vec<_>) =
+            steps.into_iter().partition(|(_, step)| step.open > 0);
+        self.strays.extend(strays);
+        for (owner, step) in idle {
+            self.unlock(owner, step.range);
+        }
+    }
+
+    /// The link of the strays is gone, and whatever they still do ends before the next hello (D11).
+    pub(super) fn release_strays(&mut self) {
+        let mut strays: Vec<_> = std::mem::take(&mut self.strays).into_iter().collect();
+        strays.sort_unstable_by_key(|(owner, _)| owner.0);
+        for (owner, step) in strays {
+            self.unlock(owner, step.range);
+        }
+    }
+
+    fn end_stray(&mut self, owner: Owner) {
+        let Some(step) = self.strays.get_mut(&owner) else {
+            return;
+        };
+        step.open -= 1;
+        if step.open == 0
+            && let Some(step) = self.strays.remove(&owner)
+        {
             self.unlock(owner, step.range);
         }
     }
