@@ -20,6 +20,7 @@ fn split() -> World {
     world.write(0, 0..8);
     world.cut(&[0, 1], None);
     world.write(0, 4..6);
+    world.until("the loss is noticed", |world| !world.is_connected(1));
     world.promote_apart(1);
     world.write(1, 5..9);
     world.heal();
@@ -88,6 +89,7 @@ fn nobody_takes_over_silently_from_a_primary_that_went_on_alone_and_died() {
     world.cut(&[0, 1], None);
     world.write(0, 4..6);
     world.crash(0, Crash::PowerLoss);
+    world.until("the loss is noticed", |world| !world.is_connected(1));
     let refusal = world
         .promote(1, false, false)
         .expect_err("it may be behind");

@@ -275,8 +275,8 @@ impl World {
         };
         // A side that never had data cannot be mistaken for one that has the newest.
         let fresh = generations.current.is_none();
-        let moved_on = outdated && current != generations.current;
-        if !fresh && !moved_on {
+        let recorded = outdated && current != generations.current;
+        if !fresh && !recorded {
             self.violate(
                 "D5",
                 format!("{id:?} was answered by node {node} alone; durable here: peer outdated {outdated}, generation {current}; there: {}", generations.current),
@@ -361,13 +361,24 @@ impl World {
         self.truths[line].excuse_unflushed(lost);
     }
 
-    /// Unflushed writes closed before this may be missing on a node that begins to serve.
+    /// Unflushed writes submitted before this may be missing on a node that begins to serve. While
+    /// the nodes are connected either may have been the source for the other: a write must be there
+    /// if one of them held it and ran on.
     pub(super) fn excused_before(&self, node: NodeIndex) -> u64 {
-        let lost = self.nodes[node].cache_lost;
-        if self.network.connected() {
-            lost.min(self.nodes[other(node)].broken)
-        } else {
-            lost
+        if !self.network.connected() {
+            return self.nodes[node].cache_lost;
+        }
+        let [a, b] = &self.nodes;
+        let by_a = a.cache_lost.min(b.broken);
+        let by_b = b.cache_lost.min(a.broken);
+        by_a.max(by_b)
+    }
+
+    /// A resync made both sides equal: what is missing on one is missing on both.
+    pub(super) fn on_resynced(&mut self) {
+        let lost = self.excused_before(0);
+        for node in &mut self.nodes {
+            node.cache_lost = lost;
         }
     }
 
@@ -480,7 +491,7 @@ impl World {
         }
         // Whatever a cache lost was given back by the peer, if that had it.
         if self.line[0] == self.line[1] {
-            let lost = self.excused_before(0).max(self.excused_before(1));
+            let lost = self.excused_before(0);
             self.check_nothing_lost(lost);
             let line = self.line[0];
             self.truths[line].excuse_unflushed(lost);

@@ -141,8 +141,25 @@ impl World {
         self.serving().is_some() && self.is_settled()
     }
 
+    /// Both were promoted, and neither has answered anything that the other lacks: one steps down.
+    fn settle_for_one_primary(&mut self) -> bool {
+        let both = self.nodes.iter().all(|node| node.is_up() && node.serving);
+        let generations = [0, 1].map(|node| self.status(node).map(|status| status.generation));
+        if !both || generations[0] != generations[1] || !self.outstanding.is_empty() {
+            return false;
+        }
+        let loser = self.random.below(2) as usize;
+        if let Some(Ok(_)) = self.command(loser, Command::Demote) {
+            self.line[loser] = self.line[other(loser)];
+        }
+        true
+    }
+
     /// One step of what an operator does after an accident.
     fn set_right(&mut self) {
+        if self.settle_for_one_primary() {
+            return;
+        }
         for node in [0, 1] {
             if !self.nodes[node].is_up() {
                 self.start(node);
@@ -248,7 +265,7 @@ impl World {
         if verifying {
             return;
         }
-        let lost = self.excused_before(0).max(self.excused_before(1));
+        let lost = self.excused_before(0);
         let lines: Vec<usize> = if self.line[0] == self.line[1] {
             vec![self.line[0]]
         } else {

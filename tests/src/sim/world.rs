@@ -12,6 +12,8 @@ use mirror_core::volume::config::{Seed, VolumeConfig};
 use mirror_core::volume::effect::Effect;
 use mirror_core::volume::event::{Command, DiskFault, Event, TICK_MS, WAKE_MS};
 use mirror_core::volume::refusal::Refusal;
+use mirror_core::wire::frame;
+use mirror_core::wire::header::Header;
 use mirror_core::wire::message::{Channel, Envelope, Message, Mode};
 
 use crate::random::Random;
@@ -130,6 +132,9 @@ pub struct Tally {
     pub promotions: u64,
     pub compared: u64,
 }
+
+/// Messages that travel as bytes, so that the codecs are met by what volumes really say.
+const FRAMED_PERCENT: u64 = 10;
 
 /// Lines kept of what happened last.
 const TRACE_LINES: usize = 500_000;
@@ -369,7 +374,6 @@ impl World {
         let state = &mut self.nodes[node];
         state.life += 1;
         state.notices.clear();
-        state.told_down = false;
         let seed = Seed {
             incarnation: state.incarnation(),
             entropy,
@@ -554,6 +558,11 @@ impl World {
             );
             return;
         }
+        let envelope = if self.random.percent(FRAMED_PERCENT) {
+            through_frame(&envelope)
+        } else {
+            envelope
+        };
         let channel = envelope.message.channel();
         let arrival_us = self.clock_us + self.span(self.settings.network_us);
         match self.network.send(from, link, channel, arrival_us) {
@@ -776,6 +785,7 @@ impl World {
                 self.trace(|| format!("{node} reports {}: {}", notice.kind, notice.message));
                 if notice.kind == "resync-finished" {
                     self.nodes[node].told_down = false;
+                    self.on_resynced();
                 }
                 self.nodes[node].notices.push((notice.kind, notice.message));
             }
@@ -794,7 +804,7 @@ impl World {
             Task::Flush => self.settings.flush_us,
             _ => self.settings.disk_us,
         };
-        let mut delay_us = self.span(span);
+        let delay_us = self.span(span);
         if matches!(task, Task::Flush) {
             self.sync_points[node] += 1;
         }
@@ -814,7 +824,7 @@ impl World {
                 );
             }
             self.check_overwrite(node, range);
-            self.mutate_write(node, &units, tags, &mut delay_us);
+            self.mutate_write(node, &units, tags, delay_us);
         }
         let fault = self.fault_of(node, &task);
         self.trace(|| match &task {
@@ -897,7 +907,7 @@ impl World {
         node: NodeIndex,
         units: &std::ops::Range<Unit>,
         tags: &mut [content::Tag],
-        delay_us: &mut u64,
+        delay_us: u64,
     ) {
         let on_primary = self.nodes[node].serving;
         let reorder = match self.settings.mutation {
@@ -915,7 +925,7 @@ impl World {
         if reorder && self.random.percent(20) && tags.iter().all(|tag| *tag == tags[0]) {
             // Completes at once, and lands once more after whatever overlaps it by then.
             let (units, tag) = (units.clone(), tags[0]);
-            let late_us = *delay_us + self.random.between(2_000, 20_000);
+            let late_us = delay_us + self.random.between(2_000, 20_000);
             self.schedule(late_us, Happening::LandLate { node, units, tag });
         }
     }
@@ -1098,6 +1108,17 @@ fn forget_bits(node: &SimNode, offset: u64, bytes: &mut [u8]) {
             bitmap_page::encode_into(first as u32 + page as u32, &[0; WORDS_PER_PAGE], block);
         }
     }
+}
+
+/// A message as its receiver decodes it.
+fn through_frame(envelope: &Envelope) -> Envelope {
+    let (head, data) = frame::encode(envelope);
+    let (header, inline) = head
+        .split_first_chunk()
+        .expect("a frame begins with its header");
+    let header = Header::decode(header).expect("a header that was just encoded");
+    let payload = data.unwrap_or_else(|| inline.to_vec().into());
+    frame::decode(&header, payload).expect("a frame that was just encoded")
 }
 
 fn task_name(task: &Task) -> &'static str {
