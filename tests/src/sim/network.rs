@@ -69,7 +69,7 @@ impl Network {
         self.link.is_none_or(|link| link.open == [false; 2])
     }
 
-    /// Starts a link; the ends learn of it through [`Network::open_end`].
+    /// Starts a link and gives the name that each end knows it by.
     pub fn establish(&mut self, first_delivery_us: [u64; 2]) -> [LinkId; 2] {
         self.links_made += 1;
         self.link = Some(Link {

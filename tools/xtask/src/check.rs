@@ -20,7 +20,7 @@ pub fn run_steps(steps: &mut Steps) {
         run(cargo()
             .args(["doc", "--workspace", "--no-deps", "--locked"])
             .args(["--document-private-items"])
-            .env("RUSTDOCFLAGS", "-D warnings"))
+            .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))
     });
     steps.step("dependencies", dependencies::check);
 }
