@@ -167,6 +167,12 @@ impl Volume {
         match self.role {
             Role::Primary if handed_over && self.can_serve_from_peer() => self.detach(&lost),
             Role::Primary => {
+                // Nobody else knows what this disk has lost: it must outlive the log.
+                for extent in lost {
+                    if let Some(range) = self.bitmap.extent_range(extent) {
+                        self.mark_dirty(range);
+                    }
+                }
                 self.persist(After::Nothing);
                 // What the peer still works on is ordered before anything new only by a new hello.
                 self.break_link("the local disk failed");

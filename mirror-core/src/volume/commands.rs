@@ -77,7 +77,10 @@ impl Volume {
             );
             return;
         }
+        // What a lost primary had under way here must not land among what this side is told next.
+        let unfinished = matches!(command, Command::Promote { .. }) && !self.replica.is_drained();
         let waits = !self.recovered
+            || unfinished && self.link().is_none()
             || self.in_handshake() && !matches!(command, Command::Disconnect | Command::Stop);
         if waits {
             if self.commands.deferred.len() < DEFERRED_MAX {
@@ -119,6 +122,13 @@ impl Volume {
 
     pub(super) fn finish_command(&mut self, id: CommandId, result: Result<String, Refusal>) {
         self.fx.push(Effect::CommandDone { id, result });
+    }
+
+    /// Takes them up when nothing of a lost link is under way any more.
+    pub(super) fn advance_deferred(&mut self) {
+        if !self.commands.deferred.is_empty() && self.replica.is_drained() {
+            self.retry_commands();
+        }
     }
 
     /// Takes deferred commands up again: the handshake ended one way or the other.

@@ -218,6 +218,7 @@ impl Volume {
         }
         self.resume_handshake();
         self.advance_leaving();
+        self.advance_deferred();
         std::mem::swap(&mut self.fx, out);
     }
 
