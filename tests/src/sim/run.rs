@@ -17,6 +17,8 @@ use crate::sim::world::{Happening, Tally, Violation, World};
 
 /// Virtual time within which a healed mirror must come to rest.
 const REST_MS_MAX: u64 = 60_000;
+/// Virtual time in which two healed nodes have met.
+const MEETING_US: u64 = 3_000_000;
 /// Virtual time between two looks at a mirror that is healing.
 const LOOK_MS: u64 = 50;
 
@@ -141,14 +143,23 @@ impl World {
         self.serving().is_some() && self.is_settled()
     }
 
-    /// Both were promoted, and neither has answered anything that the other lacks: one steps down.
+    /// Both were promoted, and at most one has answered anything that the other lacks: one that has
+    /// not steps down.
     fn settle_for_one_primary(&mut self) -> bool {
         let both = self.nodes.iter().all(|node| node.is_up() && node.serving);
-        let generations = [0, 1].map(|node| self.status(node).map(|status| status.generation));
-        if !both || generations[0] != generations[1] || !self.outstanding.is_empty() {
+        let met = self.clock_us > self.faults_end_us + MEETING_US;
+        if !both || !met || !self.outstanding.is_empty() {
             return false;
         }
-        let loser = self.random.below(2) as usize;
+        let [Some(a), Some(b)] = [0, 1].map(|node| self.status(node)) else {
+            return false;
+        };
+        let loser = match (a.out_of_sync_bytes, b.out_of_sync_bytes) {
+            _ if a.generation == b.generation => self.random.below(2) as usize,
+            (0, 1..) => 0,
+            (1.., 0) => 1,
+            _ => return false,
+        };
         if let Some(Ok(_)) = self.command(loser, Command::Demote) {
             self.line[loser] = self.line[other(loser)];
         }
