@@ -20,7 +20,10 @@ pub fn run_steps(steps: &mut Steps) {
         run(cargo()
             .args(["doc", "--workspace", "--no-deps", "--locked"])
             .args(["--document-private-items"])
-            .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))
+            .env(
+                "RUSTDOCFLAGS",
+                "-D warnings -A rustdoc::private_intra_doc_links",
+            ))
     });
     steps.step("dependencies", dependencies::check);
 }
