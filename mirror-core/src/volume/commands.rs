@@ -326,7 +326,10 @@ impl Volume {
                     return;
                 }
             }
-            if !peer_down && !self.superblock.peer.stopped_cleanly {
+            // A clean stop counts only for the run that saw it: while this side was down, the peer may
+            // have started again and gone on.
+            let left_cleanly = self.superblock.peer.stopped_cleanly && self.peering.peer_seen;
+            if !peer_down && !left_cleanly {
                 let reason = if self.peering.peer_seen {
                     format!("{peer} was lost and may have gone on alone")
                 } else {
