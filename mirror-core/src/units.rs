@@ -65,6 +65,11 @@ id!(
     ExtentIndex(u32)
 );
 id!(
+    /// One full copy of a mirror, from its start until the target has it all, however often it is cut.
+    /// Drawn by the source. Zero: none.
+    FullSyncId(u64)
+);
+id!(
     /// A client request. Unique for the life of the front end that made it.
     RequestId(u64)
 );
@@ -93,6 +98,14 @@ impl ExtentIndex {
     /// Offset of the extent's first byte.
     pub const fn offset(self) -> u64 {
         self.0 as u64 * EXTENT_BYTES
+    }
+}
+
+impl FullSyncId {
+    pub const NONE: Self = Self(0);
+
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
     }
 }
 

@@ -17,6 +17,7 @@ fn world() -> World {
     let settings = Settings {
         log_slots: 2,
         resync_in_flight: 2,
+        checkpoint_bytes: 1 << 20,
         ..Settings::quiet()
     };
     World::pair(11, settings)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mirror_core::buffer::Buffer;
 use mirror_core::generation::GenerationSet;
-use mirror_core::units::{ByteRange, Epoch, Generation, Sequence, Uuid};
+use mirror_core::units::{ByteRange, Epoch, FullSyncId, Generation, Sequence, Uuid};
 use mirror_core::wire::frame;
 use mirror_core::wire::header::{HEADER_BYTES, Header, Kind};
 use mirror_core::wire::message::{DiskState, Envelope, Hello, Message, Role};
@@ -48,12 +48,12 @@ fn hello() -> Hello {
         disk: DiskState::UpToDate,
         crashed_primary: true,
         last_primary: false,
-        has_dirty: true,
+        was_equal: true,
         discard_local: false,
         full_resync: true,
         initial_sync: 1,
         fast_zero: false,
-        serving_generation: Generation(0xd0),
+        full_sync: FullSyncId(0xd0),
     }
 }
 
@@ -141,7 +141,7 @@ fn message(kind: Kind) -> Message {
         Kind::BitmapEnd => Message::BitmapEnd,
         Kind::ResyncStart => Message::ResyncStart {
             total_bytes: size_bytes,
-            full: true,
+            full_sync: FullSyncId(0xf0),
         },
         Kind::ResyncReady => Message::ResyncReady,
         Kind::ResyncDone => Message::ResyncDone {

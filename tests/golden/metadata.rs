@@ -9,7 +9,7 @@ use mirror_core::layout::internal::placement;
 use mirror_core::layout::log_record::LogRecord;
 use mirror_core::layout::metadata::{FreshParams, Image, fresh};
 use mirror_core::layout::superblock::{Discard, FEATURE_FORMAT_1, Flags, PeerSlot, Superblock};
-use mirror_core::units::{Epoch, ExtentIndex, Generation, Uuid};
+use mirror_core::units::{Epoch, ExtentIndex, FullSyncId, Generation, Uuid};
 
 use crate::{check, check_complete};
 
@@ -40,10 +40,12 @@ fn superblock() -> Superblock {
         peer: PeerSlot {
             node: Uuid([0x55; 16]),
             incarnation: Uuid([0x66; 16]),
+            full_sync: FullSyncId(0xf0),
             outdated: true,
             detached: false,
             stopped_cleanly: true,
             confirmed_down: false,
+            was_equal: true,
         },
         last_discard: Discard {
             generation: Generation(0xd1),

@@ -123,6 +123,7 @@ impl Node {
                 peer_timeout_ms: 6000,
                 resync_rate_max: 0,
                 resync_in_flight: 8,
+                checkpoint_bytes: 4 << 20,
             },
             data: self.data(),
             metadata: self.metadata(),

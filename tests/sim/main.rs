@@ -4,4 +4,5 @@
 mod cases;
 mod doubles;
 mod mutations;
+mod resync;
 mod seeds;

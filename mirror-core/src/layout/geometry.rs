@@ -5,7 +5,7 @@
 //! of pages depends on the size of the data, so an area grows at its end and nothing moves.
 
 use crate::layout::superblock::Superblock;
-use crate::units::{BLOCK_BYTES_MIN, ByteRange, EXTENT_BYTES, ExtentIndex};
+use crate::units::{BLOCK_BYTES_MIN, ByteRange, EXTENT_BYTES, ExtentIndex, REQUEST_BYTES_MAX};
 
 /// Unit of every metadata read and write.
 pub const METADATA_BLOCK_BYTES: u64 = 4096;
@@ -25,9 +25,9 @@ pub const BLOCKS_PER_PAGE: u64 = 31_744;
 pub const BLOCKS_MAX: u64 = 1 << 29;
 /// Finest granularity: 4 KiB a bit.
 pub const BLOCK_SHIFT_MIN: u8 = 12;
-/// Coarsest granularity: one extent a bit.
-pub const BLOCK_SHIFT_MAX: u8 = 22;
-/// Largest mirror: 2 PiB.
+/// Coarsest granularity: 1 MiB a bit, which one request can copy.
+pub const BLOCK_SHIFT_MAX: u8 = 20;
+/// Largest mirror: 512 TiB.
 pub const USABLE_BYTES_MAX: u64 = BLOCKS_MAX << BLOCK_SHIFT_MAX;
 
 const SUPERBLOCK_A: u64 = 0;
@@ -43,7 +43,7 @@ const _: () = {
         "no extent straddles two pages"
     );
     assert!(1 << BLOCK_SHIFT_MIN == BLOCK_BYTES_MIN);
-    assert!(1 << BLOCK_SHIFT_MAX == EXTENT_BYTES);
+    assert!(1 << BLOCK_SHIFT_MAX == REQUEST_BYTES_MAX);
     assert!(
         USABLE_BYTES_MAX / EXTENT_BYTES < u32::MAX as u64,
         "every extent has an index, and one value is left for none"
@@ -264,7 +264,7 @@ mod tests {
         check(2 * TIB, 12, 1 << 29, 16_913);
         check(2 * TIB + 512, 13, (1 << 28) + 1, 8_457);
         check(16 * TIB, 15, 1 << 29, 16_913);
-        check(USABLE_BYTES_MAX, 22, 1 << 29, 16_913);
+        check(USABLE_BYTES_MAX, 20, 1 << 29, 16_913);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::fmt;
 use crate::generation::{GenerationSet, HISTORY_LENGTH};
 use crate::layout::field::{put, u32_at, u64_at, uuid_at};
 use crate::layout::geometry::{Geometry, METADATA_BLOCK_BYTES};
-use crate::units::{Epoch, Generation, Uuid};
+use crate::units::{Epoch, FullSyncId, Generation, Uuid};
 
 /// Older programs may ignore such a feature, and drop it when they write.
 pub const FEATURES_COMPATIBLE: u64 = 0;
@@ -50,7 +50,7 @@ pub struct Superblock {
     pub usable_bytes: u64,
     /// 512 or 4096.
     pub logical_block_bytes: u32,
-    /// log2 of the bytes one dirty bit stands for, 12 to 22.
+    /// log2 of the bytes one dirty bit stands for, 12 to 20.
     pub block_shift: u8,
     /// Slots of the activity log.
     pub log_slots: u32,
@@ -94,6 +94,9 @@ pub struct PeerSlot {
     pub node: Uuid,
     /// Incarnation that data was last exchanged with.
     pub incarnation: Uuid,
+    /// The full copy that the two are in, until it ends. On the source: the bitmap says all that a
+    /// target of this copy lacks. On the target: nothing but this copy has written here since it began.
+    pub full_sync: FullSyncId,
     /// The peer lacks answered writes.
     pub outdated: bool,
     /// The peer's disk failed or it left it behind.
@@ -102,6 +105,8 @@ pub struct PeerSlot {
     pub stopped_cleanly: bool,
     /// An operator or arbiter confirmed that the lost peer is down.
     pub confirmed_down: bool,
+    /// Both sides have held the same data: a resync has ended, in either direction.
+    pub was_equal: bool,
 }
 
 /// What was given up last (split brain, or an old primary's unacknowledged tail).
@@ -145,6 +150,7 @@ mod at {
     pub const PEER_INCARNATION: usize = 16;
     pub const PEER_GENERATION: usize = 32;
     pub const PEER_FLAGS: usize = 40;
+    pub const PEER_FULL_SYNC: usize = 48;
 
     const _: () = {
         assert!(HISTORY + super::HISTORY_LENGTH * 8 <= DISCARD);
@@ -184,6 +190,7 @@ impl Superblock {
             self.generations.base.0,
         );
         u64_to(at::PEER_SLOTS + at::PEER_FLAGS, self.peer.bits());
+        u64_to(at::PEER_SLOTS + at::PEER_FULL_SYNC, self.peer.full_sync.0);
 
         put(&mut block, 0, &SUPERBLOCK_MAGIC);
         put(&mut block, at::CLUSTER, &self.cluster.0);
@@ -262,6 +269,7 @@ impl Superblock {
             peer: PeerSlot::from_bits(
                 uuid_at(slot, at::PEER_NODE),
                 uuid_at(slot, at::PEER_INCARNATION),
+                FullSyncId(u64_at(slot, at::PEER_FULL_SYNC)),
                 u64_at(slot, at::PEER_FLAGS),
             )
             .ok_or(invalid("peer flags"))?,
@@ -364,18 +372,27 @@ impl PeerSlot {
             self.detached,
             self.stopped_cleanly,
             self.confirmed_down,
+            self.was_equal,
         ])
     }
 
-    fn from_bits(node: Uuid, incarnation: Uuid, bits: u64) -> Option<Self> {
-        let [outdated, detached, stopped_cleanly, confirmed_down] = unpack(bits)?;
-        Some(Self {
-            node,
-            incarnation,
+    fn from_bits(node: Uuid, incarnation: Uuid, full_sync: FullSyncId, bits: u64) -> Option<Self> {
+        let [
             outdated,
             detached,
             stopped_cleanly,
             confirmed_down,
+            was_equal,
+        ] = unpack(bits)?;
+        Some(Self {
+            node,
+            incarnation,
+            full_sync,
+            outdated,
+            detached,
+            stopped_cleanly,
+            confirmed_down,
+            was_equal,
         })
     }
 }

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::generation::GenerationSet;
-use crate::units::{Epoch, Uuid};
+use crate::units::{Epoch, FullSyncId, Uuid};
 use crate::wire::message::{DiskState, Hello, InitialSync, Role};
 
 /// What one side brings to the decision.
@@ -19,7 +19,8 @@ pub struct Side {
     pub epoch: Epoch,
     pub crashed_primary: bool,
     pub last_primary: bool,
-    pub has_dirty: bool,
+    pub was_equal: bool,
+    pub full_sync: FullSyncId,
     pub discard_local: bool,
     pub full_resync: bool,
     /// Has run without a break since the other side last exchanged data with it, so it still holds
@@ -41,7 +42,8 @@ impl Side {
             epoch,
             crashed_primary: hello.crashed_primary,
             last_primary: hello.last_primary,
-            has_dirty: hello.has_dirty,
+            was_equal: hello.was_equal,
+            full_sync: hello.full_sync,
             discard_local: hello.discard_local,
             full_resync: hello.full_resync,
             first,
@@ -69,6 +71,8 @@ pub enum Scope {
     Bitmap,
     /// Every block.
     Full,
+    /// What is left of a full copy that was cut: the source's bitmap names it.
+    Remainder,
     /// Nothing: both sides are declared equal (`initial_sync = "skip"`).
     Nothing,
 }
@@ -108,6 +112,8 @@ impl Strategy {
             Self::SplitBrain => 7,
             Self::Unrelated => 8,
             Self::Refuse => 9,
+            Self::Source(Scope::Remainder) => 10,
+            Self::Target(Scope::Remainder) => 11,
         }
     }
 }
@@ -218,24 +224,41 @@ pub struct Verdict {
 /// Decides for `me` against `peer`. `initial_sync` is the shared setting for the first sync.
 pub fn decide(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict {
     let mut verdict = decide_lineage(me, peer, initial_sync);
-    if me.full_resync || peer.full_resync {
-        verdict.strategy = match verdict.strategy {
-            Strategy::Source(Scope::Bitmap) => Strategy::Source(Scope::Full),
-            Strategy::Target(Scope::Bitmap) => Strategy::Target(Scope::Full),
-            other => other,
-        };
-    }
+    verdict.strategy = match verdict.strategy {
+        Strategy::Source(scope) => Strategy::Source(rescope(scope, me, peer)),
+        Strategy::Target(scope) => Strategy::Target(rescope(scope, peer, me)),
+        other => other,
+    };
     guard(verdict, me, peer)
+}
+
+/// An order to copy everything widens the scope; a full copy that was cut narrows it to what is left.
+fn rescope(scope: Scope, source: &Side, target: &Side) -> Scope {
+    match scope {
+        Scope::Nothing | Scope::Remainder => scope,
+        Scope::Bitmap | Scope::Full if source.full_resync || target.full_resync => Scope::Full,
+        Scope::Bitmap | Scope::Full if is_continued(source, target) => Scope::Remainder,
+        Scope::Bitmap | Scope::Full => scope,
+    }
+}
+
+/// Both sides recorded the same full copy, and its target has not been anything else since: every way
+/// out of it (promotion by force, another resync, new metadata) clears the record on that side.
+fn is_continued(source: &Side, target: &Side) -> bool {
+    !source.full_sync.is_none()
+        && source.full_sync == target.full_sync
+        && target.disk == DiskState::Inconsistent
 }
 
 fn decide_lineage(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict {
     use Scope::{Bitmap, Full, Nothing};
     use Strategy::{Idle, Refuse, Source, Target, Unrelated};
     let verdict = |rule, strategy| Verdict { rule, strategy };
-    let first_scope = if initial_sync == InitialSync::Skip {
-        Nothing
-    } else {
-        Full
+    // The operator's word that both are equal is about the first meeting. Once the sides have been
+    // equal, a fresh one is a new or a re-made disk.
+    let first_scope = |source: &Side| match initial_sync {
+        InitialSync::Skip if !source.was_equal => Nothing,
+        _ => Full,
     };
     let mine = &me.generations;
     let theirs = &peer.generations;
@@ -245,8 +268,8 @@ fn decide_lineage(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict 
     }
     match (me.is_fresh(), peer.is_fresh()) {
         (true, true) => return verdict(Rule::BothFresh, Idle),
-        (true, false) => return verdict(Rule::SelfFresh, Target(first_scope)),
-        (false, true) => return verdict(Rule::PeerFresh, Source(first_scope)),
+        (true, false) => return verdict(Rule::SelfFresh, Target(first_scope(peer))),
+        (false, true) => return verdict(Rule::PeerFresh, Source(first_scope(me))),
         (false, false) => {}
     }
     if mine.current == theirs.current {
@@ -392,7 +415,8 @@ mod tests {
             epoch: Epoch(1),
             crashed_primary: false,
             last_primary: false,
-            has_dirty: false,
+            was_equal: false,
+            full_sync: FullSyncId::NONE,
             discard_local: false,
             full_resync: false,
             unbroken: false,
@@ -496,6 +520,51 @@ mod tests {
             "same-generation-crashed-primary",
             Strategy::Source(Scope::Bitmap),
         );
+    }
+
+    #[test]
+    fn a_full_copy_that_was_cut_goes_on_with_what_is_left() {
+        use Scope::{Full, Remainder};
+        let copy = FullSyncId(77);
+        let mut source = side(set(5, 0, &[]), true);
+        source.full_sync = copy;
+        let targets = [set(0, 0, &[]), set(5, 0, &[]), set(4, 0, &[])];
+        for (target, rule) in targets.into_iter().zip([
+            "fresh-side",
+            "same-generation-one-inconsistent",
+            "old-generation",
+        ]) {
+            let mut source = source;
+            source.generations.history[0] = Generation(4);
+            let mut target = side(target, false);
+            target.disk = DiskState::Inconsistent;
+            target.full_sync = copy;
+            check(&source, &target, rule, Strategy::Source(Remainder));
+            target.full_resync = true;
+            check(&source, &target, rule, Strategy::Source(Full));
+            target.full_resync = false;
+            target.full_sync = FullSyncId(78);
+            let anew = match rule {
+                "same-generation-one-inconsistent" => Scope::Bitmap,
+                _ => Full,
+            };
+            check(&source, &target, rule, Strategy::Source(anew));
+        }
+        // Promoted by force since, or healed in another way: what it holds is its own again.
+        let mut target = side(set(4, 0, &[]), false);
+        target.full_sync = copy;
+        source.generations.history[0] = Generation(4);
+        check(&source, &target, "old-generation", Strategy::Source(Full));
+    }
+
+    #[test]
+    fn sides_that_have_been_equal_are_never_declared_equal_again() {
+        let mut source = side(set(5, 0, &[]), true);
+        let fresh = side(set(0, 0, &[]), false);
+        let scope = |source: &Side| decide(source, &fresh, InitialSync::Skip).strategy;
+        assert_eq!(scope(&source), Strategy::Source(Scope::Nothing));
+        source.was_equal = true;
+        assert_eq!(scope(&source), Strategy::Source(Scope::Full));
     }
 
     /// Every combination of lineage and flags: the two sides always agree, a source is always

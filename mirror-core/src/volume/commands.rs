@@ -14,7 +14,7 @@ use super::resizing::Resizing;
 use super::store::After;
 use crate::control::Connection;
 use crate::link::handshake::Strategy;
-use crate::units::{CommandId, Epoch, LinkId, Sequence};
+use crate::units::{CommandId, Epoch, FullSyncId, LinkId, Sequence};
 use crate::wire::message::{DiskState, Message, Role};
 
 /// Longest time a command waits for a handshake to end.
@@ -373,7 +373,13 @@ impl Volume {
     }
 
     pub(super) fn on_peer_promoted_durable(&mut self, link: LinkId, sequence: Sequence) {
-        if self.is_current(link) {
+        if let Some(link) = self
+            .peering
+            .link
+            .as_mut()
+            .filter(|known| known.id() == link)
+        {
+            link.is_source = false;
             self.send(Message::PromoteReply {
                 sequence,
                 granted: true,
@@ -427,6 +433,8 @@ impl Volume {
         if state == DiskState::UpToDate {
             return;
         }
+        // From here on this side is no longer what a full copy that was cut has made of it.
+        self.superblock.peer.full_sync = FullSyncId::NONE;
         if self.superblock.size_bytes == 0 {
             let block = u64::from(self.superblock.logical_block_bytes);
             let usable = self.superblock.usable_bytes;
@@ -483,6 +491,7 @@ impl Volume {
             && link.is_ready()
         {
             link.replicating = true;
+            link.is_source = true;
             self.send_state();
         }
         self.finish_command(

@@ -31,6 +31,8 @@ pub struct VolumeConfig {
     pub resync_rate_max: u64,
     /// Resync steps in flight, each up to 1 MiB of buffer memory.
     pub resync_in_flight: u32,
+    /// Copied bytes after which a resync takes a checkpoint: what a cut may make us copy again.
+    pub checkpoint_bytes: u64,
 }
 
 /// What a primary does when it loses its peer.

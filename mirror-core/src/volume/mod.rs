@@ -53,7 +53,9 @@ use crate::layout::geometry::Geometry;
 use crate::layout::log_record::Trust;
 use crate::layout::metadata::Loaded;
 use crate::layout::superblock::Superblock;
-use crate::units::{ByteRange, ExtentIndex, Generation, IoToken, Now, RequestId, Sequence, Uuid};
+use crate::units::{
+    ByteRange, ExtentIndex, FullSyncId, Generation, IoToken, Now, RequestId, Sequence, Uuid,
+};
 use crate::wire::message::{DiskState, Role};
 
 use alone::Alone;
@@ -128,6 +130,8 @@ pub struct Volume {
     peering: Peering,
     replica: Replica,
     walk: Option<Walk>,
+    /// A resync stopped while the link stands: when to go on with it.
+    resync_due_ms: Option<u64>,
     /// Steps of an aborted walk that the peer still works on: their ranges stay locked (D6).
     strays: HashMap<Owner, walk::Step>,
     target: Option<Target>,
@@ -188,6 +192,7 @@ impl Volume {
             peering: Peering::default(),
             replica: Replica::default(),
             walk: None,
+            resync_due_ms: None,
             strays: HashMap::new(),
             target: None,
             commands: Commands::default(),
@@ -405,8 +410,16 @@ impl Volume {
         io
     }
 
-    /// A generation that nobody has used: SplitMix64 over the seed of this run.
     fn draw_generation(&mut self) -> Generation {
+        Generation(self.draw())
+    }
+
+    fn draw_full_sync(&mut self) -> FullSyncId {
+        FullSyncId(self.draw())
+    }
+
+    /// A number that nobody has used, never zero: SplitMix64 over the seed of this run.
+    fn draw(&mut self) -> u64 {
         loop {
             self.entropy = self.entropy.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut value = self.entropy;
@@ -414,7 +427,7 @@ impl Volume {
             value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             value ^= value >> 31;
             if value != 0 {
-                return Generation(value);
+                return value;
             }
         }
     }

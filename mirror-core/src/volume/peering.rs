@@ -53,6 +53,9 @@ pub(super) struct Link {
     pub(super) peer_disk: DiskState,
     /// Writes go to the peer and wait for it.
     pub(super) replicating: bool,
+    /// This side's data is what the other is to hold: the source of the handshake, until one of the
+    /// two is promoted.
+    pub(super) is_source: bool,
 }
 
 impl Link {
@@ -179,6 +182,7 @@ impl Volume {
             peer_role: Role::Unknown,
             peer_disk: DiskState::Unknown,
             replicating: false,
+            is_source: false,
         });
         self.resume_handshake();
     }
@@ -294,6 +298,7 @@ impl Volume {
         }
         drop(link);
         self.drop_walk();
+        self.resync_due_ms = None;
         self.target = None;
         self.on_peer_gone();
         self.replica.on_link_lost();
@@ -326,12 +331,12 @@ impl Volume {
             disk: self.disk_state(),
             crashed_primary: flags.primary && self.role != Role::Primary,
             last_primary: flags.last_primary,
-            has_dirty: !self.bitmap.is_clean(),
+            was_equal: self.superblock.peer.was_equal,
             discard_local: flags.discard_local,
             full_resync: flags.full_resync,
             initial_sync: initial_sync_code(self.config.initial_sync),
             fast_zero: self.config.fast_zero,
-            serving_generation: self.superblock.generations.current,
+            full_sync: self.superblock.peer.full_sync,
         }
     }
 
@@ -476,7 +481,7 @@ impl Volume {
     fn carry_out(&mut self, verdict: Verdict, news: bool) {
         self.agree_size();
         match verdict.strategy {
-            Strategy::Source(scope) => self.begin_source(scope),
+            Strategy::Source(_) => self.begin_source(),
             Strategy::Target(scope) => self.begin_target(scope),
             Strategy::Idle => {
                 self.meet_peer();
@@ -574,11 +579,12 @@ impl Volume {
         self.retry_commands();
     }
 
-    fn begin_source(&mut self, scope: Scope) {
+    /// The target's bits come first; `on_bitmap_end` goes on.
+    fn begin_source(&mut self) {
         if let Some(link) = &mut self.peering.link {
             link.phase = Phase::Settling;
+            link.is_source = true;
         }
-        self.prepare_source(scope);
     }
 
     /// This side is the target. A primary that a newer promotion left behind steps down first.
@@ -666,9 +672,10 @@ impl Volume {
                     self.on_compared(owner, &unequal);
                 }
             }
-            Message::ResyncStart { total_bytes, full } => {
-                self.on_resync_start(id, total_bytes, full)
-            }
+            Message::ResyncStart {
+                total_bytes,
+                full_sync,
+            } => self.on_resync_start(id, total_bytes, full_sync),
             Message::ResyncReady => self.on_resync_ready(),
             Message::ResyncDone { generations } => self.on_resync_done(id, generations),
             Message::ResyncDoneAck => self.on_resync_done_ack(id),

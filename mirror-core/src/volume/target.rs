@@ -7,7 +7,7 @@ use super::store::After;
 use crate::generation::GenerationSet;
 use crate::layout::superblock::Discard;
 use crate::link::handshake::Scope;
-use crate::units::{ByteRange, LinkId};
+use crate::units::{ByteRange, FullSyncId, LinkId};
 use crate::wire::message::{DiskState, Message, Role};
 
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Volume {
         }
         self.target = Some(Target {
             scope,
-            full: scope == Scope::Full,
+            full: matches!(scope, Scope::Full | Scope::Remainder),
             started: false,
             total_bytes: 0,
             done_bytes: 0,
@@ -65,18 +65,28 @@ impl Volume {
             return;
         }
         match self.target.as_ref().map(|target| target.scope) {
-            Some(Scope::Bitmap) => self.send_bitmap(),
+            Some(Scope::Bitmap | Scope::Remainder) => self.send_bitmap(),
             // Every block is copied, or none: this side's bits change nothing.
             Some(Scope::Full | Scope::Nothing) => self.send(Message::BitmapEnd),
             None => {}
         }
     }
 
-    pub(super) fn on_resync_start(&mut self, link: LinkId, total_bytes: u64, full: bool) {
+    pub(super) fn on_resync_start(
+        &mut self,
+        link: LinkId,
+        total_bytes: u64,
+        full_sync: FullSyncId,
+    ) {
         if self.role == Role::Primary {
             self.break_link("a primary is never a resync target");
             return;
         }
+        if self.walk.is_some() {
+            self.break_link("both sides began a resync");
+            return;
+        }
+        let full = !full_sync.is_none();
         let target = self.target.get_or_insert(Target {
             scope: Scope::Bitmap,
             full,
@@ -91,6 +101,11 @@ impl Volume {
         target.full = full;
         target.total_bytes = total_bytes;
         self.superblock.flags.inconsistent = true;
+        self.superblock.peer.full_sync = full_sync;
+        if full {
+            // The source's bits say it now, and they are on its disk.
+            self.superblock.flags.full_resync = false;
+        }
         self.persist(After::TargetReady { link });
     }
 
@@ -141,6 +156,8 @@ impl Volume {
         flags.last_primary = false;
         flags.discard_local = false;
         flags.full_resync = false;
+        self.superblock.peer.full_sync = FullSyncId::NONE;
+        self.superblock.peer.was_equal = true;
         self.superblock.peer.outdated = false;
         self.superblock.peer.detached = false;
         self.persist(After::TargetDone { link });

@@ -61,6 +61,7 @@ fn config(side: usize) -> VolumeConfig {
         peer_timeout_ms: 6_000,
         resync_rate_max: 0,
         resync_in_flight: 4,
+        checkpoint_bytes: 64 << 20,
     }
 }
 

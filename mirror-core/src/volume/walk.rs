@@ -5,7 +5,7 @@
 //! dirty until a flush of the peer covers them: that is the checkpoint, after which both sides clear
 //! their bits (D2). A resync makes as many passes as it takes, then hands over the generation.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::effect::Effect;
 use super::event::{DiskFault, Output};
@@ -19,11 +19,13 @@ use crate::control::SyncKind;
 use crate::link::handshake::{Scope, Strategy};
 use crate::resync::hash::{COMPARE_BYTES, block_hashes, is_zero};
 use crate::resync::pace::Pace;
-use crate::units::{ByteRange, EXTENT_BYTES, LinkId, REQUEST_BYTES_MAX};
-use crate::wire::message::{InitialSync, Message, Role};
+use crate::units::{ByteRange, EXTENT_BYTES, ExtentIndex, FullSyncId, LinkId, REQUEST_BYTES_MAX};
+use crate::wire::message::{DiskState, InitialSync, Message, Role};
 
-/// Copied bytes after which a checkpoint is taken: what a cut may make us copy again.
-const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// Wait before a resync that met unreadable blocks tries those again.
+const UNREADABLE_RETRY_MS: u64 = 10_000;
+/// Unreadable ranges that one walk names in events; the rest only counts.
+const UNREADABLE_REPORTED_MAX: u64 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -62,6 +64,20 @@ pub(super) struct Walk {
     /// Ranges that the running flush covers, and its number.
     checkpointing: Vec<ByteRange>,
     checkpoint: Option<u64>,
+    unreadable: Unreadable,
+}
+
+/// What the source could not read. One bad block must not keep its neighbours from the peer: a run
+/// that fails is tried again block by block, and what is left then waits for the next attempt.
+#[derive(Debug, Default)]
+struct Unreadable {
+    /// Extents walked one block at a time.
+    extents: HashSet<ExtentIndex>,
+    /// A run of this pass failed and is worth another pass.
+    again: bool,
+    /// Single blocks of this pass that failed.
+    bytes: u64,
+    reported: u64,
 }
 
 impl Walk {
@@ -83,6 +99,7 @@ impl Walk {
             copied_since_checkpoint: 0,
             checkpointing: Vec::new(),
             checkpoint: None,
+            unreadable: Unreadable::default(),
         }
     }
 
@@ -102,10 +119,6 @@ impl Walk {
 }
 
 impl Volume {
-    pub(super) fn prepare_source(&mut self, _scope: Scope) {
-        // The target's bits come first; `on_bitmap_end` goes on.
-    }
-
     pub(super) fn on_bitmap_end(&mut self, link: LinkId) {
         let Some(Strategy::Source(scope)) = self.link().and_then(super::peering::Link::strategy)
         else {
@@ -113,13 +126,12 @@ impl Volume {
             return;
         };
         match scope {
-            Scope::Bitmap => {}
             Scope::Full => {
                 self.bitmap.set_all();
                 self.weak.clear();
             }
             // Declared equal is what was there before; what was written here since stays dirty (D2).
-            Scope::Nothing => {}
+            Scope::Bitmap | Scope::Remainder | Scope::Nothing => {}
         }
         self.meet_peer();
         let pages = self.bitmap.unsaved_pages();
@@ -128,20 +140,32 @@ impl Volume {
 
     /// The union of both bitmaps is on disk here: whatever happens to the target's now, D1 holds.
     pub(super) fn on_source_pages(&mut self, link: LinkId) {
-        if !self.is_current(link) {
+        let Some(Strategy::Source(scope)) = self
+            .link()
+            .filter(|link_now| link_now.id() == link)
+            .and_then(super::peering::Link::strategy)
+        else {
             return;
-        }
+        };
+        let full_sync = match scope {
+            // The bits say "everything" from here on, whoever asked for it.
+            Scope::Full => {
+                self.superblock.flags.full_resync = false;
+                self.draw_full_sync()
+            }
+            Scope::Remainder => self.superblock.peer.full_sync,
+            Scope::Bitmap | Scope::Nothing => FullSyncId::NONE,
+        };
+        self.superblock.peer.full_sync = full_sync;
+        // The target need not wait for this: if it alone comes to hold the number, the next handshake
+        // copies everything.
         self.persist(After::Nothing);
         if self.bitmap.is_clean() {
-            self.begin_walk(Stage::Finishing, false);
+            self.begin_walk(Stage::Finishing, full_sync);
             self.set_ready(true);
             self.hand_over();
         } else {
-            let full = matches!(
-                self.link().and_then(super::peering::Link::strategy),
-                Some(Strategy::Source(Scope::Full))
-            );
-            self.begin_walk(Stage::Starting, full);
+            self.begin_walk(Stage::Starting, full_sync);
         }
     }
 
@@ -163,15 +187,21 @@ impl Volume {
         self.pump_walk();
     }
 
-    /// Bits were set while connected: copy them now if this side is the one to copy from.
+    /// Bits were set while connected, or a resync stopped before it handed over: go on with it if
+    /// this side is the one to copy from.
     pub(super) fn want_resync(&mut self) {
-        let source = self.role == Role::Primary
-            || self
-                .link()
-                .is_some_and(|link| link.peer_role != Role::Primary);
-        let may_send = source && self.is_replicating() && self.disk_usable();
-        if self.walk.is_none() && may_send && !self.bitmap.is_clean() {
-            self.begin_walk(Stage::Starting, false);
+        let Some(link) = self.link().filter(|link| link.is_ready()) else {
+            return;
+        };
+        let unfinished = matches!(
+            link.peer_disk,
+            DiskState::Inconsistent | DiskState::Outdated
+        );
+        let may_send =
+            link.is_source && link.replicating && self.disk_usable() && !self.commands.is_leaving();
+        let needed = unfinished || !self.bitmap.is_clean();
+        if self.walk.is_none() && may_send && needed {
+            self.begin_walk(Stage::Starting, self.superblock.peer.full_sync);
         }
     }
 
@@ -224,13 +254,7 @@ impl Volume {
             .as_ref()
             .is_some_and(|walk| walk.kind == SyncKind::Verify);
         match result {
-            Err(_) => {
-                self.report(Notice::error(
-                    "read-failed",
-                    format!("cannot read {range:?} here: the blocks stay out of sync"),
-                ));
-                self.abort_walk("a local read failed");
-            }
+            Err(_) => self.on_walk_read_failed(owner, range),
             Ok(Output::Data(data)) if verify || self.weak.contains(&range.extent()) => {
                 let hashes = block_hashes(&data, COMPARE_BYTES);
                 self.set_step(owner, Some(data), 1);
@@ -354,6 +378,9 @@ impl Volume {
         {
             return;
         }
+        if let Some(link) = &mut self.peering.link {
+            link.peer_disk = DiskState::UpToDate;
+        }
         self.superblock.generations.settle();
         self.superblock.peer.outdated = false;
         self.superblock.peer.detached = false;
@@ -361,6 +388,8 @@ impl Volume {
         flags.primary = self.role == Role::Primary;
         flags.full_resync = false;
         flags.discard_local = false;
+        self.superblock.peer.full_sync = FullSyncId::NONE;
+        self.superblock.peer.was_equal = true;
         self.end_alone();
         self.persist(After::SourceSettled { link });
     }
@@ -389,12 +418,57 @@ impl Volume {
         self.want_resync();
     }
 
-    /// The walk cannot go on; bits stay, and the next handshake takes it up again.
+    /// The walk cannot go on. Bits stay; a resync is taken up again when its reason to stop is over,
+    /// or by the next handshake.
     pub(super) fn abort_walk(&mut self, why: &str) {
-        if self.walk.is_some() {
+        self.stop_walk(why, 0);
+    }
+
+    fn stop_walk(&mut self, why: &str, retry_after_ms: u64) {
+        if let Some(walk) = &self.walk {
+            if walk.kind != SyncKind::Verify {
+                self.resync_due_ms = Some(self.now.monotonic_ms + retry_after_ms);
+            }
             self.report(Notice::warning("resync-stopped", format!("stopped: {why}")));
         }
         self.drop_walk();
+    }
+
+    fn on_walk_read_failed(&mut self, owner: Owner, range: ByteRange) {
+        let block_bytes = self.bitmap.block_bytes();
+        let Some(walk) = &mut self.walk else {
+            return;
+        };
+        if walk.kind == SyncKind::Verify {
+            self.abort_walk("a block cannot be read here");
+            return;
+        }
+        let unreadable = &mut walk.unreadable;
+        if u64::from(range.length) > block_bytes && unreadable.extents.insert(range.extent()) {
+            unreadable.again = true;
+        } else {
+            unreadable.bytes += u64::from(range.length);
+            unreadable.reported += 1;
+            if unreadable.reported <= UNREADABLE_REPORTED_MAX {
+                self.report(Notice::error(
+                    "read-failed",
+                    format!("cannot read {range:?} here: the blocks stay out of sync"),
+                ));
+            }
+        }
+        self.give_up_step(owner);
+    }
+
+    /// Nothing of the step reached the peer: its blocks stay dirty.
+    fn give_up_step(&mut self, owner: Owner) {
+        let Some(walk) = &mut self.walk else {
+            return;
+        };
+        if let Some(step) = walk.steps.remove(&owner) {
+            walk.pace.done(u64::from(step.range.length));
+            self.unlock(owner, step.range);
+        }
+        self.pump_walk();
     }
 
     /// Gives the ranges of a walk back, except those that the peer still works on.
@@ -465,20 +539,26 @@ impl Volume {
         if let Some(walk) = &mut self.walk {
             walk.pace.tick(now);
             self.pump_walk();
+        } else if self.resync_due_ms.is_some_and(|due| now >= due) {
+            self.want_resync();
         }
     }
 
-    fn begin_walk(&mut self, stage: Stage, full: bool) {
+    fn begin_walk(&mut self, stage: Stage, full_sync: FullSyncId) {
+        self.resync_due_ms = None;
         let total_bytes = self.bitmap.dirty_bytes();
-        let kind = if full {
-            SyncKind::Full
-        } else {
+        let kind = if full_sync.is_none() {
             SyncKind::Resync
+        } else {
+            SyncKind::Full
         };
         let pace = self.new_pace();
         self.walk = Some(Walk::new(kind, stage, total_bytes, pace));
         if stage == Stage::Starting {
-            self.send(Message::ResyncStart { total_bytes, full });
+            self.send(Message::ResyncStart {
+                total_bytes,
+                full_sync,
+            });
         }
     }
 
@@ -505,7 +585,17 @@ impl Volume {
                 SyncKind::Resync | SyncKind::Full => self
                     .bitmap
                     .next_dirty(walk.cursor / self.bitmap.block_bytes())
-                    .map(|block| self.bitmap.run_at(block, REQUEST_BYTES_MAX)),
+                    .map(|block| {
+                        let offset = block * self.bitmap.block_bytes();
+                        let extent = ExtentIndex((offset / EXTENT_BYTES) as u32);
+                        let one_by_one = walk.unreadable.extents.contains(&extent);
+                        let bytes_max = if one_by_one {
+                            (self.bitmap.block_bytes() as u32).min(REQUEST_BYTES_MAX)
+                        } else {
+                            REQUEST_BYTES_MAX
+                        };
+                        self.bitmap.run_at(block, bytes_max)
+                    }),
             };
             let Some(range) = next else {
                 self.end_pass();
@@ -547,7 +637,15 @@ impl Volume {
             self.take_checkpoint();
         } else if self.bitmap.is_clean() {
             self.hand_over();
+        } else if walk.unreadable.bytes > 0 && !walk.unreadable.again {
+            let why = format!(
+                "{} bytes cannot be read here; writing them anew, or promoting the peer's older data by force, ends that",
+                walk.unreadable.bytes
+            );
+            self.stop_walk(&why, UNREADABLE_RETRY_MS);
         } else {
+            walk.unreadable.again = false;
+            walk.unreadable.bytes = 0;
             walk.cursor = 0;
             self.pump_walk();
         }
@@ -638,7 +736,7 @@ impl Volume {
             walk.copied.push(step.range);
             walk.copied_since_checkpoint += bytes;
         }
-        let due = walk.copied_since_checkpoint >= CHECKPOINT_BYTES;
+        let due = walk.copied_since_checkpoint >= self.config.checkpoint_bytes;
         self.unlock(owner, step.range);
         if due {
             self.take_checkpoint();

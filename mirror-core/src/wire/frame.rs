@@ -7,7 +7,7 @@
 
 use crate::buffer::Buffer;
 use crate::layout::geometry::{BLOCK_SHIFT_MAX, BLOCK_SHIFT_MIN, BLOCKS_MAX, USABLE_BYTES_MAX};
-use crate::units::{ByteRange, EXTENT_BYTES, Epoch, REQUEST_BYTES_MAX, Sequence};
+use crate::units::{ByteRange, EXTENT_BYTES, Epoch, FullSyncId, REQUEST_BYTES_MAX, Sequence};
 use crate::wire::header::{
     ACKS_MAX, BITMAP_WORDS_MAX, DETACHED_EXTENTS_MAX, DOUBT_EXTENTS_MAX, Fields, FrameFault,
     HASHES_MAX, HEADER_BYTES, Header, Kind,
@@ -150,8 +150,11 @@ fn fields(message: &Message) -> Fields {
             sequence, range, ..
         } => ranged(Kind::ReadReply, *sequence, *range),
         Message::ReadFailed { sequence } => numbered(Kind::ReadFailed, *sequence),
-        Message::ResyncStart { total_bytes, full } => Fields {
-            flags: bits(*full, false),
+        Message::ResyncStart {
+            total_bytes,
+            full_sync,
+        } => Fields {
+            sequence: full_sync.0,
             ..valued(Kind::ResyncStart, *total_bytes)
         },
         Message::ResyncReady => of(Kind::ResyncReady),
@@ -288,7 +291,7 @@ impl Reader {
             Kind::ReadFailed => Message::ReadFailed { sequence },
             Kind::ResyncStart => Message::ResyncStart {
                 total_bytes: self.size()?,
-                full: bit_0,
+                full_sync: FullSyncId(self.fields.sequence),
             },
             Kind::ResyncReady => Message::ResyncReady,
             Kind::ResyncData => Message::ResyncData {

@@ -5,7 +5,7 @@
 
 use crate::buffer::Buffer;
 use crate::generation::GenerationSet;
-use crate::units::{ByteRange, Epoch, Generation, Sequence, Uuid};
+use crate::units::{ByteRange, Epoch, FullSyncId, Sequence, Uuid};
 
 /// Oldest and newest protocol version this build speaks.
 pub const VERSION_MIN: u16 = 1;
@@ -104,7 +104,8 @@ pub enum Message {
     /// answers [`Message::ResyncReady`].
     ResyncStart {
         total_bytes: u64,
-        full: bool,
+        /// The full copy that this begins or continues; none for a difference resync.
+        full_sync: FullSyncId,
     },
     ResyncReady,
     /// Content for a range under the source's range lock.
@@ -234,8 +235,8 @@ pub struct Hello {
     pub crashed_primary: bool,
     /// Was the last to be primary in its current generation.
     pub last_primary: bool,
-    /// Has dirty bits or doubts of its own.
-    pub has_dirty: bool,
+    /// Has held the same data as its peer at some time.
+    pub was_equal: bool,
     /// Gives up its own data after a split brain.
     pub discard_local: bool,
     /// Asks that everything is copied.
@@ -244,8 +245,8 @@ pub struct Hello {
     pub initial_sync: u8,
     /// Zeroing is cheap on the sender's disk.
     pub fast_zero: bool,
-    /// The sender's primary runs without its own disk on this generation of ours.
-    pub serving_generation: Generation,
+    /// The full copy that the sender was in when the last link ended; zero for none.
+    pub full_sync: FullSyncId,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

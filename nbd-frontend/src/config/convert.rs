@@ -7,6 +7,8 @@ use super::{Config, Encryption, Mirror, PeerLoss};
 
 /// Resync steps in flight, each of up to 1 MiB.
 const RESYNC_IN_FLIGHT: u32 = 16;
+/// What a resync that is cut may have to copy again: half a second of a fast link.
+const RESYNC_CHECKPOINT_BYTES: u64 = 64 << 20;
 
 impl Config {
     pub fn cluster_id(&self) -> Uuid {
@@ -45,6 +47,7 @@ impl Config {
             peer_timeout_ms: u64::try_from(mirror.peer_timeout.as_millis()).unwrap_or(u64::MAX),
             resync_rate_max: mirror.resync_rate_max,
             resync_in_flight: RESYNC_IN_FLIGHT,
+            checkpoint_bytes: RESYNC_CHECKPOINT_BYTES,
         }
     }
 

@@ -4,7 +4,7 @@
 //! metadata would say after a crash now, and by what clients were told.
 
 use mirror_core::request::{Answer, Failure};
-use mirror_core::units::{ByteRange, RequestId};
+use mirror_core::units::{ByteRange, FullSyncId, RequestId};
 use mirror_core::volume::config::PeerLoss;
 use mirror_core::wire::message::{DiskState, Message};
 
@@ -75,15 +75,24 @@ impl World {
         }
     }
 
-    /// Coverage is what a difference resync rests on. Before both sides have a generation, and where
-    /// the superblock orders a full copy, the next handshake copies everything anyhow.
+    /// Coverage is what a difference resync rests on, and the rest of a full copy that was cut.
+    /// Before both sides have a generation, and where the superblock orders a full copy, the next
+    /// handshake copies everything anyhow.
     fn coverage_applies(&mut self) -> bool {
-        [0, 1].into_iter().all(|node| {
-            self.nodes[node].durable().is_some_and(|view| {
-                let superblock = &view.superblock;
-                !superblock.generations.current.is_none() && !superblock.flags.full_resync
-            })
-        })
+        let mut full_syncs = [FullSyncId::NONE; 2];
+        let mut difference = true;
+        for (node, full_sync) in full_syncs.iter_mut().enumerate() {
+            let Some(view) = self.nodes[node].durable() else {
+                return false;
+            };
+            let superblock = &view.superblock;
+            if superblock.flags.full_resync {
+                return false;
+            }
+            difference &= !superblock.generations.current.is_none();
+            *full_sync = superblock.peer.full_sync;
+        }
+        difference || (!full_syncs[0].is_none() && full_syncs[0] == full_syncs[1])
     }
 
     // --- answers ---------------------------------------------------------------------------

@@ -22,6 +22,13 @@ pub const SOON_MS: u64 = 20_000;
 impl World {
     /// Two nodes in sync; node 0 serves. Panics where that does not come about.
     pub fn pair(seed: u64, settings: Settings) -> Self {
+        let mut world = Self::founded(seed, settings);
+        world.until("both sides are in sync", |world| world.is_settled());
+        world
+    }
+
+    /// Two nodes whose first sync is about to begin; node 0 serves.
+    pub fn founded(seed: u64, settings: Settings) -> Self {
         let mut world = Self::new(seed, settings, true);
         world.keep_answers();
         world.start(0);
@@ -29,7 +36,6 @@ impl World {
         world.must("force a first primary", |world| {
             world.promote(0, false, true).is_ok()
         });
-        world.until("both sides are in sync", |world| world.is_settled());
         world
     }
 

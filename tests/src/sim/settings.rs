@@ -69,6 +69,7 @@ pub struct Settings {
     pub leftovers: u64,
     pub peer_timeout_ms: u64,
     pub resync_in_flight: u32,
+    pub checkpoint_bytes: u64,
     /// Virtual time of the eventful part.
     pub duration_ms: u64,
     pub disk_us: (u64, u64),
@@ -97,6 +98,7 @@ impl Settings {
             leftovers: 0,
             peer_timeout_ms: 600,
             resync_in_flight: 4,
+            checkpoint_bytes: 1 << 20,
             duration_ms: 0,
             disk_us: (100, 100),
             flush_us: (500, 500),
@@ -163,6 +165,7 @@ impl Settings {
             leftovers: random.below(40),
             peer_timeout_ms: random.between(300, 1_500),
             resync_in_flight: random.between(1, 8) as u32,
+            checkpoint_bytes: random.skewed(4096, 16 << 20),
             duration_ms: random.between(500, 3_500),
             disk_us: (disk / 4 + 1, disk * 2),
             flush_us: (flush / 4 + 1, flush * 2),

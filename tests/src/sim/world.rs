@@ -1021,6 +1021,11 @@ impl World {
         self.outcomes.remove(&id)
     }
 
+    /// How a given command ended, if it has.
+    pub fn outcome(&self, id: CommandId) -> Option<&Result<String, Refusal>> {
+        self.outcomes.get(&id)
+    }
+
     /// Waits for the answer to a request.
     pub fn answer_to(&mut self, id: RequestId) -> Option<Answer> {
         self.run_until(20_000, |world| world.answers.contains_key(&id));
@@ -1060,6 +1065,7 @@ fn new_node(index: NodeIndex, settings: &Settings) -> SimNode {
         peer_timeout_ms: settings.peer_timeout_ms,
         resync_rate_max: 0,
         resync_in_flight: settings.resync_in_flight,
+        checkpoint_bytes: settings.checkpoint_bytes,
     };
     let mut metadata = MetadataDisk::new(fresh_metadata(&config, settings));
     let mut data = SimDisk::new(settings.unit_bytes);

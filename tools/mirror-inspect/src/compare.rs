@@ -74,7 +74,8 @@ fn side(inspection: &Inspection, first: bool) -> Result<Side> {
         epoch: superblock.epoch,
         crashed_primary: flags.primary,
         last_primary: flags.last_primary,
-        has_dirty: inspection.has_dirty(),
+        was_equal: superblock.peer.was_equal,
+        full_sync: superblock.peer.full_sync,
         discard_local: flags.discard_local,
         full_resync: flags.full_resync,
         // Both have just started.
@@ -88,9 +89,15 @@ pub fn meaning(strategy: Strategy) -> &'static str {
     match strategy {
         Strategy::Source(Scope::Bitmap) => "source: the other node copies what the bitmaps name",
         Strategy::Source(Scope::Full) => "source: the other node copies everything",
+        Strategy::Source(Scope::Remainder) => {
+            "source: the other node copies what is left of a full copy"
+        }
         Strategy::Source(Scope::Nothing) => "source: both are declared equal, nothing is copied",
         Strategy::Target(Scope::Bitmap) => "target: this node copies what the bitmaps name",
         Strategy::Target(Scope::Full) => "target: this node copies everything",
+        Strategy::Target(Scope::Remainder) => {
+            "target: this node copies what is left of a full copy"
+        }
         Strategy::Target(Scope::Nothing) => "target: both are declared equal, nothing is copied",
         Strategy::Idle => "idle: neither has data that counts; one must be promoted by force",
         Strategy::SplitBrain => {

@@ -106,15 +106,6 @@ impl Inspection {
         extents.sort_unstable();
         extents
     }
-
-    /// True if the sides may differ here by what this metadata says.
-    pub fn has_dirty(&self) -> bool {
-        self.loaded.as_ref().is_ok_and(|loaded| {
-            dirty_blocks(&loaded.words) > 0
-                || (loaded.superblock.flags.log_active
-                    && (loaded.log.trust == Trust::Doubtful || !self.hot_extents().is_empty()))
-        })
-    }
 }
 
 impl Dirty {

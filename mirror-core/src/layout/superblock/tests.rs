@@ -30,10 +30,12 @@ pub(super) fn sample() -> Superblock {
         peer: PeerSlot {
             node: Uuid([4; 16]),
             incarnation: Uuid([5; 16]),
+            full_sync: FullSyncId(18),
             outdated: true,
             detached: false,
             stopped_cleanly: false,
             confirmed_down: true,
+            was_equal: true,
         },
         last_discard: Discard {
             generation: Generation(14),
@@ -114,7 +116,7 @@ fn unknown_read_only_features_allow_reading_only() {
 fn senseless_fields_are_refused() {
     for (offset, bytes, field) in [
         (at::BLOCK_SHIFT, &[11][..], "geometry"),
-        (at::BLOCK_SHIFT, &[23], "geometry"),
+        (at::BLOCK_SHIFT, &[21], "geometry"),
         (at::LOG_SLOTS, &[0; 4], "geometry"),
         (at::USABLE_BYTES, &[0xff; 8], "geometry"),
         (at::LOGICAL_BLOCK_BYTES, &[1, 0, 0, 0], "logical block size"),
@@ -122,7 +124,7 @@ fn senseless_fields_are_refused() {
         (at::SIZE_BYTES, &[1, 0, 0, 0, 0, 0, 0, 0], "size"),
         (at::FLAGS, &[0, 0, 1], "flags"),
         (at::PEERS, &[2], "peers in use"),
-        (at::PEER_SLOTS + at::PEER_FLAGS, &[0x10], "peer flags"),
+        (at::PEER_SLOTS + at::PEER_FLAGS, &[0x20], "peer flags"),
         (at::FEATURES_INCOMPATIBLE, &[0], "incompatible features"),
     ] {
         assert_eq!(

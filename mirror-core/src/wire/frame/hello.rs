@@ -3,7 +3,7 @@
 
 use crate::generation::{GenerationSet, HISTORY_LENGTH};
 use crate::layout::geometry::{BLOCK_SHIFT_MAX, BLOCK_SHIFT_MIN, USABLE_BYTES_MAX};
-use crate::units::{Generation, Uuid};
+use crate::units::{FullSyncId, Generation, Uuid};
 use crate::wire::frame::{disk_code, disk_of, role_code, role_of};
 use crate::wire::header::{FrameFault, GENERATIONS_BYTES, HELLO_BYTES, Kind};
 use crate::wire::message::{Hello, VERSION_MAX, VERSION_MIN};
@@ -23,7 +23,7 @@ mod at {
     pub const USABLE_BYTES: usize = 104;
     pub const CONFIG_DIGEST: usize = 112;
     pub const GENERATIONS: usize = 128;
-    pub const SERVING_GENERATION: usize = 208;
+    pub const FULL_SYNC: usize = 208;
     pub const FLAGS: usize = 216;
     pub const MODE: usize = 220;
     pub const BLOCK_SHIFT: usize = 221;
@@ -33,7 +33,7 @@ mod at {
 }
 
 const _: () = {
-    assert!(at::GENERATIONS + GENERATIONS_BYTES == at::SERVING_GENERATION);
+    assert!(at::GENERATIONS + GENERATIONS_BYTES == at::FULL_SYNC);
     assert!(at::INITIAL_SYNC < HELLO_BYTES);
     assert!(GENERATIONS_BYTES == (2 + HISTORY_LENGTH) * 8);
 };
@@ -57,14 +57,11 @@ pub(super) fn encode(hello: &Hello) -> Vec<u8> {
     put(at::USABLE_BYTES, &hello.usable_bytes.to_le_bytes());
     put(at::CONFIG_DIGEST, &hello.config_digest);
     put(at::GENERATIONS, &encode_generations(&hello.generations));
-    put(
-        at::SERVING_GENERATION,
-        &hello.serving_generation.0.to_le_bytes(),
-    );
+    put(at::FULL_SYNC, &hello.full_sync.0.to_le_bytes());
     let flags = [
         hello.crashed_primary,
         hello.last_primary,
-        hello.has_dirty,
+        hello.was_equal,
         hello.discard_local,
         hello.full_resync,
         hello.fast_zero,
@@ -133,18 +130,18 @@ fn fields(bytes: &[u8]) -> Result<Hello, &'static str> {
         logical_block_bytes: array(bytes, at::LOGICAL_BLOCK_BYTES).map_or(0, u32::from_le_bytes),
         block_shift: bytes[at::BLOCK_SHIFT],
         config_digest: array(bytes, at::CONFIG_DIGEST).unwrap_or_default(),
-        generations: decode_generations(&bytes[at::GENERATIONS..at::SERVING_GENERATION])
+        generations: decode_generations(&bytes[at::GENERATIONS..at::FULL_SYNC])
             .ok_or("generations")?,
         role: role_of(bytes[at::ROLE]).ok_or("role")?,
         disk: disk_of(bytes[at::DISK]).ok_or("disk state")?,
         crashed_primary: flag(0),
         last_primary: flag(1),
-        has_dirty: flag(2),
+        was_equal: flag(2),
         discard_local: flag(3),
         full_resync: flag(4),
         fast_zero: flag(5),
         initial_sync: bytes[at::INITIAL_SYNC],
-        serving_generation: Generation(u64_at(at::SERVING_GENERATION)),
+        full_sync: FullSyncId(u64_at(at::FULL_SYNC)),
     };
     if hello.mode > 2 {
         return Err("mode");

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::generation::GenerationSet;
-use crate::units::{Generation, Uuid};
+use crate::units::{FullSyncId, Generation, Uuid};
 use crate::wire::header::{FRAME_VERSION, HELLO_BYTES};
 use crate::wire::message::{Channel, Hello, VERSION_MAX};
 
@@ -66,7 +66,7 @@ prop_compose! {
         numbers in any::<[u64; 2]>(),
         sizes in [0..=USABLE_BYTES_MAX, 0..=USABLE_BYTES_MAX],
         versions in any::<[u16; 2]>(),
-        small in (0u8..3, 12u8..=22, 0u8..3, 0u8..5, 0u8..3, any::<bool>()),
+        small in (0u8..3, 12u8..=20, 0u8..3, 0u8..5, 0u8..3, any::<bool>()),
         generations in generations(),
     ) -> Message {
         Message::Hello(Box::new(Hello {
@@ -89,12 +89,12 @@ prop_compose! {
             disk: DISKS[usize::from(small.3)],
             crashed_primary: flags[0],
             last_primary: flags[1],
-            has_dirty: flags[2],
+            was_equal: flags[2],
             discard_local: flags[3],
             full_resync: flags[4],
             initial_sync: small.4,
             fast_zero: flags[5],
-            serving_generation: Generation(numbers[1]),
+            full_sync: FullSyncId(numbers[1]),
         }))
     }
 }
@@ -151,8 +151,12 @@ fn operations() -> impl Strategy<Value = Message> {
 
 fn resync() -> impl Strategy<Value = Message> {
     prop_oneof![
-        (0..=USABLE_BYTES_MAX, any::<bool>())
-            .prop_map(|(total_bytes, full)| Message::ResyncStart { total_bytes, full }),
+        (0..=USABLE_BYTES_MAX, any::<u64>()).prop_map(|(total_bytes, full_sync)| {
+            Message::ResyncStart {
+                total_bytes,
+                full_sync: FullSyncId(full_sync),
+            }
+        }),
         Just(Message::ResyncReady),
         (sequence(), data()).prop_map(|(sequence, (range, data))| Message::ResyncData {
             sequence,
@@ -193,7 +197,7 @@ fn state() -> impl Strategy<Value = Message> {
         hello(),
         (any::<u16>(), any::<u8>())
             .prop_map(|(rule, strategy)| Message::Verdict { rule, strategy }),
-        (0..BLOCKS_MAX, 12u8..=22, vec(any::<u64>(), 1..=496)).prop_map(
+        (0..BLOCKS_MAX, 12u8..=20, vec(any::<u64>(), 1..=496)).prop_map(
             |(first_block, block_shift, words)| Message::BitmapChunk {
                 first_block,
                 block_shift,

@@ -1,0 +1,237 @@
+//! Resyncs: cut by a crash of either side or of the link, overtaken by newer writes, stopped by commands
+//! and by blocks that cannot be read.
+
+use mirror_core::control::SyncKind;
+use mirror_core::request::Answer;
+use mirror_core::volume::event::Command;
+use mirror_core::wire::message::{InitialSync, Message};
+use mirror_tests::sim::client::Asked;
+use mirror_tests::sim::disk::Crash;
+use mirror_tests::sim::settings::Settings;
+use mirror_tests::sim::world::World;
+
+/// Node 1 misses writes, comes back, and the resync of them is under way.
+fn resyncing(seed: u64) -> World {
+    let settings = Settings {
+        resync_in_flight: 1,
+        ..Settings::quiet()
+    };
+    let mut world = World::pair(seed, settings);
+    world.crash(1, Crash::Kill);
+    for extent in 0..8 {
+        let unit = world.extent(extent);
+        world.write(0, unit..unit + 16);
+    }
+    world.start(1);
+    world.until("some of the resync is done", |world| {
+        world.status(1).is_some_and(|status| {
+            status
+                .sync
+                .is_some_and(|sync| sync.done_bytes > 0 && sync.done_bytes < sync.total_bytes)
+        })
+    });
+    world
+}
+
+#[test]
+fn a_crash_of_the_target_in_the_middle_of_a_resync_is_made_good() {
+    for crash in [Crash::Kill, Crash::PowerLoss] {
+        let mut world = resyncing(3);
+        world.crash(1, crash);
+        world.start(1);
+        world.until("the resync ends", |world| world.is_settled());
+        world.end_well();
+    }
+}
+
+#[test]
+fn a_crash_of_the_source_in_the_middle_of_a_resync_is_made_good() {
+    for crash in [Crash::Kill, Crash::PowerLoss] {
+        let mut world = resyncing(3);
+        world.crash(0, crash);
+        world.until("the loss is noticed", |world| !world.is_connected(1));
+        let refused = world
+            .promote(1, true, false)
+            .expect_err("a mixture of old and new");
+        assert_eq!(refused.rule, "inconsistent");
+        world.start(0);
+        world.end_well();
+    }
+}
+
+#[test]
+fn a_stale_resync_write_does_not_land_over_a_newer_write() {
+    let mut world = resyncing(4);
+    world.network.hold = Some(Box::new(|_, message| {
+        matches!(message, Message::ResyncData { .. })
+    }));
+    world.run_for(20);
+    let newer: Vec<_> = (0..8)
+        .map(|extent| {
+            let unit = world.extent(extent);
+            world.submit(0, Asked::write(unit..unit + 16))
+        })
+        .collect();
+    world.run_for(20);
+    world.network.hold = None;
+    for id in newer {
+        assert_eq!(world.answer_to(id), Some(Answer::Done));
+    }
+    world.until("the resync ends", |world| world.is_settled());
+    world.end_well();
+}
+
+#[test]
+fn a_stale_repair_does_not_land_over_a_newer_write() {
+    let mut world = World::pair(6, Settings::quiet());
+    world.write(0, 40..44);
+    world.nodes[0].data.spoil(41);
+    world.network.hold = Some(Box::new(|_, message| {
+        matches!(message, Message::ReadReply { .. })
+    }));
+    let read = world.submit(0, Asked::read(40..44));
+    world.run_for(20);
+    let newer = world.submit(0, Asked::write(40..44));
+    world.run_for(20);
+    world.network.hold = None;
+    assert!(matches!(world.answer_to(read), Some(Answer::Data(_))));
+    assert_eq!(world.answer_to(newer), Some(Answer::Done));
+    let content = world.nodes[1].data.current(41);
+    assert_eq!(world.read(0, 41), content);
+    world.end_well();
+}
+
+// --- a full copy that is cut -------------------------------------------------------------------
+
+/// The first sync, of which some is done and recorded.
+fn first_syncing() -> World {
+    let settings = Settings {
+        initial_sync: InitialSync::Full,
+        resync_in_flight: 1,
+        checkpoint_bytes: 1 << 20,
+        ..Settings::quiet()
+    };
+    let mut world = World::founded(5, settings);
+    world.until("half of the first sync is done", |world| {
+        world.status(1).is_some_and(|status| {
+            status.sync.is_some_and(|sync| {
+                assert_eq!(sync.kind, SyncKind::Full);
+                sync.total_bytes > 0 && sync.done_bytes >= sync.total_bytes / 2
+            })
+        })
+    });
+    world
+}
+
+/// Whatever cut it, the copy goes on with what is left instead of starting over.
+fn check_goes_on(mut world: World) {
+    world.until("the copy goes on", |world| {
+        let size_bytes = world.settings.size_bytes;
+        world
+            .status(1)
+            .and_then(|status| status.sync)
+            .is_some_and(|sync| {
+                assert_eq!(sync.kind, SyncKind::Full);
+                assert!(
+                    sync.total_bytes == 0 || sync.total_bytes <= size_bytes * 5 / 8,
+                    "{} of {size_bytes} bytes are copied again",
+                    sync.total_bytes
+                );
+                sync.total_bytes > 0
+            })
+    });
+    world.until("both sides are in sync", |world| world.is_settled());
+    world.end_well();
+}
+
+#[test]
+fn a_full_copy_whose_target_crashes_goes_on_where_it_was() {
+    for crash in [Crash::Kill, Crash::PowerLoss] {
+        let mut world = first_syncing();
+        world.crash(1, crash);
+        world.start(1);
+        check_goes_on(world);
+    }
+}
+
+#[test]
+fn a_full_copy_whose_source_crashes_goes_on_where_it_was() {
+    for crash in [Crash::Kill, Crash::PowerLoss] {
+        let mut world = first_syncing();
+        world.crash(0, crash);
+        world.until("the loss is noticed", |world| !world.is_connected(1));
+        world.start(0);
+        check_goes_on(world);
+    }
+}
+
+#[test]
+fn a_full_copy_whose_link_is_cut_goes_on_with_what_was_written_meanwhile() {
+    let mut world = first_syncing();
+    world.cut(&[0, 1], None);
+    world.until("the loss is noticed", |world| {
+        !world.is_connected(0) && !world.is_connected(1)
+    });
+    world.write(0, 8..16);
+    world.heal();
+    check_goes_on(world);
+}
+
+#[test]
+fn a_target_that_was_promoted_by_force_is_copied_anew() {
+    let mut world = first_syncing();
+    world.cut(&[0, 1], None);
+    world.until("the loss is noticed", |world| !world.is_connected(1));
+    world.crash(0, Crash::Kill);
+    world.promote(1, true, true).expect("forced");
+    let view = world.nodes[1].durable().expect("readable metadata");
+    assert!(view.superblock.peer.full_sync.is_none());
+}
+
+// --- a resync that is stopped while the link stands --------------------------------------------
+
+#[test]
+fn a_demotion_in_the_middle_of_a_resync_only_interrupts_it() {
+    let mut world = resyncing(6);
+    let demoted = world.command(0, Command::Demote).expect("an outcome");
+    assert!(demoted.is_ok(), "{demoted:?}");
+    world.until("both sides are in sync", |world| world.is_settled());
+    world.end_well();
+}
+
+#[test]
+fn a_demotion_between_the_last_block_and_the_end_of_a_resync_only_interrupts_it() {
+    let mut world = resyncing(6);
+    world.network.hold = Some(Box::new(|_, message| {
+        matches!(message, Message::ResyncDone { .. })
+    }));
+    world.until("nothing is left to copy", |world| {
+        world
+            .status(0)
+            .is_some_and(|status| status.out_of_sync_bytes == 0)
+    });
+    let demote = world.give(0, Command::Demote);
+    world.run_for(50);
+    world.network.hold = None;
+    world.until("the demotion ends", |world| world.outcome(demote).is_some());
+    world.until("both sides are in sync", |world| world.is_settled());
+    world.end_well();
+}
+
+#[test]
+fn an_unreadable_block_of_the_source_holds_up_nothing_but_itself() {
+    let mut world = resyncing(7);
+    let bad = world.extent(7) + 3;
+    world.nodes[0].data.spoil(bad);
+    world.until("the walk gives the block up", |world| {
+        world.nodes[0].has_noticed("resync-stopped")
+    });
+    let status = world.status(0).expect("up");
+    assert_eq!(
+        status.out_of_sync_bytes, 4096,
+        "all but the block is copied"
+    );
+    world.write(0, bad..bad + 1);
+    world.until("both sides are in sync", |world| world.is_settled());
+    world.end_well();
+}
