@@ -7,7 +7,9 @@ use mirror_core::generation::GenerationSet;
 use mirror_core::units::{ByteRange, Epoch, FullSyncId, Generation, Sequence, Uuid};
 use mirror_core::wire::frame;
 use mirror_core::wire::header::{HEADER_BYTES, Header, Kind};
-use mirror_core::wire::message::{DiskState, Envelope, Hello, Message, Role};
+use mirror_core::wire::message::{
+    DiskState, Envelope, Hello, InitialSync, Message, Mode, PeerLoss, Role,
+};
 
 use crate::{check, check_complete};
 
@@ -37,7 +39,7 @@ fn hello() -> Hello {
         node: Uuid([0x33; 16]),
         incarnation: Uuid([0x44; 16]),
         peer_incarnation_seen: Uuid([0x55; 16]),
-        mode: 0,
+        mode: Mode::Semisync,
         size_bytes: 0x4000_0000,
         usable_bytes: 0x4000_1000,
         logical_block_bytes: 4096,
@@ -51,7 +53,9 @@ fn hello() -> Hello {
         was_equal: true,
         discard_local: false,
         full_resync: true,
-        initial_sync: 1,
+        initial_sync: InitialSync::Sparse,
+        peer_loss: PeerLoss::Continue,
+        first: true,
         fast_zero: false,
         full_sync: FullSyncId(0xd0),
     }
@@ -131,11 +135,13 @@ fn message(kind: Kind) -> Message {
             strategy: 3,
         },
         Kind::BitmapChunk => Message::BitmapChunk {
+            sequence: SEQUENCE,
             first_block: 31_744,
             block_shift: 12,
             words: vec![1, 0x8000_0000_0000_0000],
         },
         Kind::DoubtChunk => Message::DoubtChunk {
+            sequence: SEQUENCE,
             extents: vec![3, 5],
         },
         Kind::BitmapEnd => Message::BitmapEnd,

@@ -49,8 +49,11 @@ fn an_outdated_side_is_not_promoted_even_when_the_peer_is_down() -> Result<()> {
     qemu_io(&pair.uri(Side::First), &["write -P 1 0 1M", "flush"])?;
     pair.node_mut(Side::First).kill()?;
     pair.start(Side::Second)?;
-    pair.ctl(Side::Second, &["promote", MIRROR])
-        .refused(&["rule"])?;
+    for flags in [&[][..], &["--peer-down"]] {
+        let command: Vec<&str> = ["promote", MIRROR].iter().chain(flags).copied().collect();
+        pair.ctl(Side::Second, &command)
+            .refused(&["peer-not-seen", "may be ahead", "--force"])?;
+    }
     Ok(())
 }
 

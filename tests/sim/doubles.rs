@@ -164,13 +164,40 @@ fn of_two_nodes_that_went_down_the_older_one_refuses_to_become_primary_and_says_
     world.crash(0, Crash::PowerLoss);
     world.start(1);
     world.run_for(2_000);
-    let refusal = world
-        .promote(1, false, false)
-        .expect_err("the other one may be ahead");
-    assert_eq!(refusal.rule, "peer-may-be-ahead");
-    assert!(refusal.reason.contains("alpha"), "{refusal}");
-    assert!(refusal.remedy.contains("bring alpha back"), "{refusal}");
+    for peer_down in [false, true] {
+        let refusal = world
+            .promote(1, peer_down, false)
+            .expect_err("the other one may be ahead");
+        assert_eq!(refusal.rule, "peer-not-seen");
+        assert!(refusal.reason.contains("alpha may be ahead"), "{refusal}");
+        assert!(refusal.remedy.contains("bring alpha back"), "{refusal}");
+        assert!(refusal.remedy.contains("--force"), "{refusal}");
+    }
     assert_eq!(world.serving(), None);
+    world.start(0);
+    world.end_well();
+}
+
+#[test]
+fn a_side_that_is_forced_to_be_the_truth_takes_a_new_generation_at_once() {
+    let mut world = pair(11);
+    world.write(0, 0..8);
+    world.crash(0, Crash::Kill);
+    world.crash(1, Crash::Kill);
+    let before = world.nodes[0]
+        .durable()
+        .expect("metadata")
+        .superblock
+        .generations;
+    world.start(1);
+    world.promote(1, false, true).expect("the operator's word");
+    let after = world.nodes[1]
+        .durable()
+        .expect("metadata")
+        .superblock
+        .generations;
+    assert_ne!(after.current, before.current);
+    assert_eq!(after.base, before.current);
     world.start(0);
     world.end_well();
 }

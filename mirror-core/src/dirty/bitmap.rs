@@ -236,13 +236,14 @@ impl Bitmap {
         &self.words[page * WORDS_PER_PAGE..(page + 1) * WORDS_PER_PAGE]
     }
 
-    /// Non-empty pages, as (first block, words), for a peer.
-    pub fn dirty_pages(&self) -> impl Iterator<Item = (u64, &[u64])> {
+    /// The first page with bits from `from` on, as (page, first block, words), for a peer.
+    pub fn next_dirty_page(&self, from: usize) -> Option<(usize, u64, &[u64])> {
         self.words
             .chunks(WORDS_PER_PAGE)
             .enumerate()
-            .filter(|(_, words)| words.iter().any(|word| *word != 0))
-            .map(|(page, words)| (page as u64 * BLOCKS_PER_PAGE, words))
+            .skip(from)
+            .find(|(_, words)| words.iter().any(|word| *word != 0))
+            .map(|(page, words)| (page, page as u64 * BLOCKS_PER_PAGE, words))
     }
 
     pub fn check_invariants(&self) {

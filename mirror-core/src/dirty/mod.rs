@@ -3,3 +3,4 @@
 
 pub mod activity_log;
 pub mod bitmap;
+pub mod extent_set;

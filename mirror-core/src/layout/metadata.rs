@@ -173,6 +173,7 @@ pub struct FreshParams {
 /// inconsistent and of no generation until it was promoted by force or copied from its peer.
 pub fn fresh(params: FreshParams) -> Result<(Superblock, Image), GeometryFault> {
     let geometry = Geometry::for_usable(params.usable_bytes)?;
+    let usable_bytes = geometry.usable_bytes();
     let superblock = Superblock {
         update: 1,
         features_compatible: 0,
@@ -182,8 +183,12 @@ pub fn fresh(params: FreshParams) -> Result<(Superblock, Image), GeometryFault> 
         mirror: params.mirror,
         node: params.node,
         consistency_set: Uuid::default(),
-        size_bytes: 0,
-        usable_bytes: geometry.usable_bytes(),
+        // Data that is kept has its size; a smaller peer must not cut it off.
+        size_bytes: match params.adopted {
+            Some(_) => usable_bytes - usable_bytes % u64::from(params.logical_block_bytes),
+            None => 0,
+        },
+        usable_bytes,
         logical_block_bytes: params.logical_block_bytes,
         block_shift: geometry.block_shift(),
         log_slots: geometry.log_slots(),

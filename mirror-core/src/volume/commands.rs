@@ -326,19 +326,22 @@ impl Volume {
                     return;
                 }
             }
-            // A clean stop counts only for the run that saw it: while this side was down, the peer may
-            // have started again and gone on.
-            let left_cleanly = self.superblock.peer.stopped_cleanly && self.peering.peer_seen;
-            if !peer_down && !left_cleanly {
-                let reason = if self.peering.peer_seen {
-                    format!("{peer} was lost and may have gone on alone")
-                } else {
-                    format!("this node has not seen {peer} since it started: {peer} may be ahead")
-                };
+            // While this side was down the peer may have gone on, and stopped since, cleanly or not:
+            // its being down says nothing about who has the newest data.
+            if !self.peering.peer_seen {
+                self.refuse(
+                    id,
+                    "peer-not-seen",
+                    format!("this node has not seen {peer} since it started: {peer} may be ahead"),
+                    format!("bring {peer} back; --force accepts the loss of what only {peer} has"),
+                );
+                return;
+            }
+            if !peer_down && !self.superblock.peer.stopped_cleanly {
                 self.refuse(
                     id,
                     "peer-may-be-ahead",
-                    reason,
+                    format!("{peer} was lost and may have gone on alone"),
                     format!("bring {peer} back, or promote with --peer-down if it is really down and did not go on"),
                 );
                 return;
@@ -430,7 +433,7 @@ impl Volume {
     /// `--force`: this side's data becomes the truth, whatever it is.
     fn force_truth(&mut self) {
         let state = self.disk_state();
-        if state == DiskState::UpToDate {
+        if state == DiskState::UpToDate && self.link_ready() {
             return;
         }
         // From here on this side is no longer what a full copy that was cut has made of it.

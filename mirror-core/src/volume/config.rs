@@ -1,6 +1,7 @@
 //! The settings a volume runs with: checked values, made by the daemon from the configuration.
 
 use crate::units::Uuid;
+pub use crate::wire::message::PeerLoss;
 use crate::wire::message::{InitialSync, Mode};
 
 #[derive(Debug, Clone)]
@@ -33,15 +34,6 @@ pub struct VolumeConfig {
     pub resync_in_flight: u32,
     /// Copied bytes after which a resync takes a checkpoint: what a cut may make us copy again.
     pub checkpoint_bytes: u64,
-}
-
-/// What a primary does when it loses its peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerLoss {
-    /// Answers wait until the peer's stop is confirmed.
-    Hold,
-    /// Goes on at once. Without fencing this can lose answered writes if the peer goes on too.
-    Continue,
 }
 
 /// What the driver draws for one run of the daemon; the volume has no randomness of its own.

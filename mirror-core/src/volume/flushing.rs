@@ -10,7 +10,7 @@ use super::event::DiskFault;
 use super::store::After;
 use super::{Io, Sent, Volume};
 use crate::request::{Answer, Failure};
-use crate::units::{CommandId, RequestId, Sequence};
+use crate::units::{CommandId, RequestId};
 use crate::wire::message::Message;
 
 /// Writes that nobody flushes are flushed by ourselves after this long, so that a crash of either
@@ -237,12 +237,5 @@ impl Volume {
             self.flushing.held.push(id);
             self.want_alone();
         }
-    }
-}
-
-/// Looks a message number up and forgets it.
-impl Volume {
-    pub(super) fn take_sent(&mut self, sequence: Sequence) -> Option<Sent> {
-        self.sent.remove(&sequence)
     }
 }

@@ -15,7 +15,9 @@
 //! | `flushing` | one flush at a time over both sides, shared by all that wait for one |
 //! | `store` | ordered metadata writes: superblock copies and bitmap pages |
 //! | `alone` | going on without the peer, or without the own disk (D5, D13) |
-//! | `peering` | the life of a link, handshake, keepalive |
+//! | `peering` | the life of a link, keepalive, who handles which message |
+//! | `greeting` | hello, verdict, and what they bring about |
+//! | `exchange` | the target's bits on their way to the source |
 //! | `replica` | what the peer asks of this side |
 //! | `walk` | resync source and verify |
 //! | `target` | resync target |
@@ -28,7 +30,9 @@ mod commands;
 pub mod config;
 pub mod effect;
 pub mod event;
+mod exchange;
 mod flushing;
+mod greeting;
 mod log;
 pub mod notice;
 mod peering;
@@ -38,17 +42,20 @@ mod replica;
 mod report;
 mod requests;
 mod resizing;
+#[cfg(test)]
+mod scripted_tests;
 mod store;
 mod target;
 #[cfg(test)]
 mod tests;
 mod walk;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::control::Counters;
 use crate::dirty::activity_log::ActivityLog;
 use crate::dirty::bitmap::Bitmap;
+use crate::dirty::extent_set::ExtentSet;
 use crate::layout::geometry::Geometry;
 use crate::layout::log_record::Trust;
 use crate::layout::metadata::Loaded;
@@ -63,6 +70,7 @@ use commands::Commands;
 use config::{Seed, VolumeConfig};
 use effect::Effect;
 use event::{DiskFault, Event, Output};
+use exchange::Exchange;
 use flushing::Flushing;
 use log::LogQueue;
 use notice::Notice;
@@ -93,6 +101,14 @@ enum Sent {
     Walk(Owner),
     Promote,
     Detached,
+    Chunk,
+}
+
+/// A message that the peer has yet to answer.
+#[derive(Debug, Clone, Copy)]
+struct Awaited {
+    what: Sent,
+    since_ms: u64,
 }
 
 #[derive(Debug)]
@@ -111,7 +127,7 @@ pub struct Volume {
     log: ActivityLog,
     log_queue: LogQueue,
     /// Extents whose bits are only doubt: compared by hash before anything is copied.
-    weak: HashSet<ExtentIndex>,
+    weak: ExtentSet,
     locks: RangeLocks,
 
     role: Role,
@@ -123,7 +139,7 @@ pub struct Volume {
     stopped: bool,
 
     io: HashMap<IoToken, Io>,
-    sent: HashMap<Sequence, Sent>,
+    sent: HashMap<Sequence, Awaited>,
     requests: Requests,
     flushing: Flushing,
     alone: Alone,
@@ -135,6 +151,7 @@ pub struct Volume {
     /// Steps of an aborted walk that the peer still works on: their ranges stay locked (D6).
     strays: HashMap<Owner, walk::Step>,
     target: Option<Target>,
+    exchange: Option<Exchange>,
     commands: Commands,
     counters: Counters,
     last_sync_copied_bytes: u64,
@@ -177,7 +194,7 @@ impl Volume {
             geometry,
             store: Store::new(copy_first),
             bitmap,
-            weak: HashSet::new(),
+            weak: ExtentSet::new(geometry.extents()),
             locks: RangeLocks::default(),
             role: Role::Secondary,
             serving: false,
@@ -195,6 +212,7 @@ impl Volume {
             resync_due_ms: None,
             strays: HashMap::new(),
             target: None,
+            exchange: None,
             commands: Commands::default(),
             counters: Counters::default(),
             last_sync_copied_bytes: 0,
@@ -303,13 +321,7 @@ impl Volume {
                     "the activity log is damaged: every block counts as dirty",
                 ));
                 self.bitmap.set_all();
-                for extent in 0..self
-                    .superblock
-                    .size_bytes
-                    .div_ceil(crate::units::EXTENT_BYTES)
-                {
-                    self.weak.insert(ExtentIndex(extent as u32));
-                }
+                self.weak.insert_all();
             }
             let mut extents = 0;
             for extent in slots.iter().flatten() {

@@ -12,23 +12,20 @@
 use super::effect::Effect;
 use super::notice::Notice;
 use super::store::After;
-use super::{Sent, Volume};
+use super::{Awaited, Sent, Volume};
 use crate::control::Connection;
-use crate::layout::superblock::FEATURES_INCOMPATIBLE;
-use crate::link::handshake::{Rule, Scope, Side, Strategy, Verdict, decide};
-use crate::request::{Answer, Failure};
-use crate::units::{Epoch, ExtentIndex, LinkId, Sequence, Uuid};
-use crate::wire::message::{
-    DiskState, Envelope, Hello, InitialSync, Message, Mode, Role, VERSION_MAX, VERSION_MIN,
-};
+use crate::link::handshake::{Rule, Strategy, Verdict};
+use crate::units::{Epoch, LinkId, Sequence, Uuid};
+use crate::wire::message::{DiskState, Envelope, Hello, Message, Role};
 
 /// Time between keepalives on an idle link.
 const PING_MS: u64 = 1_000;
-/// Extents in one `DoubtChunk`.
-const DOUBT_CHUNK: usize = 1024;
+/// A peer that answers pings and leaves an operation unanswered for this many peer time-outs has a
+/// disk that hangs, and is as good as lost. A busy disk may well take longer than one.
+const ACK_TIMEOUT_FACTOR: u64 = 6;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(super) enum Phase {
     /// Waiting for the work of the old session to end.
     Draining,
     Hello,
@@ -40,15 +37,15 @@ enum Phase {
 
 #[derive(Debug)]
 pub(super) struct Link {
-    id: LinkId,
-    phase: Phase,
-    hello: Option<Box<Hello>>,
-    verdict: Option<Verdict>,
-    their_verdict: Option<(u16, u8)>,
+    pub(super) id: LinkId,
+    pub(super) phase: Phase,
+    pub(super) hello: Option<Box<Hello>>,
+    pub(super) verdict: Option<Verdict>,
+    pub(super) their_verdict: Option<(u16, u8)>,
     opened_ms: u64,
     heard_ms: u64,
     pinged_ms: u64,
-    peer_epoch: Epoch,
+    pub(super) peer_epoch: Epoch,
     pub(super) peer_role: Role,
     pub(super) peer_disk: DiskState,
     /// Writes go to the peer and wait for it.
@@ -147,8 +144,13 @@ impl Volume {
 
     pub(super) fn next_sequence(&mut self, what: Sent) -> Sequence {
         let sequence = Sequence(self.next_id());
-        self.sent.insert(sequence, what);
+        let since_ms = self.now.monotonic_ms;
+        self.sent.insert(sequence, Awaited { what, since_ms });
         sequence
+    }
+
+    fn take_sent(&mut self, sequence: Sequence) -> Option<Sent> {
+        self.sent.remove(&sequence).map(|awaited| awaited.what)
     }
 
     pub(super) fn send_state(&mut self) {
@@ -263,6 +265,12 @@ impl Volume {
             self.break_link("the peer is silent");
             return;
         }
+        let ack_limit = timeout.saturating_mul(ACK_TIMEOUT_FACTOR);
+        let oldest = self.sent.values().map(|awaited| awaited.since_ms).min();
+        if oldest.is_some_and(|since| now.saturating_sub(since) > ack_limit) {
+            self.break_link("the peer does not get its work done");
+            return;
+        }
         let handshake_limit = timeout.saturating_mul(5);
         if link.phase != Phase::Ready && now.saturating_sub(link.opened_ms) > handshake_limit {
             self.break_link("the handshake takes too long");
@@ -300,6 +308,7 @@ impl Volume {
         self.drop_walk();
         self.resync_due_ms = None;
         self.target = None;
+        self.exchange = None;
         self.on_peer_gone();
         self.replica.on_link_lost();
         self.on_link_lost_commands();
@@ -307,252 +316,6 @@ impl Volume {
         self.pump_flush();
         self.unpark();
         self.retry_commands();
-    }
-
-    fn hello(&self) -> Hello {
-        let flags = &self.superblock.flags;
-        Hello {
-            version_min: VERSION_MIN,
-            version_max: VERSION_MAX,
-            features: FEATURES_INCOMPATIBLE,
-            cluster: self.config.cluster,
-            mirror: self.config.mirror,
-            node: self.config.node,
-            incarnation: self.incarnation,
-            peer_incarnation_seen: self.superblock.peer.incarnation,
-            mode: mode_code(self.config.mode),
-            size_bytes: self.superblock.size_bytes,
-            usable_bytes: self.superblock.usable_bytes,
-            logical_block_bytes: self.config.logical_block_bytes,
-            block_shift: self.superblock.block_shift,
-            config_digest: self.config.config_digest,
-            generations: self.superblock.generations,
-            role: self.role,
-            disk: self.disk_state(),
-            crashed_primary: flags.primary && self.role != Role::Primary,
-            last_primary: flags.last_primary,
-            was_equal: self.superblock.peer.was_equal,
-            discard_local: flags.discard_local,
-            full_resync: flags.full_resync,
-            initial_sync: initial_sync_code(self.config.initial_sync),
-            fast_zero: self.config.fast_zero,
-            full_sync: self.superblock.peer.full_sync,
-        }
-    }
-
-    /// Keeps the reason for `explain` and reports it if it is a new one.
-    fn refuse_handshake(&mut self, problem: String) {
-        if self.peering.last_problem.as_ref() != Some(&problem) {
-            self.report(Notice::error("handshake-refused", problem.clone()));
-            self.peering.last_problem = Some(problem);
-        }
-    }
-
-    fn on_hello(&mut self, hello: Box<Hello>, epoch: Epoch) {
-        if let Some(problem) = self.mismatch(&hello) {
-            self.refuse_handshake(problem);
-            self.break_link("the two sides do not fit");
-            return;
-        }
-        // Another incarnation has lost what it acknowledged and did not flush (D4).
-        if hello.incarnation != self.superblock.peer.incarnation {
-            let doubt = self.log.take_peer_doubt();
-            for range in doubt {
-                self.weak.insert(range.extent());
-                self.mark_dirty(range);
-            }
-        }
-        if let Some(link) = &mut self.peering.link {
-            link.peer_role = hello.role;
-            link.peer_disk = hello.disk;
-            link.peer_epoch = epoch;
-            link.hello = Some(hello.clone());
-        }
-        self.peering.last_hello = Some(hello);
-        self.judge();
-    }
-
-    /// Everything that must be equal, or fit, before anything is decided. Names the first misfit.
-    fn mismatch(&self, hello: &Hello) -> Option<String> {
-        let me = &self.config;
-        let peer = &me.peer_name;
-        if hello.version_min > VERSION_MAX || hello.version_max < VERSION_MIN {
-            return Some(format!(
-                "{peer} speaks protocol versions {} to {}, this node {VERSION_MIN} to {VERSION_MAX}: upgrade the older one",
-                hello.version_min, hello.version_max
-            ));
-        }
-        if hello.cluster != me.cluster || hello.mirror != me.mirror {
-            return Some(format!(
-                "{peer} serves another cluster or mirror: check both configurations"
-            ));
-        }
-        if hello.node == me.node {
-            return Some("both nodes have the same identity: start one with another --node".into());
-        }
-        if hello.node != me.peer {
-            return Some(format!(
-                "the node that answered is not {peer}: check addresses and node names"
-            ));
-        }
-        if hello.mode != mode_code(me.mode)
-            || hello.initial_sync != initial_sync_code(me.initial_sync)
-        {
-            return Some(format!(
-                "mode or initial_sync differ between this node and {peer}: use the same file on both"
-            ));
-        }
-        if hello.config_digest != me.config_digest {
-            return Some(format!(
-                "shared settings differ between this node and {peer} (peer_loss, or the order of the nodes): use the same file on both"
-            ));
-        }
-        let sizes = [self.superblock.size_bytes, hello.size_bytes];
-        let needed = sizes[0].max(sizes[1]);
-        for (name, usable) in [
-            (&me.node_name, self.superblock.usable_bytes),
-            (peer, hello.usable_bytes),
-        ] {
-            if usable < needed {
-                return Some(format!(
-                    "the data partition of {name} holds {usable} bytes, the mirror has {needed}: enlarge it"
-                ));
-            }
-        }
-        None
-    }
-
-    /// Both hellos are known: decide, and tell the other side what.
-    fn judge(&mut self) {
-        let Some(link) = &mut self.peering.link else {
-            return;
-        };
-        if link.phase != Phase::Hello {
-            return;
-        }
-        let Some(theirs) = link.hello.clone() else {
-            return;
-        };
-        link.phase = Phase::Verdict;
-        let peer_epoch = link.peer_epoch;
-        let first = self.config.first;
-        let ours = self.hello();
-        let me = Side::of(&ours, &theirs, self.superblock.epoch, first);
-        let peer = Side::of(&theirs, &ours, peer_epoch, !first);
-        let verdict = decide(&me, &peer, self.config.initial_sync);
-        if let Some(link) = &mut self.peering.link {
-            link.verdict = Some(verdict);
-        }
-        self.send(Message::Verdict {
-            rule: verdict.rule.code(),
-            strategy: verdict.strategy.code(),
-        });
-        self.compare_verdicts();
-    }
-
-    fn compare_verdicts(&mut self) {
-        let Some(link) = &self.peering.link else {
-            return;
-        };
-        let (Some(verdict), Some((rule, strategy))) = (link.verdict, link.their_verdict) else {
-            return;
-        };
-        let mirrored = verdict.strategy.mirrored().code();
-        if (rule, strategy) != (verdict.rule.code(), mirrored) {
-            self.report(Notice::error(
-                "handshake-disagreed",
-                format!("the two sides judge their data differently (rule {}): both need the same version", verdict.rule),
-            ));
-            self.break_link("the verdicts differ");
-            return;
-        }
-        let news = self.peering.last_rule != Some(verdict.rule)
-            || self.peering.connection == Connection::Connecting;
-        self.peering.last_rule = Some(verdict.rule);
-        if news {
-            self.report(Notice::info(
-                "handshake",
-                format!("rule {} decides: {:?}", verdict.rule, verdict.strategy),
-            ));
-        }
-        self.carry_out(verdict, news);
-    }
-
-    fn carry_out(&mut self, verdict: Verdict, news: bool) {
-        self.agree_size();
-        match verdict.strategy {
-            Strategy::Source(_) => self.begin_source(),
-            Strategy::Target(scope) => self.begin_target(scope),
-            Strategy::Idle => {
-                self.meet_peer();
-                self.persist(After::Nothing);
-                self.set_ready(false);
-            }
-            Strategy::SplitBrain | Strategy::Unrelated => {
-                let (connection, kind) = if verdict.strategy == Strategy::SplitBrain {
-                    (Connection::SplitBrain, "split-brain")
-                } else {
-                    (Connection::Unrelated, "unrelated")
-                };
-                self.peering.connection = connection;
-                if news {
-                    self.report(Notice::error(
-                        kind,
-                        format!("rule {}: nothing is discarded; 'mirrorctl explain {}' shows the choices", verdict.rule, self.config.name),
-                    ));
-                }
-                self.break_link("no common data");
-            }
-            Strategy::Refuse => {
-                self.refuse_handshake(format!(
-                    "rule {}: see 'mirrorctl explain {}'",
-                    verdict.rule, self.config.name
-                ));
-                self.break_link("refused by rule");
-            }
-        }
-    }
-
-    /// Takes the larger agreed size, or the smaller usable one at the first meeting. The needs of
-    /// both disks decide the logical block.
-    fn agree_size(&mut self) {
-        let Some(hello) = self.link().and_then(|link| link.hello.clone()) else {
-            return;
-        };
-        let block = self
-            .superblock
-            .logical_block_bytes
-            .max(hello.logical_block_bytes);
-        self.superblock.logical_block_bytes = block;
-        let agreed = match self.superblock.size_bytes.max(hello.size_bytes) {
-            0 => self.superblock.usable_bytes.min(hello.usable_bytes),
-            size => size,
-        };
-        let size_bytes = agreed - agreed % u64::from(block);
-        if size_bytes != self.superblock.size_bytes {
-            let old = self.superblock.size_bytes;
-            self.superblock.size_bytes = size_bytes;
-            self.bitmap.set_size(size_bytes);
-            if old > 0 {
-                self.mark_growth(old, size_bytes);
-            }
-            self.fx.push(Effect::Resized { size_bytes });
-        }
-    }
-
-    /// The peer has been met: its incarnation is the one that acknowledges from now on.
-    pub(super) fn meet_peer(&mut self) {
-        let Some(hello) = self.link().and_then(|link| link.hello.clone()) else {
-            return;
-        };
-        let peer_epoch = self.link().map_or(Epoch(0), |link| link.peer_epoch);
-        self.peering.peer_seen = true;
-        self.superblock.flags.doubtful = false;
-        self.superblock.epoch = self.superblock.epoch.max(peer_epoch);
-        self.superblock.peer.node = hello.node;
-        self.superblock.peer.incarnation = hello.incarnation;
-        self.superblock.peer.stopped_cleanly = false;
-        self.superblock.peer.confirmed_down = false;
     }
 
     /// Data may flow. `replicating`: writes go to the peer from now on.
@@ -579,69 +342,9 @@ impl Volume {
         self.retry_commands();
     }
 
-    /// The target's bits come first; `on_bitmap_end` goes on.
-    fn begin_source(&mut self) {
-        if let Some(link) = &mut self.peering.link {
-            link.phase = Phase::Settling;
-            link.is_source = true;
-        }
-    }
-
-    /// This side is the target. A primary that a newer promotion left behind steps down first.
-    fn begin_target(&mut self, scope: Scope) {
-        if let Some(link) = &mut self.peering.link {
-            link.phase = Phase::Settling;
-        }
-        if self.role == Role::Primary {
-            self.report(Notice::error(
-                "stepped-down",
-                format!(
-                    "{} was promoted later: this node stops serving",
-                    self.config.peer_name
-                ),
-            ));
-            self.stop_serving();
-            self.role = Role::Secondary;
-            self.fail_all(Answer::Failed(Failure::NotPrimary));
-        }
-        self.prepare_target(scope);
-    }
-
-    /// Sends this side's bits and doubts to the source.
-    pub(super) fn send_bitmap(&mut self) {
-        let block_shift = self.bitmap.block_shift();
-        let mut messages: Vec<Message> = self
-            .bitmap
-            .dirty_pages()
-            .map(|(first_block, words)| Message::BitmapChunk {
-                first_block,
-                block_shift,
-                words: words.to_vec(),
-            })
-            .collect();
-        let mut weak: Vec<u32> = self.weak.iter().map(|extent| extent.0).collect();
-        weak.sort_unstable();
-        messages.extend(weak.chunks(DOUBT_CHUNK).map(|extents| Message::DoubtChunk {
-            extents: extents.to_vec(),
-        }));
-        messages.push(Message::BitmapEnd);
-        for message in messages {
-            self.send(message);
-        }
-    }
-
     fn on_session_message(&mut self, id: LinkId, message: Message) {
         match message {
-            Message::BitmapChunk {
-                first_block,
-                block_shift,
-                words,
-            } => {
-                self.bitmap.merge(first_block, block_shift, &words);
-            }
-            Message::DoubtChunk { extents } => {
-                self.weak.extend(extents.into_iter().map(ExtentIndex));
-            }
+            Message::BitmapChunk { .. } | Message::DoubtChunk { .. } => self.on_chunk(id, message),
             Message::BitmapEnd => self.on_bitmap_end(id),
             Message::Write { .. }
             | Message::Trim { .. }
@@ -656,10 +359,15 @@ impl Volume {
                     self.on_acknowledged(sequence);
                 }
             }
-            Message::Refused { sequence } => self.on_refused(sequence),
-            Message::ReadReply { sequence, data, .. } => {
+            // What it answers stays awaited: it is lost with everything else that is out.
+            Message::Refused { .. } => self.on_peer_disk_failed(),
+            Message::ReadReply {
+                sequence,
+                range,
+                data,
+            } => {
                 if let Some(Sent::Read(owner)) = self.take_sent(sequence) {
-                    self.on_peer_read_reply(owner, data);
+                    self.on_peer_read_reply(owner, range, data);
                 }
             }
             Message::ReadFailed { sequence } => {
@@ -710,18 +418,8 @@ impl Volume {
             Some(Sent::Flush) => self.on_peer_flushed(),
             Some(Sent::Walk(owner)) => self.on_walk_acknowledged(owner),
             Some(Sent::Detached) => self.on_detach_acknowledged(),
+            Some(Sent::Chunk) => self.on_chunk_acknowledged(),
             Some(Sent::Read(_) | Sent::Promote) | None => {}
-        }
-    }
-
-    fn on_refused(&mut self, sequence: Sequence) {
-        match self.take_sent(sequence) {
-            Some(what) => {
-                // Put it back for those who look through what is out there.
-                self.sent.insert(sequence, what);
-                self.on_peer_disk_failed();
-            }
-            None => self.on_peer_disk_failed(),
         }
     }
 
@@ -757,21 +455,5 @@ impl Volume {
             self.superblock.peer.stopped_cleanly = true;
             self.persist(After::Nothing);
         }
-    }
-}
-
-fn mode_code(mode: Mode) -> u8 {
-    match mode {
-        Mode::Sync => 0,
-        Mode::Semisync => 1,
-        Mode::Async => 2,
-    }
-}
-
-fn initial_sync_code(initial_sync: InitialSync) -> u8 {
-    match initial_sync {
-        InitialSync::Full => 0,
-        InitialSync::Sparse => 1,
-        InitialSync::Skip => 2,
     }
 }

@@ -1,7 +1,7 @@
 //! What the peer asks of this side: apply, flush, read, compare.
 //!
-//! Operations start as they come, since the sender never has two overlapping ones out; an operation
-//! with a barrier waits for those before it. Disk operations of a lost link run to their end and
+//! Operations start as they come, but one that overlaps an earlier one, or has a barrier, waits for
+//! those before it (D6). Senders of this version never have two overlapping ones out. Disk operations of a lost link run to their end and
 //! answer nobody; no new hello is said before (D11).
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -314,6 +314,10 @@ impl Volume {
             self.break_link("an operation past the end of the mirror");
             return;
         }
+        if depends_on >= sequence {
+            self.break_link("an operation that waits for itself");
+            return;
+        }
         if !self.disk_usable() {
             self.refuse_operation(sequence);
             return;
@@ -334,7 +338,7 @@ impl Volume {
         self.pump_replica();
     }
 
-    /// Starts every op whose barrier has passed.
+    /// Starts every op whose barrier has passed and that overlaps no earlier one.
     fn pump_replica(&mut self) {
         let mut ready = Vec::new();
         let Replica {
@@ -344,18 +348,26 @@ impl Volume {
             ..
         } = &mut self.replica;
         waiting.retain(|owner| {
-            let Some(op) = ops.get_mut(owner) else {
+            let Some(op) = ops.get(owner) else {
                 return false;
             };
-            let blocked = incomplete
+            let barred = incomplete
                 .first()
                 .is_some_and(|first| *first <= op.depends_on);
+            let overtakes = ops
+                .values()
+                .any(|other| other.sequence < op.sequence && other.range.overlaps(op.range));
+            let blocked = barred || overtakes;
             if !blocked {
-                op.running = true;
                 ready.push((*owner, op.range));
             }
             blocked
         });
+        for (owner, _) in &ready {
+            if let Some(op) = ops.get_mut(owner) {
+                op.running = true;
+            }
+        }
         for (owner, range) in ready {
             if self.superblock.peer.detached {
                 self.heat(LogWaiter::Replica(owner), range.extent());
@@ -445,7 +457,7 @@ impl Volume {
         }
     }
 
-    fn acknowledge(&mut self, link: LinkId, sequence: Sequence) {
+    pub(super) fn acknowledge(&mut self, link: LinkId, sequence: Sequence) {
         if self.is_current(link) {
             self.send(Message::Ack {
                 sequences: vec![sequence],

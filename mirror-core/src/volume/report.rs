@@ -108,7 +108,10 @@ impl Volume {
                         "answers go on, on your word that the peer is really down",
                         &format!("nothing if {peer} is down; a split brain if it was promoted"),
                     ));
-                } else if self.role != Role::Primary && self.disk_state() == DiskState::UpToDate {
+                } else if self.role != Role::Primary
+                    && self.disk_state() == DiskState::UpToDate
+                    && self.peering.peer_seen
+                {
                     choices.push(choice(
                         format!("mirrorctl promote {name} --peer-down"),
                         "makes this node primary, on your word that the peer is really down",

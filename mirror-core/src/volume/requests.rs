@@ -323,7 +323,12 @@ impl Volume {
         }
     }
 
-    pub(super) fn on_peer_read_reply(&mut self, owner: Owner, data: Buffer) {
+    pub(super) fn on_peer_read_reply(&mut self, owner: Owner, range: ByteRange, data: Buffer) {
+        let asked = self.requests.peer_reads.get(&owner).map(|read| read.range);
+        if asked.is_some_and(|asked| asked != range || data.len() != asked.length as usize) {
+            self.break_link("an answer to a read that was not asked");
+            return;
+        }
         let Some(read) = self.requests.peer_reads.remove(&owner) else {
             return;
         };

@@ -184,6 +184,7 @@ impl Volume {
     fn grow_bitmap(&mut self) {
         if let Ok(geometry) = self.geometry.resized(self.superblock.usable_bytes) {
             self.bitmap.grow_pages(geometry.pages() as usize);
+            self.weak.grow(geometry.extents());
             self.geometry = geometry;
         }
     }

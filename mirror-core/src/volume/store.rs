@@ -4,20 +4,27 @@
 //!   anything that depends on it goes on (D9). Changes that come while one is being written are
 //!   gathered into the next.
 //! * bitmap pages: one write a page at a time, so that an older content never lands after a newer.
+//!   Neighbours go in one write, and few writes are out, however many pages a full resync marks.
 //!
 //! A metadata write that fails cannot be undone or worked around: the volume halts, answers nothing
 //! more, and its peer takes the silence for a loss.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::Volume;
 use super::effect::Effect;
 use super::event::DiskFault;
 use super::notice::Notice;
 use crate::layout::bitmap_page;
+use crate::layout::geometry::METADATA_BLOCK_BYTES;
 use crate::layout::log_record::void_ring;
 use crate::request::{Answer, Failure};
 use crate::units::{CommandId, IoToken, LinkId, Sequence};
+
+/// Pages in one write: 1 MiB.
+const RUN_PAGES_MAX: usize = 256;
+/// Writes of pages at once.
+const RUNS_OUT_MAX: usize = 4;
 
 /// What goes on once metadata is durable.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +60,10 @@ enum MetadataIo {
     Superblock {
         second: bool,
     },
-    Page(usize),
+    Pages {
+        first: usize,
+        count: usize,
+    },
     Log,
     /// The whole ring, emptied.
     Ring,
@@ -72,12 +82,18 @@ pub(super) struct Store {
     bytes: Vec<u8>,
     waiters: VecDeque<(u64, After)>,
     pages: HashMap<usize, PageIo>,
+    /// Pages to be written, none of which is being written.
+    pages_waiting: BTreeSet<usize>,
+    runs_out: usize,
     batches: HashMap<u64, Batch>,
 }
 
 #[derive(Debug, Default)]
 struct PageIo {
+    writing: bool,
+    /// Batches that the write under way, or the next if there is none, takes care of.
     batches: Vec<u64>,
+    /// Batches that came while it was being written: it is written again.
     queued: Vec<u64>,
 }
 
@@ -132,11 +148,15 @@ impl Volume {
             },
         );
         for &page in pages {
-            match self.store.pages.get_mut(&page) {
-                Some(page_io) => page_io.queued.push(batch),
-                None => self.write_page(page, vec![batch]),
+            let page_io = self.store.pages.entry(page).or_default();
+            if page_io.writing {
+                page_io.queued.push(batch);
+            } else {
+                page_io.batches.push(batch);
+                self.store.pages_waiting.insert(page);
             }
         }
+        self.pump_pages();
     }
 
     /// Writes one activity-log transaction.
@@ -170,7 +190,7 @@ impl Volume {
                 );
             }
             MetadataIo::Superblock { second: true } => self.on_superblock_durable(),
-            MetadataIo::Page(page) => self.on_page_durable(page),
+            MetadataIo::Pages { first, count } => self.on_pages_durable(first, count),
             MetadataIo::Log => self.on_log_durable(),
             MetadataIo::Ring => self.on_log_empty(),
         }
@@ -219,28 +239,51 @@ impl Volume {
         }
     }
 
-    fn write_page(&mut self, page: usize, batches: Vec<u64>) {
-        let words = self.bitmap.begin_save(page);
-        let bytes = bitmap_page::encode(page as u32, words);
-        let offset = self.geometry.page_offset(page as u32);
-        self.store.pages.insert(
-            page,
-            PageIo {
-                batches,
-                queued: Vec::new(),
-            },
-        );
-        self.write_metadata(MetadataIo::Page(page), offset, bytes);
+    fn pump_pages(&mut self) {
+        while self.store.runs_out < RUNS_OUT_MAX
+            && let Some(first) = self.store.pages_waiting.pop_first()
+        {
+            let mut count = 1;
+            while count < RUN_PAGES_MAX && self.store.pages_waiting.remove(&(first + count)) {
+                count += 1;
+            }
+            self.write_pages(first, count);
+        }
     }
 
-    fn on_page_durable(&mut self, page: usize) {
-        let Some(page_io) = self.store.pages.remove(&page) else {
-            return;
-        };
-        if !page_io.queued.is_empty() {
-            self.write_page(page, page_io.queued);
+    fn write_pages(&mut self, first: usize, count: usize) {
+        let mut bytes = Vec::with_capacity(count * METADATA_BLOCK_BYTES as usize);
+        for page in first..first + count {
+            let words = self.bitmap.begin_save(page);
+            bytes.extend(bitmap_page::encode(page as u32, words));
+            if let Some(page_io) = self.store.pages.get_mut(&page) {
+                page_io.writing = true;
+            }
         }
-        for id in page_io.batches {
+        self.store.runs_out += 1;
+        let offset = self.geometry.page_offset(first as u32);
+        self.write_metadata(MetadataIo::Pages { first, count }, offset, bytes);
+    }
+
+    fn on_pages_durable(&mut self, first: usize, count: usize) {
+        self.store.runs_out -= 1;
+        let mut done = Vec::new();
+        for page in first..first + count {
+            let Some(page_io) = self.store.pages.remove(&page) else {
+                continue;
+            };
+            done.extend(page_io.batches);
+            if !page_io.queued.is_empty() {
+                let again = PageIo {
+                    batches: page_io.queued,
+                    ..PageIo::default()
+                };
+                self.store.pages.insert(page, again);
+                self.store.pages_waiting.insert(page);
+            }
+        }
+        self.pump_pages();
+        for id in done {
             let Some(batch) = self.store.batches.get_mut(&id) else {
                 continue;
             };

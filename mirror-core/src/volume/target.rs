@@ -10,6 +10,9 @@ use crate::link::handshake::Scope;
 use crate::units::{ByteRange, FullSyncId, LinkId};
 use crate::wire::message::{DiskState, Message, Role};
 
+/// Ranges that an event about discarded data names; the rest only counts.
+const RANGES_NAMED: u64 = 8;
+
 #[derive(Debug)]
 pub(super) struct Target {
     scope: Scope,
@@ -36,7 +39,7 @@ impl Volume {
         let Some(link) = self.link().map(super::peering::Link::id) else {
             return;
         };
-        self.record_discard();
+        self.record_discard(scope);
         let same_line =
             self.peering.last_hello.as_ref().is_some_and(|hello| {
                 hello.generations.current == self.superblock.generations.current
@@ -186,23 +189,19 @@ impl Volume {
 
     /// What this side holds alone and is about to lose: a given-up side after a split brain, or the
     /// tail that an old primary wrote and never answered.
-    fn record_discard(&mut self) {
+    fn record_discard(&mut self, scope: Scope) {
         let flags = &self.superblock.flags;
         let alone = flags.discard_local || flags.primary;
-        let bytes = self.bitmap.dirty_bytes();
-        if !alone || bytes == 0 || self.disk_state() == DiskState::Inconsistent {
+        if !alone || self.disk_state() == DiskState::Inconsistent {
             return;
         }
-        let mut ranges = 0;
-        let mut from = 0;
-        let mut named = Vec::new();
-        while let Some(block) = self.bitmap.next_dirty(from) {
-            let run = self.bitmap.run_at(block, u32::MAX);
-            ranges += 1;
-            if named.len() < 8 {
-                named.push(format!("{run:?}"));
-            }
-            from = run.end().div_ceil(self.bitmap.block_bytes());
+        let (bytes, ranges, named) = match scope {
+            // The bitmap does not reach back to what the two have in common.
+            Scope::Full => (self.superblock.size_bytes, 1, "the whole mirror".into()),
+            _ => self.dirty_ranges(),
+        };
+        if bytes == 0 {
+            return;
         }
         let generation = self.superblock.generations.current;
         self.superblock.last_discard = Discard {
@@ -214,11 +213,27 @@ impl Volume {
         self.report(Notice::warning(
             "discarded",
             format!(
-                "up to {bytes} bytes in {ranges} ranges of generation {generation} may be overwritten by {}: {}{}",
+                "up to {bytes} bytes in {ranges} ranges of generation {generation} may be overwritten by {}: {named}",
                 self.config.peer_name,
-                named.join(", "),
-                if ranges > 8 { ", …" } else { "" }
             ),
         ));
+    }
+
+    /// Bytes, ranges and the first few of these by name.
+    fn dirty_ranges(&self) -> (u64, u64, String) {
+        let mut ranges = 0;
+        let mut from = 0;
+        let mut named = Vec::new();
+        while let Some(block) = self.bitmap.next_dirty(from) {
+            let run = self.bitmap.run_at(block, u32::MAX);
+            ranges += 1;
+            match ranges {
+                ..=RANGES_NAMED => named.push(format!("{run:?}")),
+                _ if named.len() == RANGES_NAMED as usize => named.push("…".into()),
+                _ => {}
+            }
+            from = run.end().div_ceil(self.bitmap.block_bytes());
+        }
+        (self.bitmap.dirty_bytes(), ranges, named.join(", "))
     }
 }

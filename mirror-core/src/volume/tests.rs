@@ -41,7 +41,7 @@ fn name(side: usize) -> String {
     format!("server{}", side + 1)
 }
 
-fn config(side: usize) -> VolumeConfig {
+pub(super) fn config(side: usize) -> VolumeConfig {
     VolumeConfig {
         name: "md1".into(),
         node_name: name(side),
@@ -65,27 +65,30 @@ fn config(side: usize) -> VolumeConfig {
     }
 }
 
+/// A new mirror's metadata.
+pub(super) fn fresh_metadata(side: usize) -> Vec<u8> {
+    let config = config(side);
+    let params = FreshParams {
+        cluster: config.cluster,
+        mirror: config.mirror,
+        node: config.node,
+        peer: config.peer,
+        usable_bytes: SIZE,
+        logical_block_bytes: 512,
+        adopted: None,
+    };
+    let (_, image) = fresh(params).expect("a plain geometry");
+    let mut metadata = vec![0; image.area_bytes() as usize];
+    for piece in image {
+        let start = piece.offset as usize;
+        metadata[start..start + piece.bytes.len()].copy_from_slice(&piece.bytes);
+    }
+    metadata
+}
+
 impl Pair {
     fn new() -> Self {
-        let disks = [0, 1].map(|side| {
-            let config = config(side);
-            let params = FreshParams {
-                cluster: config.cluster,
-                mirror: config.mirror,
-                node: config.node,
-                peer: config.peer,
-                usable_bytes: SIZE,
-                logical_block_bytes: 512,
-                adopted: None,
-            };
-            let (_, image) = fresh(params).expect("a plain geometry");
-            let mut metadata = vec![0; image.area_bytes() as usize];
-            for piece in image {
-                let start = piece.offset as usize;
-                metadata[start..start + piece.bytes.len()].copy_from_slice(&piece.bytes);
-            }
-            (vec![side as u8 + 1; SIZE as usize], metadata)
-        });
+        let disks = [0, 1].map(|side| (vec![side as u8 + 1; SIZE as usize], fresh_metadata(side)));
         let mut pair = Self {
             nodes: [None, None],
             disks,

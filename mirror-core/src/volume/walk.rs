@@ -231,7 +231,7 @@ impl Volume {
             return;
         };
         let range = walk.steps[&owner].range;
-        let compare = walk.kind == SyncKind::Verify || self.weak.contains(&range.extent());
+        let compare = walk.kind == SyncKind::Verify || self.weak.contains(range.extent());
         let io = self.start_io(Io::Walk(owner));
         self.fx.push(if compare {
             Effect::Read { io, range }
@@ -255,7 +255,7 @@ impl Volume {
             .is_some_and(|walk| walk.kind == SyncKind::Verify);
         match result {
             Err(_) => self.on_walk_read_failed(owner, range),
-            Ok(Output::Data(data)) if verify || self.weak.contains(&range.extent()) => {
+            Ok(Output::Data(data)) if verify || self.weak.contains(range.extent()) => {
                 let hashes = block_hashes(&data, COMPARE_BYTES);
                 self.set_step(owner, Some(data), 1);
                 let sequence = self.next_sequence(Sent::Walk(owner));

@@ -100,15 +100,16 @@ fn fields(message: &Message) -> Fields {
             ..of(Kind::Verdict)
         },
         Message::BitmapChunk {
+            sequence,
             first_block,
             block_shift,
             ..
         } => Fields {
             offset: *first_block,
             extra: u32::from(*block_shift),
-            ..of(Kind::BitmapChunk)
+            ..numbered(Kind::BitmapChunk, *sequence)
         },
-        Message::DoubtChunk { .. } => of(Kind::DoubtChunk),
+        Message::DoubtChunk { sequence, .. } => numbered(Kind::DoubtChunk, *sequence),
         Message::BitmapEnd => of(Kind::BitmapEnd),
         Message::Write {
             sequence,
@@ -217,7 +218,7 @@ fn payload(message: &Message) -> (Vec<u8>, Option<Buffer>) {
         Message::BitmapChunk { words, .. } => u64_bytes(words.iter().copied()),
         Message::CompareResult { unequal, .. } => u64_bytes(unequal.iter().copied()),
         Message::Ack { sequences } => u64_bytes(sequences.iter().map(|sequence| sequence.0)),
-        Message::DoubtChunk { extents } | Message::Detached { extents, .. } => extents
+        Message::DoubtChunk { extents, .. } | Message::Detached { extents, .. } => extents
             .iter()
             .flat_map(|extent| extent.to_le_bytes())
             .collect(),
@@ -251,6 +252,7 @@ impl Reader {
             }
             Kind::BitmapChunk => self.bitmap_chunk()?,
             Kind::DoubtChunk => Message::DoubtChunk {
+                sequence,
                 extents: self.u32s(DOUBT_EXTENTS_MAX)?,
             },
             Kind::BitmapEnd => Message::BitmapEnd,
@@ -365,6 +367,7 @@ impl Reader {
             return Err(self.invalid("first block"));
         }
         Ok(Message::BitmapChunk {
+            sequence: Sequence(self.fields.sequence),
             first_block: self.fields.offset,
             block_shift: shift,
             words: self.u64s(BITMAP_WORDS_MAX)?,

@@ -41,12 +41,14 @@ pub enum Message {
     /// A run of dirty bits of the resync target. `words` holds at most 496 words (one page).
     /// `first_block` is counted in blocks of `1 << block_shift` bytes.
     BitmapChunk {
+        sequence: Sequence,
         first_block: u64,
         block_shift: u8,
         words: Vec<u64>,
     },
     /// Extents of the target whose bits are only doubt after a crash. At most 1024 a message.
     DoubtChunk {
+        sequence: Sequence,
         extents: Vec<u32>,
     },
     BitmapEnd,
@@ -218,8 +220,7 @@ pub struct Hello {
     pub incarnation: Uuid,
     /// The peer incarnation that the sender last exchanged data with (zero: none).
     pub peer_incarnation_seen: Uuid,
-    /// 0 sync, 1 semisync, 2 async.
-    pub mode: u8,
+    pub mode: Mode,
     /// Agreed size of the mirror; zero before the first handshake.
     pub size_bytes: u64,
     /// What the sender's data partition could hold.
@@ -241,12 +242,23 @@ pub struct Hello {
     pub discard_local: bool,
     /// Asks that everything is copied.
     pub full_resync: bool,
-    /// 0 full, 1 sparse, 2 skip.
-    pub initial_sync: u8,
+    pub initial_sync: InitialSync,
+    pub peer_loss: PeerLoss,
+    /// Stands first in the sender's configuration.
+    pub first: bool,
     /// Zeroing is cheap on the sender's disk.
     pub fast_zero: bool,
     /// The full copy that the sender was in when the last link ended; zero for none.
     pub full_sync: FullSyncId,
+}
+
+/// What a primary does when it loses its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerLoss {
+    /// Answers wait until the peer's stop is confirmed.
+    Hold,
+    /// Goes on at once. Without fencing this can lose answered writes if the peer goes on too.
+    Continue,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

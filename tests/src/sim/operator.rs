@@ -111,6 +111,16 @@ impl World {
         })
     }
 
+    /// Both sides hold data of one generation: forcing either makes no second line.
+    fn are_of_one_line(&mut self) -> bool {
+        let [a, b] = [0, 1].map(|node| {
+            self.nodes[node]
+                .durable()
+                .map(|view| view.superblock.generations.current)
+        });
+        a == b && a.is_some_and(|generation| !generation.is_none())
+    }
+
     /// The peer is down, and this node has all that was promised.
     pub(super) fn may_be_told_down(&mut self, node: NodeIndex) -> bool {
         let peer = other(node);
@@ -141,8 +151,9 @@ impl World {
         if !self.nodes[node].is_up() || self.chance(30) {
             return;
         }
-        let force = self.is_fresh();
-        let peer_down = !force && self.may_be_told_down(node) && self.chance(60);
+        let may_go_on = self.may_be_told_down(node);
+        let force = self.is_fresh() || (may_go_on && self.are_of_one_line() && self.chance(20));
+        let peer_down = !force && may_go_on && self.chance(60);
         self.give(node, Command::Promote { peer_down, force });
     }
 

@@ -74,6 +74,7 @@ fn adopted_data_has_a_generation_and_is_consistent() {
     .expect("a size in range");
     assert!(!superblock.flags.inconsistent);
     assert_eq!(superblock.generations.current, Generation(77));
+    assert_eq!(superblock.size_bytes, superblock.usable_bytes);
 }
 
 #[test]

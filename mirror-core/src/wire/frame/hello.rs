@@ -6,7 +6,7 @@ use crate::layout::geometry::{BLOCK_SHIFT_MAX, BLOCK_SHIFT_MIN, USABLE_BYTES_MAX
 use crate::units::{FullSyncId, Generation, Uuid};
 use crate::wire::frame::{disk_code, disk_of, role_code, role_of};
 use crate::wire::header::{FrameFault, GENERATIONS_BYTES, HELLO_BYTES, Kind};
-use crate::wire::message::{Hello, VERSION_MAX, VERSION_MIN};
+use crate::wire::message::{Hello, InitialSync, Mode, PeerLoss, VERSION_MAX, VERSION_MIN};
 
 /// Offsets in the payload.
 mod at {
@@ -30,11 +30,12 @@ mod at {
     pub const ROLE: usize = 222;
     pub const DISK: usize = 223;
     pub const INITIAL_SYNC: usize = 224;
+    pub const PEER_LOSS: usize = 225;
 }
 
 const _: () = {
     assert!(at::GENERATIONS + GENERATIONS_BYTES == at::FULL_SYNC);
-    assert!(at::INITIAL_SYNC < HELLO_BYTES);
+    assert!(at::PEER_LOSS < HELLO_BYTES);
     assert!(GENERATIONS_BYTES == (2 + HISTORY_LENGTH) * 8);
 };
 
@@ -65,6 +66,7 @@ pub(super) fn encode(hello: &Hello) -> Vec<u8> {
         hello.discard_local,
         hello.full_resync,
         hello.fast_zero,
+        hello.first,
     ]
     .iter()
     .rev()
@@ -73,11 +75,12 @@ pub(super) fn encode(hello: &Hello) -> Vec<u8> {
     put(
         at::MODE,
         &[
-            hello.mode,
+            mode_code(hello.mode),
             hello.block_shift,
             role_code(hello.role),
             disk_code(hello.disk),
-            hello.initial_sync,
+            initial_sync_code(hello.initial_sync),
+            peer_loss_code(hello.peer_loss),
         ],
     );
     bytes
@@ -124,7 +127,7 @@ fn fields(bytes: &[u8]) -> Result<Hello, &'static str> {
         node: uuid_at(at::NODE),
         incarnation: uuid_at(at::INCARNATION),
         peer_incarnation_seen: uuid_at(at::PEER_INCARNATION_SEEN),
-        mode: bytes[at::MODE],
+        mode: mode_of(bytes[at::MODE]).ok_or("mode")?,
         size_bytes: u64_at(at::SIZE_BYTES),
         usable_bytes: u64_at(at::USABLE_BYTES),
         logical_block_bytes: array(bytes, at::LOGICAL_BLOCK_BYTES).map_or(0, u32::from_le_bytes),
@@ -140,15 +143,11 @@ fn fields(bytes: &[u8]) -> Result<Hello, &'static str> {
         discard_local: flag(3),
         full_resync: flag(4),
         fast_zero: flag(5),
-        initial_sync: bytes[at::INITIAL_SYNC],
+        initial_sync: initial_sync_of(bytes[at::INITIAL_SYNC]).ok_or("first sync")?,
+        peer_loss: peer_loss_of(bytes[at::PEER_LOSS]).ok_or("peer loss")?,
+        first: flag(6),
         full_sync: FullSyncId(u64_at(at::FULL_SYNC)),
     };
-    if hello.mode > 2 {
-        return Err("mode");
-    }
-    if hello.initial_sync > 2 {
-        return Err("first sync");
-    }
     if !matches!(hello.logical_block_bytes, 512 | 4096) {
         return Err("logical block size");
     }
@@ -159,6 +158,47 @@ fn fields(bytes: &[u8]) -> Result<Hello, &'static str> {
         return Err("size");
     }
     Ok(hello)
+}
+
+fn mode_code(mode: Mode) -> u8 {
+    match mode {
+        Mode::Sync => 0,
+        Mode::Semisync => 1,
+        Mode::Async => 2,
+    }
+}
+
+fn mode_of(code: u8) -> Option<Mode> {
+    [Mode::Sync, Mode::Semisync, Mode::Async]
+        .into_iter()
+        .find(|mode| mode_code(*mode) == code)
+}
+
+fn initial_sync_code(initial_sync: InitialSync) -> u8 {
+    match initial_sync {
+        InitialSync::Full => 0,
+        InitialSync::Sparse => 1,
+        InitialSync::Skip => 2,
+    }
+}
+
+fn initial_sync_of(code: u8) -> Option<InitialSync> {
+    [InitialSync::Full, InitialSync::Sparse, InitialSync::Skip]
+        .into_iter()
+        .find(|initial_sync| initial_sync_code(*initial_sync) == code)
+}
+
+fn peer_loss_code(peer_loss: PeerLoss) -> u8 {
+    match peer_loss {
+        PeerLoss::Hold => 0,
+        PeerLoss::Continue => 1,
+    }
+}
+
+fn peer_loss_of(code: u8) -> Option<PeerLoss> {
+    [PeerLoss::Hold, PeerLoss::Continue]
+        .into_iter()
+        .find(|peer_loss| peer_loss_code(*peer_loss) == code)
 }
 
 pub(super) fn encode_generations(set: &GenerationSet) -> [u8; GENERATIONS_BYTES] {

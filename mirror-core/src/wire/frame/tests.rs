@@ -6,6 +6,7 @@ use crate::generation::GenerationSet;
 use crate::units::{FullSyncId, Generation, Uuid};
 use crate::wire::header::{FRAME_VERSION, HELLO_BYTES};
 use crate::wire::message::{Channel, Hello, VERSION_MAX};
+use crate::wire::message::{InitialSync, Mode, PeerLoss};
 
 fn whole(envelope: &Envelope) -> (Header, Buffer) {
     let (head, data) = encode(envelope);
@@ -62,7 +63,7 @@ fn generations() -> impl Strategy<Value = GenerationSet> {
 prop_compose! {
     fn hello()(
         ids in any::<[[u8; 16]; 6]>(),
-        flags in any::<[bool; 6]>(),
+        flags in any::<[bool; 7]>(),
         numbers in any::<[u64; 2]>(),
         sizes in [0..=USABLE_BYTES_MAX, 0..=USABLE_BYTES_MAX],
         versions in any::<[u16; 2]>(),
@@ -78,7 +79,7 @@ prop_compose! {
             node: Uuid(ids[2]),
             incarnation: Uuid(ids[3]),
             peer_incarnation_seen: Uuid(ids[4]),
-            mode: small.0,
+            mode: [Mode::Sync, Mode::Semisync, Mode::Async][usize::from(small.0)],
             size_bytes: sizes[0],
             usable_bytes: sizes[1],
             logical_block_bytes: if small.5 { 512 } else { 4096 },
@@ -92,8 +93,11 @@ prop_compose! {
             was_equal: flags[2],
             discard_local: flags[3],
             full_resync: flags[4],
-            initial_sync: small.4,
+            initial_sync: [InitialSync::Full, InitialSync::Sparse, InitialSync::Skip]
+                [usize::from(small.4)],
+            peer_loss: if flags[0] { PeerLoss::Hold } else { PeerLoss::Continue },
             fast_zero: flags[5],
+            first: flags[6],
             full_sync: FullSyncId(numbers[1]),
         }))
     }
@@ -197,14 +201,22 @@ fn state() -> impl Strategy<Value = Message> {
         hello(),
         (any::<u16>(), any::<u8>())
             .prop_map(|(rule, strategy)| Message::Verdict { rule, strategy }),
-        (0..BLOCKS_MAX, 12u8..=20, vec(any::<u64>(), 1..=496)).prop_map(
-            |(first_block, block_shift, words)| Message::BitmapChunk {
-                first_block,
-                block_shift,
-                words
-            }
-        ),
-        vec(any::<u32>(), 0..=1024).prop_map(|extents| Message::DoubtChunk { extents }),
+        (
+            sequence(),
+            0..BLOCKS_MAX,
+            12u8..=20,
+            vec(any::<u64>(), 1..=496)
+        )
+            .prop_map(
+                |(sequence, first_block, block_shift, words)| Message::BitmapChunk {
+                    sequence,
+                    first_block,
+                    block_shift,
+                    words
+                }
+            ),
+        (sequence(), vec(any::<u32>(), 0..=1024))
+            .prop_map(|(sequence, extents)| Message::DoubtChunk { sequence, extents }),
         Just(Message::BitmapEnd),
         (0usize..3, 0usize..5).prop_map(|(role, disk)| {
             Message::State {
