@@ -4,10 +4,17 @@ use anyhow::Result;
 
 use crate::command::{cargo, run};
 use crate::dependencies;
+use crate::fuzz;
 use crate::steps::Steps;
 
 pub fn run_steps(steps: &mut Steps) {
-    steps.step("format", || run(cargo().args(["fmt", "--all", "--check"])));
+    steps.step("format", || {
+        run(cargo().args(["fmt", "--all", "--check"]))?;
+        // Outside of the workspace; `fuzz::build` compiles it.
+        run(cargo()
+            .args(["fmt", "--check", "--manifest-path"])
+            .arg(fuzz::folder().join("Cargo.toml")))
+    });
     steps.step("clippy", || {
         run(cargo()
             .args(["clippy", "--workspace", "--all-targets", "--locked"])

@@ -18,7 +18,7 @@ const INPUT_SECONDS_MAX: u32 = 10;
 /// Nor may a target use more memory than this, so that an allocation taken from an unchecked length is found.
 const MEMORY_MIB_MAX: u32 = 1024;
 
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     root().join("tests/fuzz")
 }
 

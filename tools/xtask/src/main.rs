@@ -30,7 +30,7 @@ enum Task {
     Check,
     /// Runs one group of tests, or all of them
     Test {
-        /// golden, crash, conformance, link, nbd or sim
+        /// golden, crash, conformance, programs, link, sim or nbd
         group: Option<String>,
         /// Passed on to the test binary, after `--`
         #[arg(last = true)]

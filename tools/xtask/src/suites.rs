@@ -10,8 +10,22 @@ use anyhow::{Result, bail};
 
 use crate::command::{cargo, program, run, target_dir};
 
-/// The test binaries of the package `mirror-tests`, quickest first.
-pub const GROUPS: [&str; 6] = ["golden", "crash", "conformance", "link", "sim", "nbd"];
+/// Quickest first. Each is a test binary of the package [`SUITES`], but for [`PROGRAMS`].
+pub const GROUPS: [&str; 7] = [
+    "golden",
+    "crash",
+    "conformance",
+    PROGRAMS,
+    "link",
+    "sim",
+    "nbd",
+];
+
+/// The package of the suites.
+const SUITES: &str = "mirror-tests";
+
+/// The tests in the `tests` folder of every other package: each program by itself, at its command line.
+const PROGRAMS: &str = "programs";
 
 /// Names the folder of built programs to the tests, so that they never start stale ones.
 const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
@@ -70,8 +84,14 @@ pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
 
 /// Runs one group; the programs must be built.
 pub fn test_group(group: &str, arguments: &[String]) -> Result<()> {
-    run(cargo()
-        .args(["test", "--locked", "-p", "mirror-tests", "--test", group])
+    let mut test = cargo();
+    test.args(["test", "--locked"]);
+    match group {
+        // Of the whole workspace, so that the tests of a new package cannot be forgotten.
+        PROGRAMS => test.args(["--workspace", "--exclude", SUITES, "--test", "*"]),
+        _ => test.args(["-p", SUITES, "--test", group]),
+    };
+    run(test
         .arg("--")
         .args(arguments)
         .env(PROGRAM_DIR_VARIABLE, Profile::Dev.program_dir()))
@@ -105,4 +125,42 @@ pub fn demo(arguments: &[String]) -> Result<()> {
     run(program(Profile::Release.program_dir().join("mirrorctl"))
         .arg("demo")
         .args(arguments))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_integration_test_of_the_workspace_is_in_a_group() {
+        let output = cargo()
+            .args([
+                "metadata",
+                "--format-version",
+                "1",
+                "--no-deps",
+                "--offline",
+            ])
+            .output()
+            .unwrap();
+        let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let suites = metadata["packages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|package| package["name"] == SUITES)
+            .unwrap();
+        let mut found: Vec<_> = suites["targets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|target| target["kind"][0] == "test")
+            .map(|target| target["name"].as_str().unwrap())
+            .chain([PROGRAMS])
+            .collect();
+        let mut groups = GROUPS.to_vec();
+        found.sort_unstable();
+        groups.sort_unstable();
+        assert_eq!(groups, found);
+    }
 }
