@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::check;
 use crate::fuzz;
-use crate::packages;
+use crate::packages::{self, Use};
 use crate::steps::Steps;
 use crate::suites::{self, GROUPS, Profile};
 
@@ -12,7 +12,7 @@ const FUZZ_SECONDS: u64 = 12;
 const FRESH_SIM_MINUTES: &str = "1";
 
 pub fn run() -> Result<()> {
-    packages::install_missing()?;
+    packages::install_missing(&[Use::Demo, Use::Tests, Use::Bench, Use::Fuzz])?;
     let mut steps = Steps::default();
     check::run_steps(&mut steps);
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::command::{cargo, program, root, run};
+use crate::packages::{self, Use};
 
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 const COVERAGE_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -100,6 +101,7 @@ pub fn run_targets(only: Option<&str>, seconds: u64) -> Result<()> {
         }
         names.retain(|n| n == name);
     }
+    packages::install_missing(&[Use::Fuzz])?;
     build()?;
     names.iter().try_for_each(|name| run_target(name, seconds))
 }

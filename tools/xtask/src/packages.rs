@@ -1,4 +1,4 @@
-//! The Debian packages that `ci` needs. As root the missing ones are installed; otherwise they are named.
+//! The Debian packages that tasks need. As root the missing ones are installed; otherwise they are named.
 
 use std::path::Path;
 
@@ -6,26 +6,65 @@ use anyhow::{Result, bail};
 
 use crate::command::{program, run};
 
-/// A package, and a file that is there when it is installed. `PATH` is searched for names without a slash.
-const NEEDED: [(&str, &[&str]); 9] = [
-    ("e2fsprogs", &["mke2fs", "e2fsck"]),
-    ("fio", &["fio"]),
-    ("fuse3", &["fusermount3"]),
-    ("g++", &["c++"]),
-    ("iproute2", &["ip"]),
-    ("libnbd-bin", &["nbdinfo", "nbdcopy", "nbdfuse"]),
-    ("python3-libnbd", &["/usr/lib/python3/dist-packages/nbd.py"]),
-    (
+/// What starts the programs of a package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    Demo,
+    Tests,
+    Bench,
+    Fuzz,
+}
+
+use Use::{Bench, Demo, Fuzz, Tests};
+
+struct Needed {
+    package: &'static str,
+    /// There when it is installed. `PATH` is searched for names without a slash.
+    files: &'static [&'static str],
+    by: &'static [Use],
+}
+
+const fn needed(
+    package: &'static str,
+    files: &'static [&'static str],
+    by: &'static [Use],
+) -> Needed {
+    Needed { package, files, by }
+}
+
+const NEEDED: [Needed; 9] = [
+    needed(
+        "e2fsprogs",
+        &["mke2fs", "e2fsck", "debugfs"],
+        &[Demo, Tests],
+    ),
+    needed("fio", &["fio"], &[Tests, Bench]),
+    needed("fuse3", &["fusermount3"], &[Demo, Tests]),
+    needed("g++", &["c++"], &[Fuzz]),
+    needed("iproute2", &["ip"], &[Tests]),
+    needed(
+        "libnbd-bin",
+        &["nbdinfo", "nbdcopy", "nbdfuse"],
+        &[Demo, Tests, Bench],
+    ),
+    needed(
+        "python3-libnbd",
+        &["/usr/lib/python3/dist-packages/nbd.py"],
+        &[Tests],
+    ),
+    needed(
         "qemu-utils",
         &["qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"],
+        &[Demo, Tests, Bench],
     ),
-    ("util-linux", &["setpriv", "losetup"]),
+    needed("util-linux", &["setpriv", "losetup"], &[Demo, Tests, Bench]),
 ];
 
 const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub fn install_missing() -> Result<()> {
-    let missing = missing();
+/// Makes sure of the packages that any of these uses needs.
+pub fn install_missing(uses: &[Use]) -> Result<()> {
+    let missing = missing(uses);
     if missing.is_empty() {
         return Ok(());
     }
@@ -41,7 +80,7 @@ pub fn install_missing() -> Result<()> {
     run(apt()
         .args(["install", "--yes", "--no-install-recommends"])
         .args(&missing))?;
-    let missing = self::missing();
+    let missing = self::missing(uses);
     if !missing.is_empty() {
         bail!("still missing after apt-get install: {}", missing.join(" "));
     }
@@ -56,11 +95,12 @@ fn apt() -> std::process::Command {
     command
 }
 
-fn missing() -> Vec<&'static str> {
+fn missing(uses: &[Use]) -> Vec<&'static str> {
     NEEDED
         .iter()
-        .filter(|(_, files)| !files.iter().all(|file| is_present(file)))
-        .map(|(package, _)| *package)
+        .filter(|needed| needed.by.iter().any(|by| uses.contains(by)))
+        .filter(|needed| !needed.files.iter().all(|file| is_present(file)))
+        .map(|needed| needed.package)
         .collect()
 }
 
@@ -73,4 +113,20 @@ fn is_present(file: &str) -> bool {
         .chain(SYSTEM_FOLDERS.split(':'))
         .filter(|folder| !folder.is_empty())
         .any(|folder| Path::new(folder).join(file).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_names_every_package() {
+        let readme = std::fs::read_to_string(crate::command::root().join("README.md")).unwrap();
+        let words: Vec<_> = readme
+            .split(|c: char| c.is_whitespace() || "`()".contains(c))
+            .collect();
+        for needed in &NEEDED {
+            assert!(words.contains(&needed.package), "{}", needed.package);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::command::{cargo, program, run, target_dir};
+use crate::packages::{self, Use};
 
 /// Quickest first. Each is a test binary of the package [`SUITES`], but for [`PROGRAMS`].
 pub const GROUPS: [&str; 7] = [
@@ -26,6 +27,9 @@ const SUITES: &str = "mirror-tests";
 
 /// The tests in the `tests` folder of every other package: each program by itself, at its command line.
 const PROGRAMS: &str = "programs";
+
+/// Groups that start no program from outside of this repository.
+const SELF_CONTAINED: [&str; 4] = ["golden", "crash", PROGRAMS, "sim"];
 
 /// Names the folder of built programs to the tests, so that they never start stale ones.
 const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
@@ -76,6 +80,9 @@ pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
         Some(name) if GROUPS.contains(&name) => vec![name],
         Some(name) => bail!("no test group `{name}`; there are {}", GROUPS.join(", ")),
     };
+    if !groups.iter().all(|group| SELF_CONTAINED.contains(group)) {
+        packages::install_missing(&[Use::Tests])?;
+    }
     build_programs(Profile::Dev)?;
     groups
         .into_iter()
@@ -113,6 +120,7 @@ pub fn sim(arguments: &[String]) -> Result<()> {
 }
 
 pub fn bench(arguments: &[String]) -> Result<()> {
+    packages::install_missing(&[Use::Bench])?;
     build_programs(Profile::Release)?;
     let folder = Profile::Release.program_dir();
     run(program(folder.join("mirror-bench"))
@@ -121,6 +129,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
 }
 
 pub fn demo(arguments: &[String]) -> Result<()> {
+    packages::install_missing(&[Use::Demo])?;
     build_programs(Profile::Release)?;
     run(program(Profile::Release.program_dir().join("mirrorctl"))
         .arg("demo")
