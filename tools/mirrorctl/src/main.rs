@@ -5,6 +5,7 @@ mod arguments;
 mod demo;
 mod events;
 mod explain;
+mod loss;
 mod mdstat;
 mod mirror;
 mod offline;

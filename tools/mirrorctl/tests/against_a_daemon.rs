@@ -196,10 +196,22 @@ fn a_forced_promotion_prints_what_may_be_lost() {
             &["promote", "md1", "--force"],
             0,
             "md1 is primary\n",
-            "promote --force md1 may lose: whatever the other side holds\n",
+            "promote --force md1 may lose: nothing, this side is up to date\n",
         );
         check(folder, &["wait", "md1", "--for", "primary"], 0, "", "");
         check(folder, &["-q", "demote", "md1"], 0, "", "");
+    });
+    let mut outdated = status();
+    outdated.connection = Connection::Connecting;
+    outdated.disk = DiskState::Outdated;
+    with_daemon(outdated, 0, |folder, _| {
+        check(
+            folder,
+            &["--json", "promote", "md1", "--force"],
+            0,
+            "{\"may_lose\":\"every answered write that only server2 has\",\"message\":\"md1 is primary\"}\n",
+            "",
+        );
     });
 }
 
