@@ -75,7 +75,12 @@ fn verify_finds_damage_made_behind_the_mirrors_back_and_repairs_it() -> Result<(
         "verify found {found} bytes"
     );
     pair.verify(Side::First, &["--repair"])?;
-    pair.wait_synced()?;
+    // It returns when the repair is through.
+    let repaired = pair.status(Side::First)?;
+    ensure!(
+        repaired.out_of_sync_bytes == 0 && repaired.sync.is_none(),
+        "{repaired:?}"
+    );
     ensure!(
         pair.verify(Side::First, &[])? == 0,
         "the repair did not mend it"

@@ -15,7 +15,7 @@ pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What one look found.
 #[derive(Debug)]
-enum Look {
+pub enum Look {
     Holds,
     NotYet,
     /// It cannot come true without a command.
@@ -72,7 +72,7 @@ pub fn find(status: NodeStatus, mirror: &str) -> Outcome<MirrorStatus> {
         })
 }
 
-fn look(status: &MirrorStatus, condition: Condition) -> Look {
+pub fn look(status: &MirrorStatus, condition: Condition) -> Look {
     let connected = status.connection == Connection::Connected;
     let holds = match condition {
         Condition::Connected => connected,

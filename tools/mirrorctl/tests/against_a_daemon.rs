@@ -42,10 +42,25 @@ fn status() -> MirrorStatus {
     }
 }
 
+/// How the repair after a verify goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repair {
+    /// It takes two looks.
+    Works,
+    Hangs,
+    LosesPeer,
+}
+
 /// Answers like a mirror: promote needs force, a verify takes two looks and finds `mismatch` bytes.
-async fn mirror(mut asks: tokio::sync::mpsc::Receiver<Ask>, first: MirrorStatus, mismatch: u64) {
+async fn mirror(
+    mut asks: tokio::sync::mpsc::Receiver<Ask>,
+    first: MirrorStatus,
+    mismatch: u64,
+    repair: Repair,
+) {
     let mut status = first;
     let mut looks_left = 0;
+    let mut repairing = false;
     while let Some(ask) = asks.recv().await {
         match ask {
             Ask::Command { command, reply } => {
@@ -59,9 +74,10 @@ async fn mirror(mut asks: tokio::sync::mpsc::Receiver<Ask>, first: MirrorStatus,
                         "md1 never had data",
                         "use --force if this side's data is the truth",
                     )),
-                    event::Command::Verify { .. } => {
+                    event::Command::Verify { repair } => {
                         status.last_verify_mismatch_bytes = None;
-                        looks_left = 2;
+                        repairing = repair && mismatch > 0;
+                        looks_left = if repairing { 4 } else { 2 };
                         Ok("the verify of md1 has begun".into())
                     }
                     other => Ok(format!("{other:?}")),
@@ -70,8 +86,13 @@ async fn mirror(mut asks: tokio::sync::mpsc::Receiver<Ask>, first: MirrorStatus,
                 let _ = reply.send(result);
             }
             Ask::Status(reply) => {
+                let comparing = looks_left > if repairing { 2 } else { 0 };
                 status.sync = (looks_left > 0).then_some(SyncStatus {
-                    kind: SyncKind::Verify,
+                    kind: if comparing {
+                        SyncKind::Verify
+                    } else {
+                        SyncKind::Resync
+                    },
                     direction: Direction::Source,
                     done_bytes: 1 << 29,
                     total_bytes: 1 << 30,
@@ -79,8 +100,17 @@ async fn mirror(mut asks: tokio::sync::mpsc::Receiver<Ask>, first: MirrorStatus,
                     eta_s: Some(1),
                     paused: false,
                 });
-                if looks_left == 1 {
+                status.out_of_sync_bytes = if looks_left > 0 { mismatch } else { 0 };
+                if !comparing {
                     status.last_verify_mismatch_bytes = Some(mismatch);
+                    match repair {
+                        Repair::LosesPeer if repairing => {
+                            status.connection = Connection::Connecting;
+                            status.sync = None;
+                        }
+                        Repair::Hangs if repairing => looks_left = 2,
+                        _ => {}
+                    }
                 }
                 looks_left = u32::saturating_sub(looks_left, 1);
                 let _ = reply.send(status.clone());
@@ -104,6 +134,15 @@ async fn mirror(mut asks: tokio::sync::mpsc::Receiver<Ask>, first: MirrorStatus,
 
 /// Serves one mirror and hands the folder to `test`, on a thread of its own.
 fn with_daemon(first: MirrorStatus, mismatch: u64, test: impl FnOnce(&Path, &EventRing)) {
+    with_repair(first, mismatch, Repair::Works, test);
+}
+
+fn with_repair(
+    first: MirrorStatus,
+    mismatch: u64,
+    repair: Repair,
+    test: impl FnOnce(&Path, &EventRing),
+) {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -133,7 +172,7 @@ fn with_daemon(first: MirrorStatus, mismatch: u64, test: impl FnOnce(&Path, &Eve
         ],
         events: events.clone(),
     };
-    runtime.spawn(mirror(asks, first, mismatch));
+    runtime.spawn(mirror(asks, first, mismatch, repair));
     runtime.spawn(server::serve(listener, router(Arc::new(node))));
     drop(guard);
     test(folder.path(), &events);
@@ -304,6 +343,52 @@ fn verify_waits_and_tells_what_differs() {
             0,
             "md1: 8192 bytes differed and were repaired\n",
             "",
+        );
+    });
+}
+
+#[test]
+fn a_repair_is_done_when_nothing_differs_any_more() {
+    with_daemon(status(), 8192, |folder, _| {
+        check(
+            folder,
+            &["--json", "verify", "md1", "--repair"],
+            0,
+            "{\"mismatch_bytes\":8192,\"repaired\":true}\n",
+            "",
+        );
+        let status = run(folder, &["--json", "mdstat", "md1"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert_eq!(status["mirrors"][0]["out_of_sync_bytes"], 0);
+    });
+}
+
+#[test]
+fn a_repair_that_did_not_happen_is_not_called_one() {
+    let arguments = ["--json", "--timeout", "1s", "verify", "md1", "--repair"];
+    for (repair, code, rule) in [
+        (Repair::Hangs, 4, "timed-out"),
+        (Repair::LosesPeer, 1, "not-repaired"),
+    ] {
+        with_repair(status(), 8192, repair, |folder, _| {
+            let done = run(folder, &arguments);
+            assert_eq!(done.status.code(), Some(code), "{done:?}");
+            let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+            assert_eq!(report["mismatch_bytes"], 8192);
+            assert_eq!(report["repaired"], false);
+            let error: serde_json::Value = serde_json::from_slice(&done.stderr).unwrap();
+            assert_eq!(error["error"]["rule"], rule);
+        });
+    }
+    with_repair(status(), 8192, Repair::LosesPeer, |folder, _| {
+        check(
+            folder,
+            &["verify", "md1", "--repair"],
+            1,
+            "md1: 8192 bytes differed and are not repaired yet\n",
+            "mirrorctl: 8192 bytes still differ: server2 is gone (connecting) (rule not-repaired)\n  \
+             next: they are marked and will be copied at the next resync; ask why it does not run \
+             with `mirrorctl explain md1`\n",
         );
     });
 }
