@@ -18,6 +18,10 @@ pub const SKIP_BYTES_MAX: u32 = 1 << 20;
 /// Options of one handshake.
 pub const OPTIONS_MAX: u32 = 64;
 
+/// Shown by clients that came without TLS.
+const TLS_REASON: &str = "this export is served over TLS only; connect with nbds:// (libnbd) or \
+                          with tls-creds (QEMU)";
+
 /// What the server does about TLS on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tls {
@@ -25,7 +29,7 @@ pub enum Tls {
     Unavailable,
     /// Configured, and nothing else is allowed before it.
     Required,
-    /// The connection is already inside it.
+    /// The connection is already inside it; [`Handshake::restart_inside_tls`] leads here.
     Established,
 }
 
@@ -43,8 +47,9 @@ pub enum Progress {
     More,
     /// The next byte belongs to the first request.
     Transmission(Agreed),
-    /// Once the output is sent, the next byte is TLS; carry on with a new handshake, without
-    /// greeting, inside.
+    /// Once the output is sent, the next byte is TLS; carry on inside it with
+    /// [`Handshake::restart_inside_tls`]. Whatever came in the clear behind the request is not to
+    /// be trusted.
     StartTls,
     /// The client took its leave. Send the output and close.
     Aborted,
@@ -63,6 +68,8 @@ pub enum HandshakeError {
     TooManyOptions,
     #[error("client asked by the old command for an export that is not served here")]
     ExportRefused,
+    #[error("client asked by the old command and without TLS; use a client that begins TLS")]
+    TlsRequired,
 }
 
 #[derive(Debug)]
@@ -78,21 +85,33 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// Starts with the greeting in `output`, or, inside TLS, with the first option due.
+    /// Starts with the greeting in `output`.
     pub fn new(tls: Tls, output: &mut Vec<u8>) -> Self {
-        let established = tls == Tls::Established;
-        if !established {
-            output.extend(GREETING_MAGIC.to_be_bytes());
-            output.extend(OPTION_MAGIC.to_be_bytes());
-            output.extend((FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
-        }
+        output.extend(GREETING_MAGIC.to_be_bytes());
+        output.extend(OPTION_MAGIC.to_be_bytes());
+        output.extend((FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
         Self {
             tls,
-            flags_due: !established,
-            no_zeroes: established,
+            flags_due: true,
+            no_zeroes: false,
             structured: false,
             allocation_for: None,
             options: 0,
+            skip_bytes: 0,
+        }
+    }
+
+    /// The handshake that goes on inside TLS, with the first option due. Nothing that was agreed on
+    /// in the clear holds any more; only the client's flags do, which are not sent again, and the
+    /// count of options.
+    pub fn restart_inside_tls(self) -> Self {
+        Self {
+            tls: Tls::Established,
+            flags_due: false,
+            no_zeroes: self.no_zeroes,
+            structured: false,
+            allocation_for: None,
+            options: self.options,
             skip_bytes: 0,
         }
     }
@@ -151,7 +170,11 @@ impl Handshake {
         if length > OPTION_BYTES_MAX {
             self.count_option()?;
             self.skip_bytes = length;
-            refuse(output, option, REP_ERR_TOO_BIG, "option data too long");
+            if self.is_locked_for(option) {
+                refuse(output, option, REP_ERR_TLS_REQD, TLS_REASON);
+            } else {
+                refuse(output, option, REP_ERR_TOO_BIG, "option data too long");
+            }
             return Ok((OPTION_HEADER_BYTES, Progress::More));
         }
         let Some(data) = fields.bytes(length as usize) else {
@@ -160,6 +183,12 @@ impl Handshake {
         self.count_option()?;
         let progress = self.on_option(option, data, export, output)?;
         Ok((OPTION_HEADER_BYTES + data.len(), progress))
+    }
+
+    /// Whether TLS has to come before this option. The old command to start cannot be answered with
+    /// an error and is refused in its own way.
+    fn is_locked_for(&self, option: u32) -> bool {
+        self.tls == Tls::Required && !matches!(option, OPT_STARTTLS | OPT_ABORT | OPT_EXPORT_NAME)
     }
 
     fn count_option(&mut self) -> Result<(), HandshakeError> {
@@ -177,10 +206,8 @@ impl Handshake {
         export: &ExportInfo,
         output: &mut Vec<u8>,
     ) -> Result<Progress, HandshakeError> {
-        if self.tls == Tls::Required
-            && !matches!(option, OPT_STARTTLS | OPT_ABORT | OPT_EXPORT_NAME)
-        {
-            refuse(output, option, REP_ERR_TLS_REQD, "this export needs TLS");
+        if self.is_locked_for(option) {
+            refuse(output, option, REP_ERR_TLS_REQD, TLS_REASON);
             return Ok(Progress::More);
         }
         match option {
@@ -195,7 +222,9 @@ impl Handshake {
                     return Ok(Progress::StartTls);
                 }
                 let reason = match self.tls {
-                    Tls::Unavailable => "TLS is not configured on this export",
+                    Tls::Unavailable => {
+                        "TLS is not configured on this export; connect with nbd:// instead"
+                    }
                     Tls::Required => "STARTTLS takes no data",
                     Tls::Established => "already inside TLS",
                 };
@@ -241,7 +270,10 @@ impl Handshake {
         export: &ExportInfo,
         output: &mut Vec<u8>,
     ) -> Result<Progress, HandshakeError> {
-        if self.tls == Tls::Required || !is_name_of(export, name) || export.serving.is_err() {
+        if self.tls == Tls::Required {
+            return Err(HandshakeError::TlsRequired);
+        }
+        if !is_name_of(export, name) || export.serving.is_err() {
             return Err(HandshakeError::ExportRefused);
         }
         output.extend(export.size_bytes.to_be_bytes());

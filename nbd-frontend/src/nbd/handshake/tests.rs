@@ -66,6 +66,22 @@ fn replies(output: &[u8]) -> Vec<Reply> {
     replies
 }
 
+/// A handshake of a client with these flags that has just begun TLS.
+fn inside_tls(flags: u32) -> Handshake {
+    let mut output = Vec::new();
+    let mut handshake = Handshake::new(Tls::Required, &mut output);
+    let input = [
+        flags.to_be_bytes().to_vec(),
+        option(OPT_STARTTLS, b""),
+        option(OPT_ABORT, b""),
+    ]
+    .concat();
+    let (taken, progress) = handshake.receive(&input, &export(), &mut output).unwrap();
+    assert_eq!(progress, Progress::StartTls);
+    assert_eq!(taken, 20, "nothing behind the request is looked at");
+    handshake.restart_inside_tls()
+}
+
 /// Runs options on a fresh handshake.
 fn negotiate(
     tls: Tls,
@@ -73,12 +89,13 @@ fn negotiate(
     options: &[Vec<u8>],
 ) -> (Vec<Reply>, Result<Progress, HandshakeError>) {
     let mut output = Vec::new();
-    let mut handshake = Handshake::new(tls, &mut output);
-    let mut input = if tls == Tls::Established {
-        Vec::new()
-    } else {
-        assert_eq!(output.len(), 18);
-        3u32.to_be_bytes().to_vec()
+    let (mut handshake, mut input) = match tls {
+        Tls::Established => (inside_tls(3), Vec::new()),
+        Tls::Unavailable | Tls::Required => {
+            let handshake = Handshake::new(tls, &mut output);
+            assert_eq!(output.len(), 18);
+            (handshake, 3u32.to_be_bytes().to_vec())
+        }
     };
     output.clear();
     input.extend(options.concat());
@@ -249,16 +266,70 @@ fn too_many_or_too_large_options_end_the_handshake() {
 }
 
 #[test]
-fn tls_is_refused_where_absent_and_demanded_where_required() {
-    let start = option(OPT_STARTTLS, b"");
-    let (replies, _) = negotiate(Tls::Unavailable, &export(), std::slice::from_ref(&start));
+fn tls_is_refused_where_absent_and_inside_itself() {
+    let start = [option(OPT_STARTTLS, b"")];
+    let (replies, _) = negotiate(Tls::Unavailable, &export(), &start);
     assert_eq!(kinds(&replies), [REP_ERR_POLICY]);
-    let options = [option(OPT_GO, &info_data("md1", &[])), start.clone()];
-    let (replies, progress) = negotiate(Tls::Required, &export(), &options);
-    assert_eq!(kinds(&replies), [REP_ERR_TLS_REQD, REP_ACK]);
-    assert_eq!(progress, Ok(Progress::StartTls));
-    let (replies, _) = negotiate(Tls::Established, &export(), &[start]);
+    let (replies, _) = negotiate(Tls::Established, &export(), &start);
     assert_eq!(kinds(&replies), [REP_ERR_INVALID]);
+}
+
+#[test]
+fn where_tls_is_required_nothing_else_comes_before_it() {
+    let large = vec![0; OPTION_BYTES_MAX as usize + 1];
+    for number in (2..12).chain([4711]) {
+        let exempt = [OPT_ABORT, OPT_STARTTLS].contains(&number);
+        for data in [&b""[..], &info_data("md1", &[]), &large] {
+            if exempt {
+                continue;
+            }
+            let options = [option(number, data), option(OPT_STARTTLS, b"")];
+            let (replies, progress) = negotiate(Tls::Required, &export(), &options);
+            assert_eq!(kinds(&replies), [REP_ERR_TLS_REQD, REP_ACK], "{number}");
+            let reason = String::from_utf8_lossy(&replies[0].data).into_owned();
+            assert!(reason.contains("nbds://"), "{reason}");
+            assert_eq!(progress, Ok(Progress::StartTls));
+        }
+    }
+    let (replies, progress) = negotiate(Tls::Required, &export(), &[option(OPT_ABORT, b"")]);
+    assert_eq!(kinds(&replies), [REP_ACK]);
+    assert_eq!(progress, Ok(Progress::Aborted));
+    let (replies, _) = negotiate(Tls::Required, &export(), &[option(OPT_STARTTLS, b"x")]);
+    assert_eq!(kinds(&replies), [REP_ERR_INVALID]);
+    let old = [option(OPT_EXPORT_NAME, b"md1")];
+    let (replies, progress) = negotiate(Tls::Required, &export(), &old);
+    assert!(replies.is_empty());
+    assert_eq!(progress, Err(HandshakeError::TlsRequired));
+}
+
+#[test]
+fn inside_tls_nothing_is_agreed_on_yet_but_the_flags() {
+    let (_, progress) = negotiate(
+        Tls::Established,
+        &export(),
+        &[option(OPT_GO, &info_data("md1", &[]))],
+    );
+    let agreed = Agreed {
+        structured: false,
+        allocation: false,
+    };
+    assert_eq!(progress, Ok(Progress::Transmission(agreed)));
+    for (flags, length) in [(1, 134), (3, 10)] {
+        let mut output = Vec::new();
+        let start = option(OPT_EXPORT_NAME, b"md1");
+        inside_tls(flags)
+            .receive(&start, &export(), &mut output)
+            .expect("transmission");
+        assert_eq!(output.len(), length);
+    }
+}
+
+#[test]
+fn options_count_on_inside_tls() {
+    let mut output = Vec::new();
+    let many = vec![option(4711, b""); OPTIONS_MAX as usize].concat();
+    let result = inside_tls(3).receive(&many, &export(), &mut output);
+    assert_eq!(result, Err(HandshakeError::TooManyOptions));
 }
 
 #[test]
