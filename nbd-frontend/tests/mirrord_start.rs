@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use local_pair::Authority;
 use nbd_frontend::config::key;
 use nbd_frontend::control::run_dir::RunDir;
 
@@ -128,6 +129,31 @@ fn the_key_must_be_there_and_private() {
     site.check(&["mode 0644", "chmod 600"]);
     fs::remove_file(site.path("key")).unwrap();
     site.check(&["cannot read the cluster key", "mirrorctl keygen"]);
+}
+
+#[test]
+fn files_of_tls_that_cannot_be_used_are_named_at_once() {
+    let site = Site::new();
+    let authority = Authority::new("test").unwrap();
+    let files = authority
+        .write_server(site.folder.path(), &["localhost"])
+        .unwrap();
+    let [certificate, key] = [&files.certificate, &files.key].map(|path| path.display());
+    site.edit(
+        "[[node]]\nname = \"a\"",
+        &format!(
+            "[nbd.tls]\ncertificate_file = \"{certificate}\"\nkey_file = \"{key}\"\n\
+             client_ca_file = \"/nonexistent/ca.pem\"\n[[node]]\nname = \"a\""
+        ),
+    );
+    fs::write(&files.certificate, "not a certificate").unwrap();
+    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o644)).unwrap();
+    site.check(&[
+        &format!("cluster.toml:6: nbd.tls certificate_file: {certificate} holds no certificate"),
+        &format!("cluster.toml:7: nbd.tls key_file: {key} has mode 0644"),
+        &format!("chmod 600 {key}"),
+        "cluster.toml:8: nbd.tls client_ca_file: cannot read /nonexistent/ca.pem",
+    ]);
 }
 
 #[test]

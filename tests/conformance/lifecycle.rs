@@ -103,7 +103,7 @@ fn start_and_stop(address: Address) -> Result<(), ListenError> {
     tokio_uring::start(async {
         let pool = BufferPool::new(0).expect("buffer memory");
         let export = Rc::new(MemoryExport::new("disk", MIB, 512, pool));
-        let server = Server::start(export, &[address], Limits::default())?;
+        let server = Server::start(export, &[address], None, Limits::default())?;
         server.stop(PATIENCE).await;
         Ok(())
     })

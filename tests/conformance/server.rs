@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mirror_core::io::buffers::BufferPool;
 use mirror_tests::memory_export::MemoryExport;
 use nbd_frontend::nbd::listener::{Address, Limits, Server};
+use nbd_frontend::nbd::tls::ServerTls;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -29,7 +30,7 @@ pub struct TestServer {
     pub directory: TempDir,
     orders: mpsc::UnboundedSender<Order>,
     thread: Option<JoinHandle<usize>>,
-    tcp_port: u16,
+    pub tcp_port: u16,
 }
 
 impl TestServer {
@@ -38,6 +39,16 @@ impl TestServer {
     }
 
     pub fn with(size_bytes: u64, logical_block_bytes: u32, limits: Limits) -> Self {
+        Self::with_tls(size_bytes, logical_block_bytes, limits, None)
+    }
+
+    /// With `tls` for clients over TCP.
+    pub fn with_tls(
+        size_bytes: u64,
+        logical_block_bytes: u32,
+        limits: Limits,
+        tls: Option<ServerTls>,
+    ) -> Self {
         let directory = TempDir::new().expect("temporary directory");
         let socket = directory.path().join("disk.nbd");
         let (orders, incoming) = mpsc::unbounded_channel();
@@ -52,7 +63,7 @@ impl TestServer {
                     Address::Unix(socket),
                     Address::Tcp("127.0.0.1:0".parse().expect("an address")),
                 ];
-                let server = Server::start(Rc::clone(&export) as _, &addresses, limits)
+                let server = Server::start(Rc::clone(&export) as _, &addresses, tls, limits)
                     .expect("server starts");
                 ready.send(tcp_port(&server)).expect("the test waits");
                 obey(incoming, &export, server).await;

@@ -18,7 +18,7 @@ fn main() -> anyhow::Result<()> {
         let pool = BufferPool::new(48 << 20)?;
         let export = Rc::new(MemoryExport::new("memory", mebibytes << 20, 512, pool));
         let address = Address::Unix(socket.into());
-        let _server = Server::start(export, &[address], Limits::default())?;
+        let _server = Server::start(export, &[address], None, Limits::default())?;
         std::future::pending::<anyhow::Result<()>>().await
     })
 }

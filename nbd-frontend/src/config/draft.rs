@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{Collector, Located, Problem};
 use super::section::{Complaint, Lines, Section, article, boolean, nearest_of, text};
-use super::{Config, Encryption, MetadataPlace, Mirror, NbdListen, PeerLoss, Side, units};
+use super::{Config, Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, Side, units};
 
 /// Sections that belong to the agent.
 const AGENT_SECTIONS: [&str; 6] = [
@@ -38,6 +38,14 @@ pub(super) struct Draft {
     pub key_file: Option<Located<PathBuf>>,
     pub nodes: Vec<Located<String>>,
     pub mirrors: Vec<DraftMirror>,
+    pub nbd_tls: Option<DraftNbdTls>,
+}
+
+#[derive(Debug)]
+pub(super) struct DraftNbdTls {
+    pub certificate_file: Option<Located<PathBuf>>,
+    pub key_file: Option<Located<PathBuf>>,
+    pub client_ca_file: Option<Located<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -101,6 +109,7 @@ pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
             .extend(section.required("name", "\"server1\"", problems, name));
         section.refuse_unknown_keys(problems);
     }
+    draft.nbd_tls = read_nbd(&mut root, lines, problems);
     for (entry, line) in tables(&mut root, "mirror", lines, problems) {
         draft
             .mirrors
@@ -121,24 +130,45 @@ pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
 }
 
 fn read_cluster(root: &mut Section, lines: Lines, problems: &mut Collector, draft: &mut Draft) {
-    let Some(found) = root.raw("cluster") else {
+    if root.raw("cluster").is_none() {
         problems.add(
             None,
             "cluster",
             "the section is missing",
             "add [cluster] with name and key_file",
         );
-        return;
-    };
-    let line = lines.at(found.span().start);
-    let Some(table) = found.get_ref().as_table() else {
-        wrong_shape("cluster", "[cluster]", line, found.get_ref(), problems);
+    }
+    let Some((table, line)) = table(root, "cluster", "[cluster]", lines, problems) else {
         return;
     };
     let mut section = Section::new("cluster", line, lines, table);
     draft.cluster = section.required("name", "\"cluster1\"", problems, name);
     draft.key_file = section.required("key_file", "\"/etc/mirror/cluster.key\"", problems, path);
     section.refuse_unknown_keys(problems);
+}
+
+fn read_nbd(root: &mut Section, lines: Lines, problems: &mut Collector) -> Option<DraftNbdTls> {
+    let (table, line) = table(root, "nbd", "[nbd]", lines, problems)?;
+    let mut section = Section::new("nbd", line, lines, table);
+    let tls = read_nbd_tls(&mut section, lines, problems);
+    section.refuse_unknown_keys(problems);
+    tls
+}
+
+fn read_nbd_tls(nbd: &mut Section, lines: Lines, problems: &mut Collector) -> Option<DraftNbdTls> {
+    let (table, line) = table(nbd, "tls", "[nbd.tls]", lines, problems)?;
+    let mut section = Section::new("nbd.tls", line, lines, table);
+    let example = "\"/etc/mirror/nbd/server-cert.pem\"";
+    let certificate_file = section.required("certificate_file", example, problems, path);
+    let example = "\"/etc/mirror/nbd/server-key.pem\"";
+    let key_file = section.required("key_file", example, problems, path);
+    let client_ca_file = section.optional("client_ca_file", problems, path);
+    section.refuse_unknown_keys(problems);
+    Some(DraftNbdTls {
+        certificate_file,
+        key_file,
+        client_ca_file,
+    })
 }
 
 fn read_mirror(
@@ -316,6 +346,25 @@ fn read_exports(
     exports
 }
 
+/// The section `shape`, if it is there, with its line.
+fn table<'a, 'i>(
+    section: &mut Section<'a, 'i>,
+    key: &'static str,
+    shape: &str,
+    lines: Lines,
+    problems: &mut Collector,
+) -> Option<(&'a DeTable<'i>, usize)> {
+    let found: &'a Spanned<DeValue<'i>> = section.raw(key)?;
+    let line = lines.at(found.span().start);
+    match found.get_ref().as_table() {
+        Some(table) => Some((table, line)),
+        None => {
+            wrong_shape(&section.key(key), shape, line, found.get_ref(), problems);
+            None
+        }
+    }
+}
+
 /// The entries of `[[key]]`.
 fn tables<'a, 'i>(
     root: &mut Section<'a, 'i>,
@@ -467,11 +516,20 @@ impl Draft {
             .into_iter()
             .map(|mirror| finish_mirror(mirror, &nodes))
             .collect::<Option<_>>()?;
+        let nbd_tls = match self.nbd_tls {
+            None => None,
+            Some(tls) => Some(NbdTls {
+                certificate_file: tls.certificate_file?,
+                key_file: tls.key_file?,
+                client_ca_file: tls.client_ca_file,
+            }),
+        };
         Some(Config {
             path: file.into(),
             cluster: self.cluster?.value,
             key_file: self.key_file?.value,
             mirrors,
+            nbd_tls,
             nodes,
             unsupported,
             warnings,

@@ -4,12 +4,15 @@
 //! Text → [`draft`] (every key read, with its line) → [`validate`] (what must hold between keys) →
 //! [`Config`]. Problems are collected, never stopped at, so that an operator mends a file in one
 //! round. Nothing here looks at devices: that is the business of `mirrorctl init` and of the daemon.
+//! The files that the configuration names as keys and certificates are read by [`key`] and
+//! [`NbdTls::load`].
 
 mod convert;
 mod draft;
 pub mod key;
 mod problem;
 mod section;
+mod tls;
 pub mod units;
 mod validate;
 
@@ -21,8 +24,10 @@ use mirror_core::control::{InitialSync, Mode};
 pub use mirror_core::io::open::MetadataPlace;
 pub use mirror_core::volume::config::PeerLoss;
 
+use crate::nbd::tls::ServerTls;
 pub use key::{ClusterKey, KeyError};
 pub use problem::{Located, Problem, Problems};
+pub use tls::NbdTls;
 
 /// Where the file is looked for when no path is given.
 pub const PATH_DEFAULT: &str = "/etc/mirror/cluster.toml";
@@ -40,6 +45,8 @@ pub struct Config {
     /// Exactly two, in file order. The first one connects, the second accepts.
     pub nodes: [String; 2],
     pub mirrors: Vec<Mirror>,
+    /// With it, all exports over TCP need TLS.
+    pub nbd_tls: Option<NbdTls>,
     /// Settings that are valid but that this version cannot serve. `mirrord` does not start with
     /// any of them.
     pub unsupported: Vec<Problem>,
@@ -190,6 +197,12 @@ impl Config {
                     nodes: self.nodes.clone(),
                 }))
             })
+    }
+
+    /// Reads the files of `[nbd.tls]`, where it is there.
+    pub fn load_nbd_tls(&self) -> Result<Option<ServerTls>, Problems> {
+        let load = |tls: &NbdTls| tls.load(&self.path);
+        self.nbd_tls.as_ref().map(load).transpose()
     }
 
     pub fn mirror(&self, name: &str) -> Option<&Mirror> {

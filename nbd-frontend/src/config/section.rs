@@ -130,7 +130,8 @@ impl<'a, 'i> Section<'a, 'i> {
         }
     }
 
-    fn key(&self, key: &str) -> String {
+    /// What problems call this key.
+    pub(super) fn key(&self, key: &str) -> String {
         if self.name.is_empty() {
             key.into()
         } else {

@@ -252,6 +252,98 @@ fn an_export_to_the_network_must_be_called_insecure() {
     parse(&text).unwrap();
 }
 
+const TLS: &str = "\
+[nbd.tls]
+certificate_file = \"/etc/mirror/nbd/cert.pem\"
+key_file = \"/etc/mirror/nbd/key.pem\"
+client_ca_file = \"/etc/mirror/nbd/clients.pem\"
+
+[[node]]";
+
+#[test]
+fn tls_of_exports_is_read() {
+    let config = parse(&GOOD.replacen("[[node]]", TLS, 1)).unwrap();
+    let tls = config.nbd_tls.unwrap();
+    let path = |name: &str| PathBuf::from("/etc/mirror/nbd").join(name);
+    assert_eq!(tls.certificate_file.value, path("cert.pem"));
+    assert_eq!(tls.key_file.value, path("key.pem"));
+    assert_eq!(tls.client_ca_file.unwrap().value, path("clients.pem"));
+    assert!(parse(GOOD).unwrap().nbd_tls.is_none());
+    let empty = parse(&GOOD.replacen("[[node]]", "[nbd]\n[[node]]", 1)).unwrap();
+    assert!(empty.nbd_tls.is_none());
+}
+
+#[test]
+fn tls_of_exports_is_checked_key_by_key() {
+    let check = |from: &str, to: &str, parts: &[&str]| {
+        assert!(TLS.contains(from), "{from:?} is not in the section");
+        check("[[node]]", &TLS.replacen(from, to, 1), parts);
+    };
+    check(
+        "client_ca_file",
+        "client_caf_ile",
+        &[
+            "cluster.toml:9: nbd.tls client_caf_ile:",
+            "did you mean \"client_ca_file\"?",
+        ],
+    );
+    check(
+        "[nbd.tls]",
+        "[nbd.tsl]",
+        &["cluster.toml:6: nbd tsl:", "did you mean \"tls\"?"],
+    );
+    check("[nbd.tls]", "[ndb.tls]", &["did you mean \"nbd\"?"]);
+    check(
+        "key_file = \"/etc/mirror/nbd/key.pem\"",
+        "",
+        &["cluster.toml:6: nbd.tls key_file:", "missing", "add a line"],
+    );
+    check(
+        "certificate_file = \"/etc/mirror/nbd/cert.pem\"",
+        "",
+        &["nbd.tls certificate_file:", "missing", "add a line"],
+    );
+    check(
+        "\"/etc/mirror/nbd/key.pem\"",
+        "\"key.pem\"",
+        &["cluster.toml:8: nbd.tls key_file:", "relative path"],
+    );
+    check(
+        "[nbd.tls]",
+        "[nbd]\ntls = true\n[cluster.x]",
+        &["cluster.toml:7: nbd tls:", "[nbd.tls]"],
+    );
+}
+
+#[test]
+fn an_export_to_the_network_needs_tls_that_checks_its_clients() {
+    let text = GOOD.replace("tcp:127.0.0.1:10809", "tcp:10.5.0.5:10809");
+    let problems = parse(&text).unwrap_err().to_string();
+    assert!(
+        problems.contains("cluster.toml:21: mirror \"md1\" on \"server1\" nbd: 10.5.0.5:10809")
+            && problems.contains("[nbd.tls] with client_ca_file"),
+        "{problems}"
+    );
+    let with_tls = text.replacen("[[node]]", TLS, 1);
+    assert_eq!(parse(&with_tls).unwrap().warnings.len(), 1);
+    let unchecked = with_tls.replace("client_ca_file = \"/etc/mirror/nbd/clients.pem\"\n", "");
+    let problems = parse(&unchecked).unwrap_err().to_string();
+    assert!(
+        problems.contains("without authentication of clients")
+            && problems.contains("add client_ca_file to [nbd.tls]"),
+        "{problems}"
+    );
+    let insecure = unchecked.replace("mode = \"sync\"", "insecure = true");
+    let warnings = parse(&insecure).unwrap().warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.key.contains("insecure"))
+    );
+    let both = with_tls.replace("mode = \"sync\"", "insecure = true");
+    assert_eq!(parse(&both).unwrap().warnings.len(), 1);
+}
+
 #[test]
 fn sections_of_the_agent_are_reserved() {
     for section in [

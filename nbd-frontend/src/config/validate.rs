@@ -20,7 +20,7 @@ pub(super) fn check(draft: &Draft, problems: &mut Collector) {
         check_sides_differ(mirror, problems);
         for side in &mirror.sides {
             check_paths(mirror, side, problems);
-            check_exports(mirror, side, problems);
+            check_exports(draft, mirror, side, problems);
         }
     }
     for node in &draft.nodes {
@@ -86,11 +86,11 @@ pub(super) fn find_weaknesses(draft: &Draft, problems: &mut Collector) {
                 "remove encryption = \"off\" unless that network is trusted",
             );
         }
-        if mirror.insecure {
+        if mirror.insecure && !checks_clients(draft) {
             warn(
                 "insecure",
                 "whoever reaches the NBD port can read and write the disk",
-                "keep that port behind a firewall",
+                "keep that port behind a firewall, or add [nbd.tls] with client_ca_file",
             );
         }
     }
@@ -228,7 +228,7 @@ fn check_paths(mirror: &DraftMirror, side: &DraftSide, problems: &mut Collector)
     }
 }
 
-fn check_exports(mirror: &DraftMirror, side: &DraftSide, problems: &mut Collector) {
+fn check_exports(draft: &Draft, mirror: &DraftMirror, side: &DraftSide, problems: &mut Collector) {
     let key = || format!("{} nbd", side_title(mirror, side));
     for (position, export) in side.nbd.iter().enumerate() {
         if side.nbd[..position]
@@ -245,16 +245,35 @@ fn check_exports(mirror: &DraftMirror, side: &DraftSide, problems: &mut Collecto
         let NbdListen::Tcp(address) = export.value else {
             continue;
         };
-        if !address.ip().is_loopback() && !mirror.insecure {
-            problems.add(
-                Some(export.line),
-                key(),
-                format!("{address} would offer the disk to the network without authentication"),
-                "use \"unix\" or a loopback address, or write insecure = true on the mirror \
-                 if that network is trusted",
-            );
+        if address.ip().is_loopback() || mirror.insecure || checks_clients(draft) {
+            continue;
         }
+        let (message, remedy) = match draft.nbd_tls {
+            None => (
+                "would offer the disk to the network without authentication",
+                "use \"unix\" or a loopback address, or add [nbd.tls] with client_ca_file, or \
+                 write insecure = true on the mirror if that network is trusted",
+            ),
+            Some(_) => (
+                "would offer the disk, over TLS but without authentication of clients, to the \
+                 network",
+                "add client_ca_file to [nbd.tls], or write insecure = true on the mirror if \
+                 whoever is on that network may read and write the disk",
+            ),
+        };
+        problems.add(
+            Some(export.line),
+            key(),
+            format!("{address} {message}"),
+            remedy,
+        );
     }
+}
+
+/// Whether clients over TCP have to show who they are.
+fn checks_clients(draft: &Draft) -> bool {
+    let tls = draft.nbd_tls.as_ref();
+    tls.is_some_and(|tls| tls.client_ca_file.is_some())
 }
 
 /// No two listening sockets of one node may want the same port.

@@ -11,6 +11,7 @@ use mirror_core::units::ByteRange;
 
 use crate::nbd::export::{Completion, Export, ExportInfo, Extent, StatusFuture};
 use crate::nbd::listener::{Address, Limits, ListenError, Server};
+use crate::nbd::tls::ServerTls;
 
 /// How long clients get for their last answers when the mirror is no longer served.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -76,10 +77,11 @@ pub fn start(
     name: String,
     node: String,
     addresses: &[Address],
+    tls: Option<ServerTls>,
 ) -> Result<(), ListenError> {
     let mut changes = mirror.changes();
     let export = Rc::new(MirrorExport { mirror, name, node });
-    let server = Server::start(export, addresses, Limits::default())?;
+    let server = Server::start(export, addresses, tls, Limits::default())?;
     tokio_uring::spawn(async move {
         while changes.changed().await.is_ok() {
             if !changes.borrow_and_update().serving {

@@ -16,6 +16,7 @@ use crate::control::events::EventRing;
 use crate::control::port::{Ask, MirrorPort};
 use crate::control::run_dir::{RunDir, RunDirError};
 use crate::nbd::listener::Address;
+use crate::nbd::tls::ServerTls;
 
 /// How long a dying predecessor may take to let go of the partitions.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +41,8 @@ pub struct MirrorPlan {
     node: String,
     settings: MirrorSettings,
     addresses: Vec<Address>,
+    /// Of exports over TCP.
+    tls: Option<ServerTls>,
     stop_timeout: Duration,
 }
 
@@ -50,6 +53,7 @@ impl MirrorPlan {
         mirror: &Mirror,
         node: usize,
         key: &ClusterKey,
+        tls: Option<&ServerTls>,
         run_dir: &RunDir,
     ) -> Result<Self, RunDirError> {
         let [side, peer] = [&mirror.sides[node], &mirror.sides[1 - node]];
@@ -78,6 +82,7 @@ impl MirrorPlan {
                 claim_timeout: CLAIM_TIMEOUT,
             },
             addresses,
+            tls: tls.cloned(),
             stop_timeout: mirror.stop_timeout,
         })
     }
@@ -88,13 +93,14 @@ impl MirrorPlan {
         let exports = self
             .addresses
             .iter()
-            .map(|address| uri(&self.name, address))
+            .map(|address| uri(&self.name, address, self.tls.is_some()))
             .collect();
         let (listening, listened) = std::sync::mpsc::sync_channel(1);
         let (name, node, addresses) = (self.name.clone(), self.node, self.addresses);
+        let tls = self.tls;
         let handle = MirrorHandle::spawn(self.settings, move |mirror| {
             // The receiver waits below for as long as this runs.
-            let _ = listening.send(export::start(mirror, name, node, &addresses));
+            let _ = listening.send(export::start(mirror, name, node, &addresses, tls));
         })?;
         listened
             .recv()
@@ -150,9 +156,10 @@ fn socket_name(mirror: &Mirror) -> String {
 }
 
 /// What NBD clients take as the address of an export.
-fn uri(mirror: &str, address: &Address) -> String {
+fn uri(mirror: &str, address: &Address, tls: bool) -> String {
     match address {
         Address::Unix(path) => format!("nbd+unix:///{mirror}?socket={}", path.display()),
+        Address::Tcp(address) if tls => format!("nbds://{address}/{mirror}"),
         Address::Tcp(address) => format!("nbd://{address}/{mirror}"),
     }
 }

@@ -43,12 +43,13 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let key = config::key::load(&config.key_file)?;
+    let tls = config.load_nbd_tls()?;
     mirror_core::io::probe::probe()?;
     let run_dir = RunDir::claim(&options.run_dir)?;
     let plans = config
         .mirrors
         .iter()
-        .map(|mirror| MirrorPlan::new(&config, mirror, node, &key, &run_dir))
+        .map(|mirror| MirrorPlan::new(&config, mirror, node, &key, tls.as_ref(), &run_dir))
         .collect::<Result<Vec<_>, _>>()?;
     let control = run_dir.listen(SOCKET_NAME)?;
     let started = start_all(plans);

@@ -20,6 +20,7 @@ use super::listener::Limits;
 use super::reply::Output;
 use super::session::{Parsed, Session, SessionError, Work};
 use super::stream::{Input, Stream};
+use super::tls_stream::StartError;
 
 /// Why a connection ended other than by the client's leave.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,13 @@ pub(super) enum ConnectionError {
     Handshake(#[from] HandshakeError),
     #[error("the handshake took longer than {0:?}")]
     HandshakeTimeout(std::time::Duration),
+    #[error(
+        "the client, or someone between, sent {0} bytes in the clear behind its request for TLS; \
+         they are not trusted"
+    )]
+    BehindStartTls(usize),
+    #[error(transparent)]
+    StartTls(#[from] StartError),
     #[error(transparent)]
     Session(#[from] SessionError),
     #[error("a read failed after its reply had begun")]
@@ -43,25 +51,42 @@ pub(super) async fn shake_hands(
     export: &dyn Export,
 ) -> Result<Option<(Agreed, ExportInfo)>, ConnectionError> {
     let mut output = Vec::new();
-    let mut handshake = Handshake::new(Tls::Unavailable, &mut output);
+    let tls = match stream {
+        Stream::Plain(_) => Tls::Unavailable,
+        Stream::Tls(_) => Tls::Required,
+    };
+    let mut handshake = Handshake::new(tls, &mut output);
     stream.send_bytes(std::mem::take(&mut output)).await?;
     loop {
         // Asked anew each time: the mirror may be promoted or demoted between two options.
         let info = export.info();
         let received = handshake.receive(input.unread(), &info, &mut output);
+        if let Ok((taken, Progress::StartTls)) = received
+            && input.unread().len() > taken
+        {
+            // A client waits for the answer. Whoever did not must not have words that came in the
+            // clear taken for words from inside TLS.
+            return Err(ConnectionError::BehindStartTls(
+                input.unread().len() - taken,
+            ));
+        }
         // What was answered before an error is still worth sending.
         stream.send_bytes(std::mem::take(&mut output)).await?;
         let (taken, progress) = received?;
         input.consume(taken);
-        match progress {
-            Progress::More => {
+        match (progress, stream) {
+            (Progress::More, _) => {
                 if !input.refill(stream).await? {
                     return Ok(None);
                 }
             }
-            Progress::Transmission(agreed) => return Ok(Some((agreed, info))),
-            // StartTls is only offered where TLS is configured.
-            Progress::StartTls | Progress::Aborted => return Ok(None),
+            (Progress::StartTls, Stream::Tls(tls)) => {
+                tls.start().await?;
+                handshake = handshake.restart_inside_tls();
+            }
+            (Progress::Transmission(agreed), _) => return Ok(Some((agreed, info))),
+            // StartTls is only offered where TLS is required.
+            (Progress::StartTls, Stream::Plain(_)) | (Progress::Aborted, _) => return Ok(None),
         }
     }
 }

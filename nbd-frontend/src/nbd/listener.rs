@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use super::connection::{Connection, ConnectionError, shake_hands};
 use super::export::Export;
 use super::stream::{Input, Stream};
+use super::tls::ServerTls;
 
 /// Where an export is offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,10 +99,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds all addresses and begins to accept. Must be called inside a tokio-uring runtime.
+    /// Binds all addresses and begins to accept. With `tls`, clients over TCP have to begin TLS
+    /// before anything else. Must be called inside a tokio-uring runtime.
     pub fn start(
         export: Rc<dyn Export>,
         addresses: &[Address],
+        tls: Option<ServerTls>,
         limits: Limits,
     ) -> Result<Self, ListenError> {
         let mut listeners = Vec::new();
@@ -137,6 +140,7 @@ impl Server {
         }
         let shared = Rc::new(Shared {
             export,
+            tls,
             limits,
             connections: RefCell::default(),
             next_number: Cell::new(0),
@@ -203,6 +207,8 @@ impl fmt::Debug for Server {
 
 struct Shared {
     export: Rc<dyn Export>,
+    /// Of TCP clients.
+    tls: Option<ServerTls>,
     limits: Limits,
     connections: RefCell<HashMap<u64, Entry>>,
     next_number: Cell<u64>,
@@ -330,10 +336,10 @@ async fn accept(shared: Rc<Shared>, listener: Listener) {
                 .accept()
                 .await
                 .and_then(|(socket, _)| Ok((Stream::from_unix(socket)?, "unix".to_owned()))),
-            Listener::Tcp(listener) => listener
-                .accept()
-                .await
-                .and_then(|(socket, peer)| Ok((Stream::from_tcp(socket)?, peer.to_string()))),
+            Listener::Tcp(listener) => listener.accept().await.and_then(|(socket, peer)| {
+                let stream = Stream::from_tcp(socket, shared.tls.as_ref())?;
+                Ok((stream, peer.to_string()))
+            }),
         };
         match accepted {
             Ok((stream, client)) => shared.admit(stream, client),

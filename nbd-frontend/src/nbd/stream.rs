@@ -1,9 +1,10 @@
-//! One client's socket: Unix or TCP behind one face, and the buffer in front of it.
+//! One client's socket: Unix, TCP, or TCP with TLS behind one face, and the buffer in front of it.
 //!
 //! Each direction first tries a plain non-blocking call, which on a busy connection moves many
 //! requests or replies at once without a turn through the ring, and waits on the ring where that
 //! would block. Small payloads arrive together with their headers; of a large one only the first
-//! bytes do, and the rest goes from the socket straight into its place.
+//! bytes do, and the rest goes from the socket straight into its place. How that is with TLS,
+//! `tls_stream` says.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::Shutdown;
@@ -18,6 +19,8 @@ use tokio_uring::buf::{BoundedBuf, BoundedBufMut};
 use tokio_uring::net::{TcpStream, UnixStream};
 
 use super::reply::{Output, Piece};
+use super::tls::ServerTls;
+use super::tls_stream::TlsStream;
 
 /// What is read at once where requests are small.
 const READ_BYTES: usize = 64 << 10;
@@ -32,8 +35,9 @@ const DIRECT_READS_MAX: u32 = 16;
 const SEND_PIECES_MAX: usize = 128;
 
 pub(super) enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
+    Plain(Plain),
+    /// The client has to begin TLS before anything else.
+    Tls(TlsStream),
 }
 
 impl Stream {
@@ -42,20 +46,86 @@ impl Stream {
         let socket = socket.into_std()?;
         // The ring waits in the kernel; a non-blocking socket would make it return at once.
         socket.set_nonblocking(false)?;
-        Ok(Self::Unix(UnixStream::from_std(socket)))
+        Ok(Self::Plain(Plain::Unix(UnixStream::from_std(socket))))
     }
 
-    /// Takes over an accepted connection.
-    pub fn from_tcp(socket: tokio::net::TcpStream) -> io::Result<Self> {
-        let socket = socket.into_std()?;
+    /// Takes over an accepted connection; with `tls`, the client has to begin TLS.
+    pub fn from_tcp(socket: tokio::net::TcpStream, tls: Option<&ServerTls>) -> io::Result<Self> {
         socket.set_nodelay(true)?;
         socket2::SockRef::from(&socket).set_keepalive(true)?;
+        if let Some(tls) = tls {
+            return Ok(Self::Tls(TlsStream::new(socket, tls.clone())));
+        }
+        let socket = socket.into_std()?;
         socket.set_nonblocking(false)?;
-        Ok(Self::Tcp(TcpStream::from_std(socket)))
+        Ok(Self::Plain(Plain::Tcp(TcpStream::from_std(socket))))
     }
 
     /// Ends both directions; everyone who waits on the socket wakes up.
     pub fn shutdown(&self) {
+        match self {
+            Self::Plain(plain) => plain.shutdown(),
+            Self::Tls(tls) => tls.shutdown(),
+        }
+    }
+
+    /// Sends a few bytes, as in a handshake.
+    pub async fn send_bytes(&self, bytes: Vec<u8>) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        match self {
+            Self::Plain(plain) => plain.write_all(bytes).await.0,
+            Self::Tls(tls) => tls.send_bytes(&bytes).await,
+        }
+    }
+
+    /// Sends a batch of replies. A piece that the client does not take within `stall` is an error.
+    pub async fn send(&self, output: &Output, stall: Duration) -> io::Result<()> {
+        let mut pieces = output.pieces().peekable();
+        // Bytes of the first piece that have left already.
+        let mut sent = 0;
+        while let Some(&first) = pieces.peek() {
+            let mut slices = [IoSlice::new(&[]); SEND_PIECES_MAX];
+            let mut count = 0;
+            for piece in pieces.clone() {
+                if count == SEND_PIECES_MAX {
+                    break;
+                }
+                let skip = if count == 0 { sent } else { 0 };
+                slices[count] = IoSlice::new(&piece.bytes()[skip..]);
+                count += 1;
+            }
+            sent += match self {
+                Self::Plain(plain) => {
+                    let rest = (first, sent);
+                    plain.send(&slices[..count], rest, stall).await?
+                }
+                Self::Tls(tls) => {
+                    let sealed = tls.seal(&slices[..count])?;
+                    within(stall, tls.flush()).await?;
+                    sealed
+                }
+            };
+            while let Some(piece) = pieces.peek()
+                && sent >= piece.bytes().len()
+            {
+                sent -= piece.bytes().len();
+                pieces.next();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A socket that carries bytes as they are.
+pub(super) enum Plain {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Plain {
+    fn shutdown(&self) {
         // Already gone is as good.
         let _ = match self {
             Self::Unix(socket) => socket.shutdown(Shutdown::Both),
@@ -84,56 +154,32 @@ impl Stream {
         }
     }
 
-    /// Sends a few bytes, as in a handshake.
-    pub async fn send_bytes(&self, bytes: Vec<u8>) -> io::Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.write_all(bytes).await.0
-    }
-
-    /// Sends a batch of replies. A piece that the client does not take within `stall` is an error.
-    pub async fn send(&self, output: &Output, stall: Duration) -> io::Result<()> {
-        let mut pieces = output.pieces().peekable();
-        // Bytes of the first piece that have left already.
-        let mut sent = 0;
-        while let Some(&first) = pieces.peek() {
-            let mut slices = [IoSlice::new(&[]); SEND_PIECES_MAX];
-            let mut count = 0;
-            for piece in pieces.clone() {
-                if count == SEND_PIECES_MAX {
-                    break;
-                }
-                let skip = if count == 0 { sent } else { 0 };
-                slices[count] = IoSlice::new(&piece.bytes()[skip..]);
-                count += 1;
-            }
-            match try_send(self.fd(), &slices[..count]) {
-                Ok(length) => sent += length,
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    let rest = async {
-                        match first {
-                            Piece::Head(bytes) => self.write_all(bytes[sent..].to_vec()).await.0,
-                            Piece::Payload(buffer) => {
-                                let rest = buffer.slice(sent, buffer.len() - sent);
-                                self.write_all(IoBuffer(rest)).await.0
-                            }
+    /// Sends what the socket takes of `slices` at once, or else the rest of the first piece, from
+    /// the byte given with it on. Returns how many bytes have left.
+    async fn send(
+        &self,
+        slices: &[IoSlice<'_>],
+        (first, start): (Piece<'_>, usize),
+        stall: Duration,
+    ) -> io::Result<usize> {
+        match try_send(self.fd(), slices) {
+            Ok(length) => Ok(length),
+            Err(Errno::EINTR) => Ok(0),
+            Err(Errno::EAGAIN) => {
+                let rest = async {
+                    match first {
+                        Piece::Head(bytes) => self.write_all(bytes[start..].to_vec()).await.0,
+                        Piece::Payload(buffer) => {
+                            let rest = buffer.slice(start, buffer.len() - start);
+                            self.write_all(IoBuffer(rest)).await.0
                         }
-                    };
-                    within(stall, rest).await?;
-                    sent = first.bytes().len();
-                }
-                Err(errno) => return Err(errno.into()),
+                    }
+                };
+                within(stall, rest).await?;
+                Ok(first.bytes().len() - start)
             }
-            while let Some(piece) = pieces.peek()
-                && sent >= piece.bytes().len()
-            {
-                sent -= piece.bytes().len();
-                pieces.next();
-            }
+            Err(errno) => Err(errno.into()),
         }
-        Ok(())
     }
 }
 
@@ -142,7 +188,10 @@ fn try_send(fd: RawFd, slices: &[IoSlice<'_>]) -> nix::Result<usize> {
     sendmsg::<()>(fd, slices, &[], flags, None)
 }
 
-async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => Err(io::Error::new(
@@ -190,6 +239,16 @@ impl Input {
     pub async fn refill(&mut self, stream: &Stream) -> io::Result<bool> {
         self.compact();
         let limit = (self.end + self.ahead_bytes).min(self.bytes.len());
+        let stream = match stream {
+            Stream::Plain(plain) => plain,
+            Stream::Tls(tls) => {
+                let inside = self.end > 0;
+                let space = &mut self.bytes[self.end..limit];
+                let length = tls.read(space, inside, self.stall).await?;
+                self.end += length;
+                return Ok(length > 0);
+            }
+        };
         if self.direct_reads < DIRECT_READS_MAX {
             let space = &mut self.bytes[self.end..limit];
             match recv(stream.fd(), space, MsgFlags::MSG_DONTWAIT) {
@@ -232,6 +291,17 @@ impl Input {
         };
         while filled < buffer.len() {
             self.compact();
+            let stream = match stream {
+                Stream::Plain(plain) => plain,
+                Stream::Tls(tls) => {
+                    let length = tls.read(&mut buffer[filled..], true, self.stall).await?;
+                    if length == 0 {
+                        return Err(ErrorKind::UnexpectedEof.into());
+                    }
+                    filled += length;
+                    continue;
+                }
+            };
             if self.direct_reads < DIRECT_READS_MAX {
                 let wanted = buffer.len() - filled;
                 let mut slices = [

@@ -4,6 +4,7 @@
 //! folder is removed; when the whole program is killed, the kernel kills the nodes with it. It knows nothing of
 //! NBD clients or file systems, and it speaks to a node only as an operator does, through `mirrorctl`.
 
+mod authority;
 mod node;
 mod options;
 mod outcome;
@@ -11,8 +12,9 @@ mod pair;
 mod programs;
 mod wait;
 
+pub use authority::Authority;
 pub use node::Node;
-pub use options::{PairOptions, Placement};
+pub use options::{NbdTlsFiles, PairOptions, Placement};
 pub use outcome::Outcome;
 pub use pair::{MIRROR, Pair, Side};
 pub use programs::{PROGRAM_DIR_VARIABLE, Programs};

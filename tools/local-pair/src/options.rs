@@ -12,6 +12,14 @@ pub enum Placement {
     Memory,
 }
 
+/// What `[nbd.tls]` names.
+#[derive(Debug, Clone)]
+pub struct NbdTlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub client_ca: Option<PathBuf>,
+}
+
 #[derive(Debug, Clone)]
 pub struct PairOptions {
     pub placement: Placement,
@@ -22,6 +30,8 @@ pub struct PairOptions {
     pub encryption: bool,
     pub initial_sync: &'static str,
     pub peer_loss: &'static str,
+    /// TLS for the exports over TCP. The files need not be there before a node starts.
+    pub nbd_tls: Option<NbdTlsFiles>,
     /// More lines for the `[[mirror]]` table.
     pub extra: Vec<String>,
     /// Metadata at the end of the data file.
@@ -39,6 +49,7 @@ impl Default for PairOptions {
             encryption: true,
             initial_sync: "sparse",
             peer_loss: "continue",
+            nbd_tls: None,
             extra: Vec::new(),
             internal_metadata: false,
             data_path: [None, None],
@@ -82,6 +93,16 @@ pub(crate) fn config_text(
     let mut text = format!("[cluster]\nname = \"local\"\nkey_file = {key_file:?}\n");
     for node in nodes {
         let _ = write!(text, "\n[[node]]\nname = {:?}\n", node.name);
+    }
+    if let Some(tls) = &options.nbd_tls {
+        let _ = write!(
+            text,
+            "\n[nbd.tls]\ncertificate_file = {:?}\nkey_file = {:?}\n",
+            tls.certificate, tls.key
+        );
+        if let Some(client_ca) = &tls.client_ca {
+            let _ = writeln!(text, "client_ca_file = {client_ca:?}");
+        }
     }
     let _ = write!(
         text,

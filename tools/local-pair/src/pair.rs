@@ -60,6 +60,7 @@ pub struct Pair {
     programs: Programs,
     /// Words in front of a node's command line, `ip netns exec NAME` for instance.
     wrappers: [Vec<String>; 2],
+    nbd_tls: bool,
     folder: TempDir,
 }
 
@@ -128,6 +129,7 @@ impl Pair {
             nodes,
             programs,
             wrappers: [Vec::new(), Vec::new()],
+            nbd_tls: options.nbd_tls.is_some(),
             folder,
         };
         pair.keygen(&key)?;
@@ -193,7 +195,8 @@ impl Pair {
     }
 
     pub fn tcp_uri(&self, side: Side) -> String {
-        format!("nbd://{}/{MIRROR}", self.node(side).nbd_tcp)
+        let scheme = if self.nbd_tls { "nbds" } else { "nbd" };
+        format!("{scheme}://{}/{MIRROR}", self.node(side).nbd_tcp)
     }
 
     // ---- Processes

@@ -48,6 +48,9 @@ pub fn check(global: &Global) -> Outcome {
                     remedy: "every node needs the same key".into(),
                 });
             }
+            if let Err(found) = config.load_nbd_tls() {
+                problems.extend(found.into_vec());
+            }
         }
         Err(ConfigError::Invalid(found)) => problems.extend(found.into_vec()),
         Err(error) => return Err(anyhow::Error::from(error).into()),
