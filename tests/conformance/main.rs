@@ -8,4 +8,5 @@ mod misbehaving;
 mod raw;
 mod server;
 mod standard_clients;
+mod tls;
 mod tools;

@@ -1,14 +1,27 @@
 //! A client that sends exactly the bytes it is told to.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
 use nbd_frontend::nbd::protocol::*;
 
 use crate::server::{PATIENCE, TestServer};
 
-pub struct RawClient {
-    pub stream: UnixStream,
+pub struct RawClient<S = UnixStream> {
+    pub stream: S,
+}
+
+impl RawClient<TcpStream> {
+    /// Connects over TCP and reads the greeting.
+    pub fn connect_tcp(server: &TestServer) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", server.tcp_port)).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("time limit");
+        stream
+            .set_write_timeout(Some(PATIENCE))
+            .expect("time limit");
+        Self { stream }.greeted()
+    }
 }
 
 impl RawClient {
@@ -19,10 +32,7 @@ impl RawClient {
         stream
             .set_write_timeout(Some(PATIENCE))
             .expect("time limit");
-        let mut client = Self { stream };
-        let greeting = client.receive(18);
-        assert_eq!(greeting[..8], GREETING_MAGIC.to_be_bytes());
-        client
+        Self { stream }.greeted()
     }
 
     /// Connects and starts transmission the oldest way, without structured replies.
@@ -32,6 +42,14 @@ impl RawClient {
         client.send(&option(OPT_EXPORT_NAME, b"disk"));
         client.receive(10);
         client
+    }
+}
+
+impl<S: Read + Write> RawClient<S> {
+    fn greeted(mut self) -> Self {
+        let greeting = self.receive(18);
+        assert_eq!(greeting[..8], GREETING_MAGIC.to_be_bytes());
+        self
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -53,6 +71,16 @@ impl RawClient {
         let mut bytes = vec![0; length];
         self.stream.read_exact(&mut bytes).expect("receive");
         bytes
+    }
+
+    /// Kind and data of the option reply that comes next.
+    pub fn option_reply(&mut self) -> (u32, Vec<u8>) {
+        let head = self.receive(20);
+        assert_eq!(head[..8], OPTION_REPLY_MAGIC.to_be_bytes());
+        let field =
+            |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes"));
+        let data = self.receive(field(16) as usize);
+        (field(12), data)
     }
 
     /// The error number of the simple reply that comes next.

@@ -10,6 +10,7 @@ mod refusals;
 mod split_brain;
 mod standard_clients;
 mod syncing;
+mod tls;
 mod turns;
 mod writers;
 
