@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod client;
+mod demo;
 mod forced;
 mod hostile;
 mod node_loss;

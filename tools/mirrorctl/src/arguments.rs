@@ -140,7 +140,11 @@ pub enum Command {
     /// Check the configuration file and name every problem
     Check,
     /// Two nodes in a temporary folder: one dies, the other carries on, the first comes back
-    Demo,
+    Demo {
+        /// How the file system reaches the mirror [default: the first that works here, in this order]
+        #[arg(long, value_name = "WAY")]
+        attach: Option<Attach>,
+    },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
 }
@@ -151,6 +155,17 @@ pub enum Condition {
     Synced,
     Primary,
     Secondary,
+}
+
+/// The application's end of the demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// Mounted through nbdfuse and a loop device
+    Nbdfuse,
+    /// Mounted through nbd-client and the kernel's /dev/nbdN
+    NbdClient,
+    /// An image that is copied; nothing is mounted
+    Image,
 }
 
 impl Command {

@@ -33,7 +33,7 @@ fn run(arguments: &Arguments) -> Outcome {
     match &arguments.command {
         Command::Keygen { file } => offline::keygen(global, file),
         Command::Check => offline::check(global),
-        Command::Demo => Ok(demo::run()?),
+        Command::Demo { attach } => Ok(demo::run(*attach)?),
         Command::Completions { shell } => {
             offline::completions(*shell);
             Ok(())

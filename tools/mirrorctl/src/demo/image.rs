@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::attachment::run;
 use super::files::Manifest;
+use super::tool::run;
 
 const IMAGE_BYTES: u64 = 512 << 20;
 const BLOCK_BYTES: u64 = 64 << 10;

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use local_pair::Deadline;
+use local_pair::{Deadline, MIRROR, Pair, Side};
 
 use super::attachment::{self, Attachment};
+use super::disk::{DiskKind, Export};
 use super::files::Manifest;
 use super::image::Image;
+use crate::arguments::Attach;
 
 const FILES: u64 = 32;
 const FILE_BYTES: u64 = 2 << 20;
@@ -17,6 +19,8 @@ const LOAD_FILE_BYTES: u64 = 64 << 10;
 const MORE_FILES: u64 = 8;
 /// Longest wait for the load to get going, and for its end after the kill.
 const LOAD_LIMIT: Duration = Duration::from_secs(20);
+
+const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
 
 #[derive(Debug)]
 pub struct Stage {
@@ -28,18 +32,35 @@ pub struct Stage {
 
 #[derive(Debug)]
 enum Way {
-    Mounted(Option<Attachment>),
+    Mounted(DiskKind, Option<Attachment>),
     Image(Image),
 }
 
 impl Stage {
-    pub fn choose(folder: &Path) -> Result<Self> {
-        let way = match attachment::why_not(folder) {
-            None => Way::Mounted(None),
-            Some(reason) => {
-                eprintln!("    no mount here ({reason}); an ext4 image takes its place");
-                Way::Image(Image::new(folder)?)
+    /// The way that was asked for, or else the first that works here.
+    pub fn choose(folder: &Path, wanted: Option<Attach>) -> Result<Self> {
+        let kinds: &[DiskKind] = match wanted {
+            None => &[DiskKind::Fuse, DiskKind::Kernel],
+            Some(Attach::Nbdfuse) => &[DiskKind::Fuse],
+            Some(Attach::NbdClient) => &[DiskKind::Kernel],
+            Some(Attach::Image) => &[],
+        };
+        let mut way = None;
+        for &kind in kinds {
+            match attachment::probe(folder, kind) {
+                Ok(()) => {
+                    way = Some(Way::Mounted(kind, None));
+                    break;
+                }
+                Err(error) if wanted.is_some() => {
+                    return Err(error.context("this machine cannot attach the mirror so"));
+                }
+                Err(error) => eprintln!("    not {}: {error:#}", kind.name()),
             }
+        }
+        let way = match way {
+            Some(way) => way,
+            None => Way::Image(Image::new(folder)?),
         };
         Ok(Self {
             folder: folder.to_path_buf(),
@@ -51,8 +72,8 @@ impl Stage {
 
     pub fn name(&self) -> &'static str {
         match self.way {
-            Way::Mounted(_) => "ext4, mounted through nbdfuse and a loop device",
-            Way::Image(_) => "an ext4 image, copied with nbdcopy (nothing can be mounted here)",
+            Way::Mounted(kind, _) => kind.name(),
+            Way::Image(_) => "an ext4 image, copied with nbdcopy; nothing is mounted",
         }
     }
 
@@ -62,10 +83,11 @@ impl Stage {
     }
 
     /// Makes the file system, fills it, and gives the bytes written.
-    pub fn open_first(&mut self, uri: &str) -> Result<u64> {
+    pub fn open_first(&mut self, pair: &Pair, side: Side) -> Result<u64> {
+        let uri = &pair.uri(side);
         let root = match &mut self.way {
-            Way::Mounted(place) => place
-                .insert(Attachment::open(&self.folder, uri, true)?)
+            Way::Mounted(kind, place) => place
+                .insert(attach(&self.folder, *kind, pair, side, true)?)
                 .root()
                 .to_path_buf(),
             Way::Image(image) => image.root(),
@@ -93,7 +115,7 @@ impl Stage {
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 let root = match way {
-                    Way::Mounted(place) => place.as_ref().map(|a| a.root().to_path_buf()),
+                    Way::Mounted(_, place) => place.as_ref().map(|a| a.root().to_path_buf()),
                     Way::Image(_) => None,
                 };
                 while !stop.load(Ordering::Relaxed) {
@@ -119,6 +141,10 @@ impl Stage {
                     Ok((answered.load(Ordering::Relaxed) >= enough).then_some(()))
                 })
                 .and_then(|()| kill());
+            if killed.is_err() {
+                // The node lives on, and so would the load.
+                stop.store(true, Ordering::Relaxed);
+            }
             let ended = Deadline::after(LOAD_LIMIT).until("the end of the load", || {
                 Ok(writer.is_finished().then_some(()))
             });
@@ -131,16 +157,16 @@ impl Stage {
 
     /// Lets go of the file system on the dead node.
     pub fn close_dead(&mut self) -> Result<()> {
-        if let Way::Mounted(place) = &mut self.way {
+        if let Way::Mounted(_, place) = &mut self.way {
             drop(place.take());
         }
         Ok(())
     }
 
     /// Opens the file system through the other node; ext4 replays its journal.
-    pub fn open_again(&mut self, uri: &str) -> Result<()> {
-        if let Way::Mounted(place) = &mut self.way {
-            *place = Some(Attachment::open(&self.folder, uri, false)?);
+    pub fn open_again(&mut self, pair: &Pair, side: Side) -> Result<()> {
+        if let Way::Mounted(kind, place) = &mut self.way {
+            *place = Some(attach(&self.folder, *kind, pair, side, false)?);
         }
         Ok(())
     }
@@ -148,10 +174,13 @@ impl Stage {
     /// Compares everything that was ever answered; gives how many checks there were.
     pub fn check(&self, uri: &str) -> Result<usize> {
         match &self.way {
-            Way::Mounted(place) => {
+            Way::Mounted(_, place) => {
                 let place = place.as_ref().context("nothing is mounted")?;
-                // What the kernel still has in memory would prove nothing.
-                std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop caches")?;
+                // What the kernel still has in memory proves little. A container may not drop it; both sides'
+                // files are compared in the end all the same.
+                if let Err(error) = std::fs::write(DROP_CACHES, "3") {
+                    eprintln!("    some files may be read from memory: {DROP_CACHES}: {error}");
+                }
                 self.manifest.check(place.root())
             }
             Way::Image(image) => image.check(uri, &self.manifest),
@@ -160,7 +189,7 @@ impl Stage {
 
     pub fn write_more(&mut self, uri: &str) -> Result<u64> {
         match &mut self.way {
-            Way::Mounted(place) => {
+            Way::Mounted(_, place) => {
                 let root = place.as_ref().context("nothing is mounted")?.root();
                 for index in 0..MORE_FILES {
                     self.manifest
@@ -181,8 +210,22 @@ impl Stage {
     /// Unmounts cleanly.
     pub fn close(&mut self) -> Result<()> {
         match &mut self.way {
-            Way::Mounted(place) => place.take().map_or(Ok(()), Attachment::close),
+            Way::Mounted(_, place) => place.take().map_or(Ok(()), Attachment::close),
             Way::Image(_) => Ok(()),
         }
     }
+}
+
+fn attach(
+    folder: &Path,
+    kind: DiskKind,
+    pair: &Pair,
+    side: Side,
+    format: bool,
+) -> Result<Attachment> {
+    let export = Export {
+        uri: &pair.uri(side),
+        socket: &pair.node(side).nbd_socket(MIRROR),
+    };
+    Attachment::open(folder, kind, &export, format)
 }
