@@ -226,7 +226,11 @@ impl Store {
         } else {
             self.ring.sync_data().await
         };
-        result.map_err(|error| self.fault("flush", 0, 0, &error))
+        // What did not get to the medium is lost, for whatever reason: never "no space, try again".
+        result.map_err(|error| {
+            self.fault("flush", 0, 0, &error);
+            DiskFault::Io
+        })
     }
 
     /// True if large ranges can be zeroed without writing each block. Changes nothing on the store.

@@ -234,11 +234,12 @@ pub fn decide(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict {
 
 /// An order to copy everything widens the scope; a full copy that was cut narrows it to what is left.
 fn rescope(scope: Scope, source: &Side, target: &Side) -> Scope {
-    match scope {
-        Scope::Nothing | Scope::Remainder => scope,
-        Scope::Bitmap | Scope::Full if source.full_resync || target.full_resync => Scope::Full,
-        Scope::Bitmap | Scope::Full if is_continued(source, target) => Scope::Remainder,
-        Scope::Bitmap | Scope::Full => scope,
+    if source.full_resync || target.full_resync {
+        Scope::Full
+    } else if is_continued(source, target) {
+        Scope::Remainder
+    } else {
+        scope
     }
 }
 
@@ -254,10 +255,10 @@ fn decide_lineage(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict 
     use Scope::{Bitmap, Full, Nothing};
     use Strategy::{Idle, Refuse, Source, Target, Unrelated};
     let verdict = |rule, strategy| Verdict { rule, strategy };
-    // The operator's word that both are equal is about the first meeting. Once the sides have been
-    // equal, a fresh one is a new or a re-made disk.
+    // The operator's word that both are equal is about the first meeting. Once a copy has begun, a
+    // fresh side that does not know of it is a new or a re-made disk.
     let first_scope = |source: &Side| match initial_sync {
-        InitialSync::Skip if !source.was_equal => Nothing,
+        InitialSync::Skip if !source.was_equal && source.full_sync.is_none() => Nothing,
         _ => Full,
     };
     let mine = &me.generations;

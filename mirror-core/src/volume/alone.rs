@@ -12,6 +12,7 @@ use super::config::PeerLoss;
 use super::notice::Notice;
 use super::store::After;
 use super::{Sent, Volume};
+use crate::control::SyncKind;
 use crate::request::{Answer, Failure};
 use crate::units::{ExtentIndex, LinkId, Sequence};
 use crate::wire::message::{DiskState, Message, Role};
@@ -23,6 +24,9 @@ pub(super) struct Alone {
     /// It is durable: answers that the peer lacks may go.
     durable: bool,
     detach: Detach,
+    /// Extents that the failed disk had not flushed. The peer is told; until it has recorded them,
+    /// they are known only here.
+    lost: Vec<ExtentIndex>,
     suspended_reported: bool,
 }
 
@@ -53,6 +57,12 @@ impl Volume {
             && !self.is_replicating()
             && !self.alone.durable
             && !self.may_go_alone()
+    }
+
+    /// Client requests need no link: what the peer lacks is on record, and no link changes that
+    /// before both sides have said hello.
+    pub(super) fn is_alone_durable(&self) -> bool {
+        self.alone.durable
     }
 
     /// Starts what a held answer waits for.
@@ -132,6 +142,7 @@ impl Volume {
         self.superblock.peer.confirmed_down = true;
         self.abort_walk("the peer's disk failed");
         self.on_peer_gone();
+        self.on_link_lost_commands();
     }
 
     /// Open legs toward the peer are lost; what hangs on them goes on.
@@ -142,6 +153,7 @@ impl Volume {
         self.on_flush_lost_peer();
         if self.alone.detach != Detach::Attached {
             self.alone.detach = Detach::Attached;
+            self.mark_lost();
             self.fail_all(Answer::Failed(Failure::Io));
         }
     }
@@ -151,7 +163,7 @@ impl Volume {
         if self.superblock.flags.failed {
             return;
         }
-        let lost = self.log.locally_unflushed();
+        self.alone.lost = self.log.locally_unflushed();
         self.superblock.flags.failed = true;
         self.report(Notice::error(
             "disk-failed",
@@ -162,17 +174,15 @@ impl Volume {
         ));
         // Until it has acknowledged the end of a resync, the peer may still be taking this side's
         // generation over, and would forget what it records now.
-        let handed_over = self.walk.is_none();
+        let handed_over = self
+            .walk
+            .as_ref()
+            .is_none_or(|walk| walk.kind == SyncKind::Verify);
         self.abort_walk("the local disk failed");
         match self.role {
-            Role::Primary if handed_over && self.can_serve_from_peer() => self.detach(&lost),
+            Role::Primary if handed_over && self.can_serve_from_peer() => self.detach(),
             Role::Primary => {
-                // Nobody else knows what this disk has lost: it must outlive the log.
-                for extent in lost {
-                    if let Some(range) = self.bitmap.extent_range(extent) {
-                        self.mark_dirty(range);
-                    }
-                }
+                self.mark_lost();
                 self.persist(After::Nothing);
                 // What the peer still works on is ordered before anything new only by a new hello.
                 self.break_link("the local disk failed");
@@ -197,13 +207,24 @@ impl Volume {
                 .is_some_and(|link| link.peer_disk == DiskState::UpToDate)
     }
 
-    fn detach(&mut self, lost: &[ExtentIndex]) {
+    /// Nobody else knows what this disk has lost: bits outlive the log.
+    fn mark_lost(&mut self) {
+        for extent in std::mem::take(&mut self.alone.lost) {
+            if let Some(range) = self.bitmap.extent_range(extent) {
+                self.mark_dirty(range);
+            }
+        }
+        let pages = self.unsaved_pages();
+        self.save_pages(&pages, After::Nothing);
+    }
+
+    fn detach(&mut self) {
         self.alone.detach = Detach::Waiting {
             here: false,
             there: false,
         };
         let sequence = self.next_sequence(Sent::Detached);
-        let extents = lost.iter().map(|extent| extent.0).collect();
+        let extents = self.alone.lost.iter().map(|extent| extent.0).collect();
         self.send(Message::Detached { sequence, extents });
         self.persist(After::DetachedHere);
         self.report(Notice::warning(
@@ -258,7 +279,7 @@ impl Volume {
                 self.mark_dirty(range);
             }
         }
-        let pages = self.bitmap.unsaved_pages();
+        let pages = self.unsaved_pages();
         // Once acknowledged, the sender lets go of what it knows: the bits are on disk first.
         self.save_pages(&pages, After::DetachedPages { link, sequence });
     }
@@ -287,7 +308,11 @@ impl Volume {
     }
 
     fn may_go_alone(&self) -> bool {
-        self.config.peer_loss == PeerLoss::Continue || self.superblock.peer.confirmed_down
+        let peer = &self.superblock.peer;
+        self.config.peer_loss == PeerLoss::Continue
+            || peer.confirmed_down
+            // It said itself that it will not go on alone, to this run.
+            || (peer.stopped_cleanly && self.peering.peer_seen)
     }
 
     /// The facts of D5, in memory; the caller makes them durable. The generation is always a new one:

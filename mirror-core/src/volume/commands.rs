@@ -12,7 +12,7 @@ use super::notice::Notice;
 use super::refusal::Refusal;
 use super::resizing::Resizing;
 use super::store::After;
-use crate::control::Connection;
+use crate::control::{Connection, SyncKind};
 use crate::link::handshake::Strategy;
 use crate::units::{CommandId, Epoch, FullSyncId, LinkId, Sequence};
 use crate::wire::message::{DiskState, Message, Role};
@@ -68,6 +68,12 @@ impl Commands {
 
 impl Volume {
     pub(super) fn on_command(&mut self, id: CommandId, command: Command) {
+        let until = self.now.monotonic_ms + DEFER_MS;
+        self.take_command(id, command, until);
+    }
+
+    /// `until`: when the command gives up waiting for a handshake.
+    fn take_command(&mut self, id: CommandId, command: Command, until: u64) {
         if self.halted || self.stopped {
             self.refuse(
                 id,
@@ -81,10 +87,9 @@ impl Volume {
         let unfinished = matches!(command, Command::Promote { .. }) && !self.replica.is_drained();
         let waits = !self.recovered
             || unfinished && self.link().is_none()
-            || self.in_handshake() && !matches!(command, Command::Disconnect | Command::Stop);
+            || self.is_greeting() && !matches!(command, Command::Disconnect | Command::Stop);
         if waits {
             if self.commands.deferred.len() < DEFERRED_MAX {
-                let until = self.now.monotonic_ms + DEFER_MS;
                 self.commands.deferred.push_back((id, command, until));
             } else {
                 self.refuse(
@@ -133,11 +138,11 @@ impl Volume {
 
     /// Takes deferred commands up again: the handshake ended one way or the other.
     pub(super) fn retry_commands(&mut self) {
-        if self.in_handshake() || !self.recovered {
+        if self.is_greeting() || !self.recovered {
             return;
         }
-        for (id, command, _) in std::mem::take(&mut self.commands.deferred) {
-            self.on_command(id, command);
+        for (id, command, until) in std::mem::take(&mut self.commands.deferred) {
+            self.take_command(id, command, until);
         }
     }
 
@@ -256,7 +261,7 @@ impl Volume {
         if self
             .walk
             .as_ref()
-            .is_some_and(|walk| walk.kind == crate::control::SyncKind::Verify)
+            .is_some_and(|walk| walk.kind == SyncKind::Verify)
         {
             self.abort_walk("a promotion");
         }
@@ -354,8 +359,16 @@ impl Volume {
     }
 
     pub(super) fn on_promote_request(&mut self, link: LinkId, sequence: Sequence, epoch: Epoch) {
-        let racing = self.commands.promoting.is_some() && self.config.first;
-        let refuse = self.role == Role::Primary || racing || self.commands.leaving.is_some();
+        let racing = self
+            .commands
+            .promoting
+            .is_some_and(|promoting| promoting.recording || self.config.first);
+        let copying = self
+            .walk
+            .as_ref()
+            .is_some_and(|walk| walk.kind != SyncKind::Verify);
+        let refuse =
+            self.role == Role::Primary || racing || copying || self.commands.leaving.is_some();
         if refuse {
             self.send(Message::PromoteReply {
                 sequence,
@@ -366,9 +379,15 @@ impl Volume {
         if self
             .walk
             .as_ref()
-            .is_some_and(|walk| walk.kind == crate::control::SyncKind::Verify)
+            .is_some_and(|walk| walk.kind == SyncKind::Verify)
         {
             self.abort_walk("the peer's promotion");
+        }
+        // From here on the peer is as good as primary: a promotion asked for here meanwhile, and a
+        // resync toward it, must not begin.
+        if let Some(link) = &mut self.peering.link {
+            link.peer_role = Role::Primary;
+            link.is_source = false;
         }
         self.superblock.epoch = self.superblock.epoch.max(epoch);
         self.superblock.flags.last_primary = false;
@@ -376,13 +395,7 @@ impl Volume {
     }
 
     pub(super) fn on_peer_promoted_durable(&mut self, link: LinkId, sequence: Sequence) {
-        if let Some(link) = self
-            .peering
-            .link
-            .as_mut()
-            .filter(|known| known.id() == link)
-        {
-            link.is_source = false;
+        if self.is_current(link) {
             self.send(Message::PromoteReply {
                 sequence,
                 granted: true,
@@ -398,15 +411,22 @@ impl Volume {
         else {
             return;
         };
-        if granted {
+        let still = self.disk_state() == DiskState::UpToDate
+            || self
+                .link()
+                .is_some_and(|link| link.strategy() == Some(Strategy::Idle));
+        if granted && still && self.target.is_none() {
             self.record_promotion(promoting.id, promoting.force);
         } else {
             self.commands.promoting = None;
             self.refuse(
                 promoting.id,
                 "peer-refused",
-                format!("{} is primary or is being promoted", self.config.peer_name),
-                "look at mdstat on both nodes",
+                format!(
+                    "{} is primary, is being promoted, or copies to this side",
+                    self.config.peer_name
+                ),
+                "look at mdstat on both nodes, and try again when a resync has ended",
             );
         }
     }
@@ -426,7 +446,6 @@ impl Volume {
         superblock.flags.last_primary = true;
         superblock.flags.log_active = true;
         superblock.flags.clean_stop = false;
-        superblock.peer.stopped_cleanly = false;
         self.persist(After::Promoted { id });
     }
 
@@ -451,7 +470,7 @@ impl Volume {
         if state == DiskState::Inconsistent && !fresh {
             // Nobody knows which blocks a broken resync has mixed.
             self.bitmap.set_all();
-            let pages = self.bitmap.unsaved_pages();
+            let pages = self.unsaved_pages();
             self.save_pages(&pages, After::Nothing);
         }
         let generation = self.draw_generation();
@@ -538,7 +557,7 @@ impl Volume {
             self.send(Message::Goodbye { clean });
             self.set_connect(false);
             self.close_link();
-        } else if self.in_handshake() {
+        } else if self.is_greeting() {
             self.close_link();
         }
         self.abort_walk(if stop { "stopping" } else { "demotion" });
@@ -573,7 +592,8 @@ impl Volume {
         let drained = self.requests.is_empty()
             && self.flushing.is_idle()
             && self.replica.is_drained()
-            && self.strays.is_empty();
+            && self.strays.is_empty()
+            && !self.log.is_committing();
         if !drained {
             return;
         }
@@ -611,7 +631,7 @@ impl Volume {
                 }
             }
         }
-        let pages = self.bitmap.changed_pages();
+        let pages = self.changed_pages();
         self.save_pages(&pages, after);
     }
 
@@ -674,6 +694,10 @@ impl Volume {
                 return;
             }
         };
+        if self.commands.flagged.is_some() {
+            self.refuse(id, "busy", "another resync is being ordered", "wait for it");
+            return;
+        }
         if flagged == Flagged::Discard {
             if self.role == Role::Primary {
                 self.refuse(
@@ -735,10 +759,10 @@ impl Volume {
     }
 
     fn verify(&mut self, id: CommandId, repair: bool) {
-        let Some((peer_role, peer_disk)) = self
+        let Some((is_source, peer_disk)) = self
             .link()
             .filter(|link| link.is_ready())
-            .map(|link| (link.peer_role, link.peer_disk))
+            .map(|link| (link.is_source, link.peer_disk))
         else {
             self.refuse(
                 id,
@@ -748,11 +772,11 @@ impl Volume {
             );
             return;
         };
-        if peer_role == Role::Primary {
+        if !is_source {
             self.refuse(
                 id,
-                "peer-is-primary",
-                "verify runs on the primary",
+                "not-the-source",
+                format!("this side is kept equal to {}", self.config.peer_name),
                 format!("run it on {}", self.config.peer_name),
             );
             return;
@@ -769,9 +793,6 @@ impl Volume {
         if self.walk.is_some() || self.target.is_some() {
             self.refuse(id, "busy", "a resync or verify is running", "wait for it");
             return;
-        }
-        if let Some(link) = &mut self.peering.link {
-            link.replicating = true;
         }
         self.last_verify_mismatch_bytes = None;
         self.begin_verify(repair);

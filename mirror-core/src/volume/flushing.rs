@@ -195,12 +195,13 @@ impl Volume {
         let here = local == Leg::Done;
         let there = peer == Leg::Done;
         // A peer that is away keeps its doubt; a disk that is away has been written off, and what
-        // it did not flush was told to the peer.
+        // it did not flush was noted when it failed.
         self.log
             .end_flush(here || local == Leg::Absent || local == Leg::Lost, there);
         for waiter in waiters {
             match waiter {
-                FlushFor::Request(id) if !here && !there => {
+                // No disk is left to vouch for anything, whatever this one said before it failed.
+                FlushFor::Request(id) if (!here && !there) || self.has_no_disk() => {
                     self.answer(id, Answer::Failed(Failure::Io));
                 }
                 FlushFor::Request(id) => self.answer_flush(id),
@@ -222,7 +223,7 @@ impl Volume {
             for range in doubt {
                 self.mark_dirty(range);
             }
-            let pages = self.bitmap.unsaved_pages();
+            let pages = self.unsaved_pages();
             self.save_pages(&pages, After::LogCleaned);
         } else {
             self.on_log_cleaned();

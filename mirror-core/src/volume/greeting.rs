@@ -28,7 +28,7 @@ impl Volume {
             peer_incarnation_seen: self.superblock.peer.incarnation,
             mode: self.config.mode,
             size_bytes: self.superblock.size_bytes,
-            usable_bytes: self.superblock.usable_bytes,
+            usable_bytes: self.usable_bytes(),
             logical_block_bytes: self.config.logical_block_bytes,
             block_shift: self.superblock.block_shift,
             config_digest: self.config.config_digest,
@@ -148,7 +148,7 @@ impl Volume {
         let sizes = [self.superblock.size_bytes, hello.size_bytes];
         let needed = sizes[0].max(sizes[1]);
         for (name, usable) in [
-            (&me.node_name, self.superblock.usable_bytes),
+            (&me.node_name, self.usable_bytes()),
             (peer, hello.usable_bytes),
         ] {
             if usable < needed {
@@ -162,10 +162,11 @@ impl Volume {
 
     /// Both hellos are known: decide, and tell the other side what.
     pub(super) fn judge(&mut self) {
+        let quiet = self.is_quiet() && !self.store.is_superblock_pending();
         let Some(link) = &mut self.peering.link else {
             return;
         };
-        if link.phase != Phase::Hello {
+        if link.phase != Phase::Hello || !quiet {
             return;
         }
         let Some(theirs) = link.hello.clone() else {
@@ -217,7 +218,9 @@ impl Volume {
     }
 
     fn carry_out(&mut self, verdict: Verdict, news: bool) {
-        self.agree_size();
+        if let Strategy::Source(_) | Strategy::Target(_) | Strategy::Idle = verdict.strategy {
+            self.agree_size();
+        }
         match verdict.strategy {
             Strategy::Source(_) => self.begin_source(),
             Strategy::Target(scope) => self.begin_target(scope),
@@ -263,13 +266,15 @@ impl Volume {
             .max(hello.logical_block_bytes);
         self.superblock.logical_block_bytes = block;
         let agreed = match self.superblock.size_bytes.max(hello.size_bytes) {
-            0 => self.superblock.usable_bytes.min(hello.usable_bytes),
+            0 => self.usable_bytes().min(hello.usable_bytes),
             size => size,
         };
         let size_bytes = agreed - agreed % u64::from(block);
         if size_bytes != self.superblock.size_bytes {
             let old = self.superblock.size_bytes;
             self.superblock.size_bytes = size_bytes;
+            self.superblock.usable_bytes = self.usable_bytes();
+            self.grow_bitmap();
             self.bitmap.set_size(size_bytes);
             if old > 0 {
                 self.mark_growth(old, size_bytes);

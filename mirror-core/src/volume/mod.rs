@@ -146,6 +146,8 @@ pub struct Volume {
     peering: Peering,
     replica: Replica,
     walk: Option<Walk>,
+    /// The operator paused a resync here.
+    resync_paused: bool,
     /// A resync stopped while the link stands: when to go on with it.
     resync_due_ms: Option<u64>,
     /// Steps of an aborted walk that the peer still works on: their ranges stay locked (D6).
@@ -209,6 +211,7 @@ impl Volume {
             peering: Peering::default(),
             replica: Replica::default(),
             walk: None,
+            resync_paused: false,
             resync_due_ms: None,
             strays: HashMap::new(),
             target: None,

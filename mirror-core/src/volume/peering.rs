@@ -106,9 +106,17 @@ impl Volume {
         self.link().is_some_and(|link| link.phase == Phase::Ready)
     }
 
-    /// Between hello and ready: what was said of this side must stay true.
-    pub(super) fn in_handshake(&self) -> bool {
+    /// A link is up and not ready.
+    pub(super) fn is_greeting(&self) -> bool {
         self.link().is_some_and(|link| link.phase != Phase::Ready)
+    }
+
+    /// Between hello and ready: what was said of this side must stay true, so client writes wait. A
+    /// side that has gone on alone for good says the same whatever is written; it need not wait for
+    /// a peer that has yet to say anything, since its disk may hang for hours.
+    pub(super) fn in_handshake(&self) -> bool {
+        let silent = self.link().is_none_or(|link| link.hello.is_none());
+        self.is_greeting() && !(silent && self.is_alone_durable())
     }
 
     pub(super) fn is_replicating(&self) -> bool {
@@ -210,15 +218,16 @@ impl Volume {
 
     /// Says hello once nothing of the old session is left.
     pub(super) fn resume_handshake(&mut self) {
-        let waiting = self
-            .link()
-            .is_some_and(|link| link.phase == Phase::Draining);
-        let drained = self.requests.is_drained()
-            && !self.flushing.is_running()
+        match self.link().map(|link| link.phase) {
+            Some(Phase::Draining) => {}
+            Some(Phase::Hello) => return self.judge(),
+            _ => return,
+        }
+        let drained = (self.is_quiet() || !self.in_handshake())
             && self.replica.is_drained()
             && !self.store.is_superblock_pending()
             && !self.commands.is_changing_role();
-        if !waiting || !drained {
+        if !drained {
             return;
         }
         let hello = Box::new(self.hello());
@@ -227,6 +236,11 @@ impl Volume {
             link.phase = Phase::Hello;
         }
         self.judge();
+    }
+
+    /// Nothing of the clients is under way on disk.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.requests.is_drained() && !self.flushing.is_running()
     }
 
     pub(super) fn on_message(&mut self, id: LinkId, envelope: Envelope) {
@@ -344,6 +358,11 @@ impl Volume {
 
     fn on_session_message(&mut self, id: LinkId, message: Message) {
         match message {
+            Message::BitmapChunk { .. } | Message::DoubtChunk { .. } | Message::BitmapEnd
+                if self.link_ready() =>
+            {
+                self.break_link("bits came out of turn");
+            }
             Message::BitmapChunk { .. } | Message::DoubtChunk { .. } => self.on_chunk(id, message),
             Message::BitmapEnd => self.on_bitmap_end(id),
             Message::Write { .. }

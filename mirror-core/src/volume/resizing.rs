@@ -27,7 +27,39 @@ pub(super) enum Resizing {
 }
 
 impl Volume {
+    /// What the data partition can hold: as recorded, or as found when it was opened.
+    pub(super) fn usable_bytes(&self) -> u64 {
+        self.superblock.usable_bytes.max(self.config.usable_bytes)
+    }
+
     pub(super) fn begin_resize(&mut self, id: CommandId) {
+        if self.commands.resizing.is_some() {
+            self.finish_command(
+                id,
+                Err(Refusal::new(
+                    "busy",
+                    "another resize is under way",
+                    "wait for it",
+                )),
+            );
+            return;
+        }
+        if self
+            .link()
+            .is_some_and(|link| link.is_ready() && !link.is_source)
+        {
+            let peer = &self.config.peer_name;
+            self.finish_command(
+                id,
+                Err(Refusal::new(
+                    "not-the-source",
+                    format!("the new part is copied from {peer}"),
+                    format!("run it on {peer}"),
+                )),
+            );
+            return;
+        }
+
         let up_to_date = self.disk_state() == DiskState::UpToDate
             && self
                 .link()
@@ -175,13 +207,13 @@ impl Volume {
         self.grow_bitmap();
         self.bitmap.set_size(size_bytes);
         self.mark_growth(old, size_bytes);
-        let pages = self.bitmap.unsaved_pages();
+        let pages = self.unsaved_pages();
         self.save_pages(&pages, After::ResizePages { size_bytes });
     }
 
     /// Room in memory for what the data partition can hold now. The driver has made sure that the
     /// metadata area has the room on disk.
-    fn grow_bitmap(&mut self) {
+    pub(super) fn grow_bitmap(&mut self) {
         if let Ok(geometry) = self.geometry.resized(self.superblock.usable_bytes) {
             self.bitmap.grow_pages(geometry.pages() as usize);
             self.weak.grow(geometry.extents());

@@ -40,6 +40,7 @@ pub(super) enum After {
     DetachedPages { link: LinkId, sequence: Sequence },
     OutdatedBeforeSync { link: LinkId },
     SourcePages { link: LinkId },
+    SourceRecorded { link: LinkId },
     SourceSettled { link: LinkId },
     TargetReady { link: LinkId },
     TargetDonePages { link: LinkId },
@@ -157,6 +158,26 @@ impl Volume {
             }
         }
         self.pump_pages();
+    }
+
+    /// Pages whose bits are not all on disk: unsaved ones, and those whose write may still fail.
+    pub(super) fn unsaved_pages(&self) -> Vec<usize> {
+        let mut pages = self.bitmap.unsaved_pages();
+        self.add_pages_in_flight(&mut pages);
+        pages
+    }
+
+    /// Pages that are not on disk as they are here.
+    pub(super) fn changed_pages(&self) -> Vec<usize> {
+        let mut pages = self.bitmap.changed_pages();
+        self.add_pages_in_flight(&mut pages);
+        pages
+    }
+
+    fn add_pages_in_flight(&self, pages: &mut Vec<usize>) {
+        pages.extend(self.store.pages.keys().copied());
+        pages.sort_unstable();
+        pages.dedup();
     }
 
     /// Writes one activity-log transaction.
@@ -316,6 +337,7 @@ impl Volume {
             After::DetachedPages { link, sequence } => self.on_detached_pages(link, sequence),
             After::OutdatedBeforeSync { link } => self.on_outdated_durable(link),
             After::SourcePages { link } => self.on_source_pages(link),
+            After::SourceRecorded { link } => self.on_source_recorded(link),
             After::SourceSettled { link } => self.on_source_settled(link),
             After::TargetReady { link } => self.on_target_ready(link),
             After::TargetDonePages { link } => self.on_target_done_pages(link),

@@ -40,11 +40,12 @@ impl Volume {
             return;
         };
         self.record_discard(scope);
-        let same_line =
-            self.peering.last_hello.as_ref().is_some_and(|hello| {
-                hello.generations.current == self.superblock.generations.current
-            });
-        // A primary that restarted may lack answered writes that it had not flushed. Once the peer
+        let incarnation = self.incarnation;
+        let current = self.superblock.generations.current;
+        let same_line = self.peering.last_hello.as_ref().is_some_and(|hello| {
+            hello.generations.current == current && hello.peer_incarnation_seen == incarnation
+        });
+        // A side that restarted may lack what it acknowledged and had not flushed. Once the source
         // has met this run of it, nothing else would say so.
         if !same_line || self.superblock.flags.primary {
             self.superblock.flags.outdated = true;
@@ -89,6 +90,11 @@ impl Volume {
             self.break_link("both sides began a resync");
             return;
         }
+        if self.target.is_none() && !self.bitmap.is_clean() {
+            // The source knows nothing of these bits, and the end of a resync clears them (D2).
+            self.renegotiate();
+            return;
+        }
         let full = !full_sync.is_none();
         let target = self.target.get_or_insert(Target {
             scope: Scope::Bitmap,
@@ -101,6 +107,7 @@ impl Volume {
             generations: None,
         });
         target.started = true;
+        target.paused |= self.resync_paused;
         target.full = full;
         target.total_bytes = total_bytes;
         self.superblock.flags.inconsistent = true;
@@ -121,6 +128,7 @@ impl Volume {
             format!("receiving from {}", self.config.peer_name),
         ));
         self.send(Message::ResyncReady);
+        self.repeat_pause();
         self.set_ready(false);
         self.send_state();
     }
@@ -142,7 +150,7 @@ impl Volume {
         }
         self.bitmap.clear_all();
         self.weak.clear();
-        let pages = self.bitmap.changed_pages();
+        let pages = self.changed_pages();
         self.save_pages(&pages, After::TargetDonePages { link });
     }
 

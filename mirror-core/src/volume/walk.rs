@@ -134,7 +134,7 @@ impl Volume {
             Scope::Bitmap | Scope::Remainder | Scope::Nothing => {}
         }
         self.meet_peer();
-        let pages = self.bitmap.unsaved_pages();
+        let pages = self.unsaved_pages();
         self.save_pages(&pages, After::SourcePages { link });
     }
 
@@ -153,13 +153,20 @@ impl Volume {
                 self.superblock.flags.full_resync = false;
                 self.draw_full_sync()
             }
+            // What was declared equal holds for this target only, and only if the two get to the end.
+            Scope::Nothing => self.draw_full_sync(),
             Scope::Remainder => self.superblock.peer.full_sync,
-            Scope::Bitmap | Scope::Nothing => FullSyncId::NONE,
+            Scope::Bitmap => FullSyncId::NONE,
         };
         self.superblock.peer.full_sync = full_sync;
-        // The target need not wait for this: if it alone comes to hold the number, the next handshake
-        // copies everything.
-        self.persist(After::Nothing);
+        self.persist(After::SourceRecorded { link });
+    }
+
+    pub(super) fn on_source_recorded(&mut self, link: LinkId) {
+        if !self.is_current(link) {
+            return;
+        }
+        let full_sync = self.superblock.peer.full_sync;
         if self.bitmap.is_clean() {
             self.begin_walk(Stage::Finishing, full_sync);
             self.set_ready(true);
@@ -507,14 +514,18 @@ impl Volume {
         }
     }
 
+    /// Pauses what runs here, or lets it go on. A resync stays paused over a reconnect. False if there
+    /// is nothing to pause.
     pub(super) fn pause_walk(&mut self, paused: bool) -> bool {
-        let mut known = false;
+        let mut known = std::mem::take(&mut self.resync_paused) && !paused;
         if let Some(walk) = &mut self.walk {
             walk.paused_here = paused;
+            self.resync_paused = paused && walk.kind != SyncKind::Verify;
             known = true;
         }
         if let Some(target) = &mut self.target {
             target.paused = paused;
+            self.resync_paused = paused;
             known = true;
         }
         if known {
@@ -522,6 +533,13 @@ impl Volume {
             self.pump_walk();
         }
         known
+    }
+
+    /// Tells the peer of a resync that just began that it is paused here.
+    pub(super) fn repeat_pause(&mut self) {
+        if self.resync_paused {
+            self.send(Message::ResyncPaused { paused: true });
+        }
     }
 
     pub(super) fn on_peer_paused(&mut self, paused: bool) {
@@ -553,12 +571,15 @@ impl Volume {
             SyncKind::Full
         };
         let pace = self.new_pace();
-        self.walk = Some(Walk::new(kind, stage, total_bytes, pace));
+        let mut walk = Walk::new(kind, stage, total_bytes, pace);
+        walk.paused_here = self.resync_paused;
+        self.walk = Some(walk);
         if stage == Stage::Starting {
             self.send(Message::ResyncStart {
                 total_bytes,
                 full_sync,
             });
+            self.repeat_pause();
         }
     }
 
@@ -692,7 +713,7 @@ impl Volume {
         } else {
             Notice::warning("verify-finished", message)
         });
-        let pages = self.bitmap.unsaved_pages();
+        let pages = self.unsaved_pages();
         self.save_pages(&pages, After::Nothing);
         if walk.repair {
             self.want_resync();

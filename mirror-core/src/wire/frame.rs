@@ -375,7 +375,7 @@ impl Reader {
     }
 
     fn compare(&self, sequence: Sequence, verify: bool) -> Result<Message, FrameFault> {
-        let range = self.range()?;
+        let range = self.data_range()?;
         let block_bytes = self.fields.extra;
         if !block_bytes.is_power_of_two()
             || !(4096..=EXTENT_BYTES).contains(&u64::from(block_bytes))

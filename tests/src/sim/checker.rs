@@ -292,7 +292,8 @@ impl World {
             );
         }
         let held = self.settings.peer_loss == PeerLoss::Hold;
-        if held && !fresh && !stale && !self.nodes[node].told_down {
+        let known_down = self.nodes[node].told_down || self.nodes[node].peer_left;
+        if held && !fresh && !stale && !known_down {
             self.violate(
                 "D5",
                 format!("{id:?} was answered by node {node} alone under peer_loss = hold, and nobody said that its peer is down"),
@@ -427,6 +428,9 @@ impl World {
     pub(super) fn note_delivery(&mut self, node: NodeIndex, message: &Message) {
         if let Message::ResyncData { range, .. } | Message::ResyncZeroes { range, .. } = message {
             self.operator.resync_writes[node] = Some(*range);
+        }
+        if let Message::Goodbye { clean: true } = message {
+            self.nodes[node].peer_left = true;
         }
     }
 

@@ -28,8 +28,12 @@ pub struct SimNode {
     /// The operator told this node that its peer is down, and the peer is not whole again
     /// since.
     pub told_down: bool,
+    /// The peer took leave of this run, and no link was made since.
+    pub peer_left: bool,
     /// The next operation of that kind fails.
     pub fail_next_write: bool,
+    /// Disk operations are taken and do not end.
+    pub hangs: bool,
     pub fail_next_flush: bool,
     pub fail_next_metadata: bool,
     pub full_next_write: bool,
@@ -54,7 +58,9 @@ impl SimNode {
             broken: 0,
             serving: false,
             told_down: false,
+            peer_left: false,
             fail_next_write: false,
+            hangs: false,
             fail_next_flush: false,
             fail_next_metadata: false,
             full_next_write: false,

@@ -608,6 +608,9 @@ impl World {
 
     fn happen(&mut self, happening: Happening) {
         match happening {
+            Happening::DataDone { node, life, number } if self.nodes[node].hangs => {
+                self.schedule(HANG_RETRY_US, Happening::DataDone { node, life, number });
+            }
             Happening::DataDone { node, life, number } => {
                 if self.nodes[node].life == life {
                     self.order += 1;
@@ -783,6 +786,9 @@ impl World {
             }
             Effect::Report(notice) => {
                 self.trace(|| format!("{node} reports {}: {}", notice.kind, notice.message));
+                if notice.kind == "connected" {
+                    self.nodes[node].peer_left = false;
+                }
                 if notice.kind == "resync-finished" {
                     self.nodes[node].told_down = false;
                     self.on_resynced();

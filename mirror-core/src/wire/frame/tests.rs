@@ -176,7 +176,7 @@ fn resync() -> impl Strategy<Value = Message> {
         ),
         (
             sequence(),
-            range(EXTENT_BYTES as u32),
+            range(REQUEST_BYTES_MAX),
             12u32..=22,
             any::<bool>(),
             any::<[u8; 16]>()
