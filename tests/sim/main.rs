@@ -4,5 +4,6 @@
 mod cases;
 mod doubles;
 mod mutations;
+mod outages;
 mod resync;
 mod seeds;

@@ -60,7 +60,11 @@ impl World {
         let pause_us = self.random.between(10_000, 120_000);
         self.schedule(pause_us, Happening::Operator);
         self.check_settled();
-        if !self.outstanding.is_empty() || self.violation.is_some() {
+        if !self.outstanding.is_empty() && self.violation.is_none() {
+            self.race();
+            return;
+        }
+        if self.violation.is_some() {
             return;
         }
         if self.settings.split_brain && self.split_further() {
@@ -72,6 +76,15 @@ impl World {
         match self.serving() {
             None => self.promote_someone(),
             Some(node) => self.tinker(node),
+        }
+    }
+
+    /// A second operator, or the agent of the other node, does not wait for the first command.
+    fn race(&mut self) {
+        let node = self.random.below(2) as usize;
+        if self.chance(10) && self.nodes[node].is_up() {
+            let (peer_down, force) = (false, false);
+            self.give(node, Command::Promote { peer_down, force });
         }
     }
 

@@ -29,6 +29,9 @@ use crate::sim::operator::Operator;
 use crate::sim::oracle::{Oracle, Order};
 use crate::sim::settings::Settings;
 
+/// How often a hanging disk is asked whether it still does.
+const HANG_RETRY_US: u64 = 20_000;
+
 /// A rule that a step broke.
 #[derive(Debug, Clone)]
 pub struct Violation {

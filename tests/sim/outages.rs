@@ -1,0 +1,171 @@
+//! Disks that hang or fail under the mirror, clean stops, and commands that race: cases in which the
+//! mirror must go on, or say why not, and never promise what nobody holds.
+
+use mirror_core::request::{Answer, Failure};
+use mirror_core::volume::config::PeerLoss;
+use mirror_core::volume::event::Command;
+use mirror_core::wire::message::{DiskState, Message, Role};
+use mirror_tests::sim::client::Asked;
+use mirror_tests::sim::disk::Crash;
+use mirror_tests::sim::settings::Settings;
+use mirror_tests::sim::world::World;
+
+const PROMOTE: Command = Command::Promote {
+    peer_down: false,
+    force: false,
+};
+
+fn pair(seed: u64) -> World {
+    World::pair(seed, Settings::quiet())
+}
+
+fn done(world: &mut World, node: usize, command: Command) {
+    let outcome = world.command(node, command).expect("an outcome");
+    assert!(outcome.is_ok(), "{command:?}: {outcome:?}");
+}
+
+#[test]
+fn a_peer_whose_disk_hangs_is_lost_and_holds_up_nothing_after_that() {
+    let mut world = pair(1);
+    world.nodes[1].hangs = true;
+    world.write(0, 0..8);
+    assert!(world.nodes[0].has_noticed("peer-lost"));
+    // Its daemon answers, connects again and again, and never gets to a hello.
+    let start_ms = world.now_ms();
+    for unit in 0..100 {
+        let asked_ms = world.now_ms();
+        world.write(0, unit..unit + 1);
+        assert_eq!(world.asked(0, Asked::Flush), Answer::Done);
+        assert!(world.now_ms() - asked_ms < 100, "held up at {unit}");
+        world.run_for(100);
+    }
+    assert!(world.now_ms() - start_ms > 10_000);
+    world.nodes[1].hangs = false;
+    world.end_well();
+}
+
+#[test]
+fn promotions_that_race_make_one_primary() {
+    for lead_ms in 0..6 {
+        for first in [0, 1] {
+            let mut world = pair(2);
+            done(&mut world, 0, Command::Demote);
+            world.until("both are secondary", |world| world.is_settled());
+            let one = world.give(first, PROMOTE);
+            world.run_for(lead_ms);
+            let other = world.give(1 - first, PROMOTE);
+            world.until("both commands ended", |world| {
+                world.outcome(one).is_some() && world.outcome(other).is_some()
+            });
+            world.until("it settles", |world| world.is_settled());
+            let primaries = [0, 1].map(|node| {
+                world
+                    .status(node)
+                    .is_some_and(|status| status.role == Role::Primary)
+            });
+            assert!(primaries != [true, true], "two primaries, {lead_ms} ms");
+            world.end_well();
+        }
+    }
+}
+
+#[test]
+fn what_a_failed_flush_dropped_is_not_forgotten_by_a_clean_stop() {
+    let mut world = pair(3);
+    world.write(0, 0..16);
+    world.nodes[0].fail_next_flush = true;
+    // The peer is lost before it has recorded that it is the only one.
+    world.network.cut_at = Some(Box::new(|_, message: &Message| {
+        matches!(message, Message::Detached { .. })
+    }));
+    let answer = world.asked(0, Asked::Flush);
+    assert_eq!(answer, Answer::Failed(Failure::Io));
+    done(&mut world, 0, Command::Stop);
+    let view = world.nodes[0].durable().expect("readable metadata");
+    assert!(view.covers(0), "the dropped writes are on record");
+    world.crash(0, Crash::PowerLoss);
+    world.heal();
+    world.start(0);
+    world.end_well();
+}
+
+#[test]
+fn a_flush_under_which_the_last_disk_fails_is_answered() {
+    let mut world = pair(4);
+    world.crash(1, Crash::Kill);
+    world.write(0, 0..8);
+    let flush = world.submit(0, Asked::Flush);
+    world.nodes[0].fail_next_write = true;
+    let write = world.submit(0, Asked::write(8..16));
+    assert_eq!(world.answer_to(write), Some(Answer::Failed(Failure::Io)));
+    assert!(world.answer_to(flush).is_some(), "a client waits for ever");
+}
+
+#[test]
+fn under_hold_a_clean_stop_of_the_peer_is_word_enough() {
+    let settings = Settings {
+        peer_loss: PeerLoss::Hold,
+        ..Settings::quiet()
+    };
+    let mut world = World::pair(5, settings);
+    done(&mut world, 1, Command::Stop);
+    world.crash(1, Crash::Kill);
+    world.write(0, 0..8);
+    world.start(1);
+    world.end_well();
+}
+
+#[test]
+fn a_disk_that_fails_during_a_verify_is_served_by_the_peer() {
+    let mut world = pair(6);
+    world.write(0, 0..8);
+    done(&mut world, 0, Command::Verify { repair: false });
+    world.nodes[0].fail_next_write = true;
+    world.write(0, 2..4);
+    assert!(
+        world
+            .status(0)
+            .is_some_and(|status| status.disk == DiskState::Failed)
+    );
+    let newest = world.nodes[1].data.current(3);
+    assert_eq!(world.read(0, 3), newest);
+}
+
+#[test]
+fn a_paused_resync_stays_paused_over_a_reconnect() {
+    let settings = Settings {
+        resync_in_flight: 1,
+        ..Settings::quiet()
+    };
+    let mut world = World::pair(7, settings);
+    world.crash(1, Crash::Kill);
+    for extent in 0..8 {
+        let unit = world.extent(extent);
+        world.write(0, unit..unit + 16);
+    }
+    world.start(1);
+    let paused = |world: &World, node: usize| {
+        world
+            .status(node)
+            .and_then(|status| status.sync)
+            .is_some_and(|sync| sync.paused)
+    };
+    world.until("the resync runs", |world| {
+        world.status(0).is_some_and(|status| status.sync.is_some())
+    });
+    done(&mut world, 0, Command::Pause);
+    world.cut(&[0, 1], None);
+    world.until("the loss is noticed", |world| {
+        !world.is_connected(0) && !world.is_connected(1)
+    });
+    world.heal();
+    world.until("it is paused on both sides again", |world| {
+        paused(world, 0) && paused(world, 1)
+    });
+    let left = world.status(0).map(|status| status.out_of_sync_bytes);
+    world.run_for(1_000);
+    assert_eq!(world.status(0).map(|status| status.out_of_sync_bytes), left);
+    done(&mut world, 0, Command::Resume);
+    world.until("both sides are in sync", |world| world.is_settled());
+    world.end_well();
+}
