@@ -13,6 +13,8 @@ use crate::{assert_same_data, small, synced};
 
 /// How long a stranger waits for the other side to hang up.
 const HANG_UP_SECONDS_MAX: u64 = 60;
+/// How long one look at a silent connection takes.
+const LOOK: Duration = Duration::from_millis(200);
 
 fn payloads() -> Vec<Vec<u8>> {
     let mut noise = vec![0u8; 256 * 1024];
@@ -98,9 +100,8 @@ fn garbage_on_the_control_socket_changes_nothing() -> Result<()> {
     assert_healthy(pair)
 }
 
-/// A stranger that sends nothing more is hung up on.
-fn assert_hung_up(mut stream: TcpStream, what: &str) -> Result<()> {
-    stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+/// A stranger that sends nothing more is hung up on. The stream must have a short read time-out.
+fn assert_hung_up(mut stream: impl Read, what: &str) -> Result<()> {
     Deadline::after_seconds(HANG_UP_SECONDS_MAX).until(&format!("the end of {what}"), || {
         let mut bytes = [0; 4096];
         match stream.read(&mut bytes) {
@@ -127,8 +128,27 @@ fn strangers_who_never_finish_are_hung_up_on() -> Result<()> {
                 continue;
             };
             let _ = stream.write_all(first);
+            stream.set_read_timeout(Some(LOOK))?;
             slow.push((stream, format!("a slow stranger on {address}")));
         }
+    }
+    let mut callers = Vec::new();
+    for (what, half) in [
+        (
+            "half of a request's headers",
+            "POST /v1/mirrors/md1/command HTTP/1.1\r\nhost:",
+        ),
+        (
+            "half of a request's body",
+            "POST /v1/mirrors/md1/command HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+             content-length: 100\r\n\r\n{\"command\":",
+        ),
+    ] {
+        let socket = pair.node(Side::First).run_dir().join("mirrord.sock");
+        let mut stream = UnixStream::connect(socket)?;
+        stream.write_all(half.as_bytes())?;
+        stream.set_read_timeout(Some(LOOK))?;
+        callers.push((stream, what));
     }
     ensure!(slow.len() >= 3, "only {} sockets listen", slow.len());
     // Others are served meanwhile.
@@ -138,6 +158,9 @@ fn strangers_who_never_finish_are_hung_up_on() -> Result<()> {
     )?;
     for (stream, what) in slow {
         assert_hung_up(stream, &what)?;
+    }
+    for (stream, what) in callers {
+        assert_hung_up(stream, what)?;
     }
     assert_healthy(pair)
 }

@@ -17,6 +17,8 @@ use std::time::Duration;
 pub const SOCKET_NAME: &str = "mirrord.sock";
 /// Most bytes of a request body; a command is far smaller.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
+/// Longest a caller may take to send the headers of a request, and again for its body.
+pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest a command may take before its caller gets a time-out; the command itself goes on.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest a status or an explanation may take. They need one turn of the mirror's thread.

@@ -5,6 +5,7 @@
 //! | 200 | done |
 //! | 400 | the body or the query makes no sense |
 //! | 404 | no such call, or no such mirror here |
+//! | 408 | the body did not come in time |
 //! | 409 | the mirror refused the command |
 //! | 503 | the mirror does not run |
 //! | 504 | not done in time; a command goes on |
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,7 +28,7 @@ use serde::Deserialize;
 
 use super::events::EventRing;
 use super::port::{Gone, MirrorPort};
-use super::{BODY_BYTES_MAX, COMMAND_TIMEOUT, EVENT_WAIT_MAX, QUERY_TIMEOUT};
+use super::{BODY_BYTES_MAX, COMMAND_TIMEOUT, EVENT_WAIT_MAX, QUERY_TIMEOUT, RECEIVE_TIMEOUT};
 
 /// What the API speaks for.
 #[derive(Debug)]
@@ -83,13 +84,21 @@ async fn status(State(node): State<Arc<Node>>) -> Json<NodeStatus> {
         mirrors: Vec::with_capacity(node.mirrors.len()),
         down: Vec::new(),
     };
-    for entry in &node.mirrors {
-        match mirror_status(entry).await {
-            Ok(mirror) => status.mirrors.push(mirror),
-            Err(reason) => status.down.push(DownMirror {
+    // All are asked at once: a mirror that hangs must not keep the others from being seen.
+    let asked: Vec<_> = (0..node.mirrors.len())
+        .map(|index| {
+            let node = Arc::clone(&node);
+            tokio::spawn(async move { mirror_status(&node.mirrors[index]).await })
+        })
+        .collect();
+    for (entry, asked) in node.mirrors.iter().zip(asked) {
+        match asked.await {
+            Ok(Ok(mirror)) => status.mirrors.push(mirror),
+            Ok(Err(reason)) => status.down.push(DownMirror {
                 name: entry.name.clone(),
                 reason,
             }),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
     Json(status)
@@ -111,9 +120,9 @@ async fn mirror_status(entry: &MirrorEntry) -> Result<MirrorStatus, String> {
 async fn command(
     State(node): State<Arc<Node>>,
     Path(name): Path<String>,
-    body: Result<Json<CommandRequest>, JsonRejection>,
+    request: Request,
 ) -> Result<Json<CommandReply>, Failed> {
-    let Json(request) = body.map_err(|rejection| bad_request(&rejection.body_text()))?;
+    let request = body(request).await?;
     let port = running(find(&node, &name)?)?;
     let command = Command::from(request);
     tracing::info!(mirror = name, ?command, "command");
@@ -123,6 +132,27 @@ async fn command(
             tracing::info!(mirror = name, ?command, "refused: {refusal}");
             Err(Failed(StatusCode::CONFLICT, refusal))
         }
+    }
+}
+
+/// Reads a command, within bounds of size and time.
+async fn body(request: Request) -> Result<CommandRequest, Failed> {
+    let read: Result<Result<_, JsonRejection>, _> =
+        tokio::time::timeout(RECEIVE_TIMEOUT, Json::from_request(request, &())).await;
+    match read {
+        Ok(Ok(Json(request))) => Ok(request),
+        Ok(Err(rejection)) => Err(bad_request(&rejection.body_text())),
+        Err(_) => Err(Failed(
+            StatusCode::REQUEST_TIMEOUT,
+            Refusal::new(
+                "too-slow",
+                format!(
+                    "the body did not come within {} s",
+                    RECEIVE_TIMEOUT.as_secs()
+                ),
+                "send the whole request at once",
+            ),
+        )),
     }
 }
 

@@ -147,6 +147,39 @@ async fn status_lists_every_mirror_running_or_not() {
     );
 }
 
+/// Two mirrors that answer only when both have been asked.
+#[tokio::test]
+async fn all_mirrors_are_asked_at_once() {
+    let (first, mut first_asks) = MirrorPort::new("md1");
+    let (second, mut second_asks) = MirrorPort::new("md2");
+    tokio::spawn(async move {
+        while let (Some(Ask::Status(first)), Some(Ask::Status(second))) =
+            (first_asks.recv().await, second_asks.recv().await)
+        {
+            let _ = first.send(sample_status("md1"));
+            let _ = second.send(sample_status("md2"));
+        }
+    });
+    let mirrors = [first, second]
+        .into_iter()
+        .map(|port| MirrorEntry {
+            name: port.name.clone(),
+            state: MirrorState::Running {
+                port,
+                exports: Vec::new(),
+            },
+        })
+        .collect();
+    let node = Node {
+        name: "server1".into(),
+        mirrors,
+        events: EventRing::default(),
+    };
+    let Json(found) = status(State(Arc::new(node))).await;
+    let names: Vec<_> = found.mirrors.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["md1", "md2"], "{:?}", found.down);
+}
+
 #[tokio::test]
 async fn commands_reach_the_mirror_and_refusals_come_back_whole() {
     let served = serve();

@@ -13,8 +13,6 @@ use tokio::sync::Semaphore;
 
 /// Callers served at once; more wait in the backlog of the socket.
 const CONNECTIONS_MAX: usize = 64;
-/// Longest time from one request to the end of the next one's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time a connection may live. Every call is bounded well below it.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pause after a failed accept, for example when there are no file descriptors left.
@@ -53,7 +51,8 @@ pub async fn serve(listener: UnixListener, router: Router) {
 async fn serve_connection(stream: UnixStream, router: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        // Counted from the end of the request before, so that it bounds idleness as well.
+        .header_read_timeout(super::RECEIVE_TIMEOUT)
         .max_buf_size(super::BODY_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .await;
