@@ -28,7 +28,7 @@ pub struct Client {
 pub enum ClientError {
     #[error("no mirrord answers on {}: {source}; start it, or name its folder with --run-dir", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
-    #[error("mirrord on {} broke off in the middle of an answer: {source}; look at its log", socket.display())]
+    #[error("mirrord on {} broke off in the middle of an answer: {source}; see with `mirrorctl mdstat` what was done, and look at its log", socket.display())]
     Broken {
         socket: PathBuf,
         source: Box<dyn std::error::Error + Send + Sync>,

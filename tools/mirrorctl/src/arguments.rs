@@ -38,7 +38,7 @@ pub struct Global {
     /// Print results as JSON
     #[arg(long, global = true)]
     pub json: bool,
-    /// Give up after this long, for example 30s
+    /// Give up after this long, for example 30s; with --watch and --follow, when mirrord does not answer for so long
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
     pub timeout: Option<Duration>,
     /// Print results only: no confirmations, no progress

@@ -54,9 +54,9 @@ impl From<ClientError> for Failure {
             ClientError::Refused(refusal) => Self::Refused(refusal),
             ClientError::TimedOut { .. } => Self::TimedOut(error.to_string()),
             // The message holds its source already.
-            ClientError::Unreachable { .. } | ClientError::Broken { .. } => {
-                Self::Unreachable(anyhow::anyhow!("{error}"))
-            }
+            ClientError::Unreachable { .. } => Self::Unreachable(anyhow::anyhow!("{error}")),
+            // It was reached, and may have done what it was told.
+            ClientError::Broken { .. } => Self::Failed(anyhow::anyhow!("{error}")),
         }
     }
 }

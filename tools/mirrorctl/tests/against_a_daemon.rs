@@ -416,6 +416,52 @@ fn events_are_one_line_each() {
     });
 }
 
+/// Starts the tool with its output in a pipe; it is killed with the value.
+struct Watching(std::process::Child);
+
+impl Watching {
+    fn start(folder: &Path, arguments: &[&str]) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_mirrorctl"))
+            .arg("--run-dir")
+            .arg(folder)
+            .args(arguments)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Reads until this many lines came; ends early only with the tool.
+    fn lines(&mut self, count: usize) -> Vec<String> {
+        let out = self.0.stdout.as_mut().unwrap();
+        std::io::BufRead::lines(std::io::BufReader::new(out))
+            .take(count)
+            .map(Result::unwrap)
+            .collect()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_time_out_bounds_each_look_of_a_watch_and_not_the_watch() {
+    with_daemon(status(), 0, |folder, events| {
+        let mut follow = Watching::start(folder, &["--timeout", "300ms", "events", "--follow"]);
+        // A second passes between two looks, so both tools outlive their time-out.
+        let arguments = ["--json", "--timeout", "500ms", "mdstat", "--watch"];
+        let lines = Watching::start(folder, &arguments).lines(3);
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        events.push("md1", Notice::info("promoted", "after a while"));
+        let line = follow.lines(1).concat();
+        assert!(line.ends_with("promoted: after a while"), "{line}");
+    });
+}
+
 #[test]
 fn explain_lists_the_choices() {
     with_daemon(status(), 0, |folder, _| {

@@ -159,6 +159,30 @@ fn a_daemon_that_does_not_answer_is_exit_code_4() {
 }
 
 #[test]
+fn a_daemon_that_breaks_off_is_exit_code_1() {
+    use std::io::{Read, Write};
+    let folder = folder();
+    let socket = folder.path().join("mirrord.sock");
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    let dying = std::thread::spawn(move || {
+        let (mut caller, _) = listener.accept().unwrap();
+        let _ = caller.read(&mut [0; 4096]).unwrap();
+        caller
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"message\":")
+            .unwrap();
+    });
+    // The command may have been done, so this is not "cannot be reached".
+    check(
+        folder.path(),
+        &["promote", "md1"],
+        1,
+        "stderr",
+        &["broke off", "mirrorctl mdstat"],
+    );
+    dying.join().unwrap();
+}
+
+#[test]
 fn a_good_file_checks_out() {
     let folder = folder();
     check(folder.path(), &["check"], 0, "stdout", &["no problems"]);
