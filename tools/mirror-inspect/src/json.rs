@@ -2,7 +2,7 @@
 
 use mirror_core::layout::log_record::{LogFault, LogRecord, Trust};
 use mirror_core::layout::superblock::{FLAG_NAMES, Superblock, SuperblockFault};
-use mirror_core::units::Generation;
+use mirror_core::units::{ExtentIndex, Generation};
 use serde_json::{Value, json};
 
 use crate::compare::{Outcome, meaning};
@@ -67,13 +67,22 @@ fn record(record: &Result<LogRecord, LogFault>) -> Value {
         Ok(record) => json!({
             "number": record.number,
             "log_epoch": record.log_epoch,
-            "updates": record.updates.len(),
+            "updates": record
+                .updates
+                .iter()
+                .map(|(slot, extent)| json!({ "slot": slot, "extent": number(extent) }))
+                .collect::<Vec<_>>(),
             "context_first": record.context_first,
-            "context": record.context.len(),
+            "context": record.context.iter().map(number).collect::<Vec<_>>(),
         }),
         Err(LogFault::Void) => Value::Null,
         Err(fault) => json!({ "fault": fault.to_string() }),
     }
+}
+
+/// An extent; null for an empty slot.
+fn number(extent: &Option<ExtentIndex>) -> Option<u32> {
+    extent.map(|extent| extent.0)
 }
 
 fn superblock(block: &Superblock) -> Value {

@@ -32,12 +32,15 @@ struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Print only what is wrong (JSON always holds everything)
+    /// Print only what is wrong, and the rule with --against (JSON always holds everything)
     #[arg(long)]
     check: bool,
     /// Metadata of the other node: print the rule that a handshake would apply
     #[arg(long, value_name = "PATH")]
     against: Option<PathBuf>,
+    /// The other node keeps its metadata at the end of its data
+    #[arg(long, requires = "against")]
+    against_internal: bool,
     /// The other node comes first in the order of the configuration
     #[arg(long, requires = "against")]
     peer_first: bool,
@@ -61,7 +64,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<bool> {
     let mine = inspect(&arguments.path, arguments.internal)?;
     let theirs = match &arguments.against {
-        Some(path) => Some(inspect(path, arguments.internal)?),
+        Some(path) => Some(inspect(path, arguments.against_internal)?),
         None => None,
     };
     let verdict = match &theirs {
@@ -76,7 +79,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let output = if arguments.json {
         json::render(&mine, verdict.as_ref())
     } else if arguments.check {
-        text::problems(&mine)
+        text::problems(&mine) + &verdict.as_ref().map(text::rule).unwrap_or_default()
     } else {
         text::render(&mine, verdict.as_ref())
     };

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use mirror_core::layout::geometry::SUPERBLOCK_OFFSETS;
-use mirror_core::layout::log_record::{LogFault, Trust};
+use mirror_core::layout::log_record::{LogFault, LogRecord, Trust};
 use mirror_core::layout::metadata::Loaded;
 use mirror_core::layout::superblock::Superblock;
-use mirror_core::units::{EXTENT_BYTES, Generation, Uuid};
+use mirror_core::units::{EXTENT_BYTES, FullSyncId, Generation, Uuid};
 
 use crate::compare::{Outcome, meaning};
 use crate::inspection::{Dirty, Inspection, ranges};
@@ -73,6 +73,15 @@ pub fn render(inspection: &Inspection, verdict: Option<&Outcome>) -> String {
     page.title("checks");
     page.text += &problems(inspection);
     page.text
+}
+
+/// The rule in one line.
+pub fn rule(outcome: &Outcome) -> String {
+    format!(
+        "handshake rule {}: this node is {}\n",
+        outcome.rule.name(),
+        meaning(outcome.strategy)
+    )
 }
 
 fn superblock(page: &mut Page, block: &Superblock) {
@@ -168,6 +177,13 @@ fn superblock(page: &mut Page, block: &Superblock) {
             state.join(", ")
         },
     );
+    page.line(
+        "full copy",
+        match block.peer.full_sync {
+            FullSyncId::NONE => "none under way".to_owned(),
+            number => format!("number {:016x} is under way", number.0),
+        },
+    );
 }
 
 fn log(page: &mut Page, inspection: &Inspection, loaded: &Loaded) {
@@ -206,6 +222,52 @@ fn log(page: &mut Page, inspection: &Inspection, loaded: &Loaded) {
     );
     if !extents.is_empty() {
         page.line("extents", ranges(&extents));
+    }
+    page.title("ring of the activity log");
+    for (block, record) in inspection.ring.iter().enumerate() {
+        let name = format!("block {block}");
+        match record {
+            Ok(record) => transaction(page, &name, record, loaded.log.slots.len()),
+            Err(LogFault::Void) => {}
+            Err(fault) => page.line(&name, format!("BAD: {fault}")),
+        }
+    }
+    if inspection.ring.iter().all(|r| r == &Err(LogFault::Void)) {
+        page.line("blocks", "all empty");
+    }
+}
+
+/// One transaction, each slot with its extent.
+fn transaction(page: &mut Page, name: &str, record: &LogRecord, slots: usize) {
+    page.line(
+        name,
+        format!(
+            "number {}, log epoch {}, {} updates, context of {} slots from slot {}",
+            record.number,
+            record.log_epoch,
+            record.updates.len(),
+            record.context.len(),
+            record.context_first,
+        ),
+    );
+    let updates: Vec<_> = record
+        .updates
+        .iter()
+        .map(|(slot, extent)| match extent {
+            Some(extent) => format!("{slot}={}", extent.0),
+            None => format!("{slot}=empty"),
+        })
+        .collect();
+    if !updates.is_empty() {
+        page.line("  slot=extent", updates.join(" "));
+    }
+    let context: Vec<_> = (usize::from(record.context_first)..)
+        .zip(&record.context)
+        .filter_map(|(slot, extent)| Some((slot % slots.max(1), (*extent)?)))
+        .map(|(slot, extent)| format!("{slot}={}", extent.0))
+        .collect();
+    if !context.is_empty() {
+        page.line("  context", context.join(" "));
     }
 }
 

@@ -153,11 +153,16 @@ fn hot_extents_of_the_log_are_named() {
     let record = LogRecord {
         log_epoch: 1,
         number: 1,
-        updates: [7, 8, 9, 20]
+        updates: [7, 8, 9]
             .map(|extent| (extent as u16, Some(ExtentIndex(extent))))
+            .into_iter()
+            .chain([(20, None)])
+            .collect(),
+        // The window goes on at slot 0 after the last one.
+        context_first: 6431,
+        context: [None, Some(20), None, Some(21)]
+            .map(|extent| extent.map(ExtentIndex))
             .to_vec(),
-        context_first: 0,
-        context: Vec::new(),
     };
     let file = fs::OpenOptions::new()
         .write(true)
@@ -166,13 +171,28 @@ fn hot_extents_of_the_log_are_named() {
     file.write_all_at(&record.encode(), 2 * 4096)
         .expect("space");
     let text = text(&inspect(&[], &[&path]));
-    assert!(text.contains("extents          7-9, 20"), "{text}");
+    for part in [
+        "extents          7-9, 20-21",
+        "block 1          number 1, log epoch 1, 4 updates, context of 4 slots from slot 6431",
+        "slot=extent    7=7 8=8 9=9 20=empty",
+        "context        6432=20 1=21",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
     let value = json(&path, &[]);
     assert_eq!(
         value["activity_log"]["extents"],
-        serde_json::json!([7, 8, 9, 20])
+        serde_json::json!([7, 8, 9, 20, 21])
     );
     assert_eq!(value["activity_log"]["next_number"], 2);
+    let record = &value["activity_log"]["ring"][1];
+    assert_eq!(record["number"], 1);
+    assert_eq!(
+        record["updates"][0],
+        serde_json::json!({ "slot": 7, "extent": 7 })
+    );
+    assert_eq!(record["updates"][3]["extent"], Value::Null);
+    assert_eq!(record["context"], serde_json::json!([null, 20, null, 21]));
 }
 
 #[test]
@@ -294,4 +314,48 @@ fn metadata_of_another_mirror_or_the_same_node_is_not_compared() {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn a_check_against_the_other_node_prints_the_rule_too() {
+    let fixture = Fixture::new();
+    let mine = fixture.area(3, |superblock| {
+        superblock.generations.advance(Generation(6));
+    });
+    let theirs = fixture.area(4, |_| {});
+    let theirs = theirs.to_str().expect("a plain path");
+    let output = inspect(&["--check", "--against", theirs], &[&mine]);
+    assert!(output.status.success());
+    let text = text(&output);
+    assert!(
+        text.contains("every check passed")
+            && text.contains("handshake rule went-on-alone: this node is source"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_two_nodes_may_keep_their_metadata_in_different_places() {
+    let fixture = Fixture::new();
+    let by_itself = fixture.area(3, |_| {});
+    let internal = fixture.folder.path().join("data");
+    let place = placement(512 * MIB).expect("large enough");
+    fixture.write(
+        &internal,
+        place.area_offset(),
+        4,
+        place.usable_bytes,
+        |_| {},
+    );
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&internal)
+        .expect("a file")
+        .set_len(512 * MIB)
+        .expect("sparse");
+    let [a, b] = [&by_itself, &internal].map(|path| path.to_str().expect("a plain path"));
+    let value = json(&by_itself, &["--against", b, "--against-internal"]);
+    assert_eq!(value["handshake"]["rule"], "same-generation-tie");
+    let value = json(&internal, &["--internal", "--against", a]);
+    assert_eq!(value["handshake"]["rule"], "same-generation-tie");
 }
