@@ -47,6 +47,7 @@ fn superblock() -> Superblock {
             confirmed_down: false,
             was_equal: true,
         },
+        moved_from: 0x10_0000,
         last_discard: Discard {
             generation: Generation(0xd1),
             bytes: 0xd2,

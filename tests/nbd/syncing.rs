@@ -153,17 +153,22 @@ fn grown_files_are_taken_up_online() -> Result<()> {
         let file = std::fs::File::options()
             .write(true)
             .open(&pair.node(side).data)?;
-        file.set_len(96 * MIB)?;
+        // Past the end of the first page of the bitmap.
+        file.set_len(256 * MIB)?;
     }
     pair.ctl(Side::First, &["resize", MIRROR]).done()?;
     pair.wait_for(Side::First, "the new size", 20, |s| {
-        s.size_bytes == 96 * MIB
+        s.size_bytes == 256 * MIB
     })
     .context("after resize")?;
     pair.wait_synced()?;
     qemu_io(
         &pair.uri(Side::First),
-        &["read -P 1 60M 4M", "write -P 2 90M 4M", "read -P 2 90M 4M"],
+        &[
+            "read -P 1 60M 4M",
+            "write -P 2 250M 4M",
+            "read -P 2 250M 4M",
+        ],
     )?;
     ensure!(pair.verify(Side::First, &[])? == 0, "the sides differ");
     assert_same_data(&mut pair)
@@ -181,6 +186,40 @@ fn metadata_at_the_end_of_the_data_works_too() -> Result<()> {
     qemu_io(&pair.uri(Side::First), &["write -P 2 4M 1M", "flush"])?;
     pair.start(Side::Second)?;
     pair.wait_synced()?;
+    ensure!(pair.verify(Side::First, &[])? == 0, "the sides differ");
+    Ok(())
+}
+
+#[test]
+fn metadata_at_the_end_of_the_data_moves_when_the_data_grows() -> Result<()> {
+    let mut pair = synced(&PairOptions {
+        internal_metadata: true,
+        ..small()
+    })?;
+    let before = pair.status(Side::First)?.size_bytes;
+    qemu_io(&pair.uri(Side::First), &["write -P 1 0 8M", "flush"])?;
+    for side in [Side::Second, Side::First] {
+        pair.node_mut(side).stop()?;
+        std::fs::File::options()
+            .write(true)
+            .open(&pair.node(side).data)?
+            .set_len(256 * MIB)?;
+    }
+    for side in Side::BOTH {
+        pair.start(side)?;
+    }
+    pair.wait_connected()?;
+    pair.ctl(Side::First, &["promote", MIRROR]).done()?;
+    pair.wait_synced()?;
+    pair.ctl(Side::First, &["resize", MIRROR]).done()?;
+    pair.wait_for(Side::First, "the new size", 20, |s| {
+        s.size_bytes > before + 180 * MIB
+    })?;
+    pair.wait_synced()?;
+    qemu_io(
+        &pair.uri(Side::First),
+        &["read -P 1 0 8M", "write -P 2 200M 4M", "read -P 2 200M 4M"],
+    )?;
     ensure!(pair.verify(Side::First, &[])? == 0, "the sides differ");
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use mirror_core::control::SyncKind;
 use mirror_core::request::Answer;
+use mirror_core::units::EXTENT_BYTES;
 use mirror_core::volume::event::Command;
 use mirror_core::wire::message::{InitialSync, Message};
 use mirror_tests::sim::client::Asked;
@@ -234,4 +235,65 @@ fn an_unreadable_block_of_the_source_holds_up_nothing_but_itself() {
     world.write(0, bad..bad + 1);
     world.until("both sides are in sync", |world| world.is_settled());
     world.end_well();
+}
+
+// --- growing -----------------------------------------------------------------------------------
+
+fn growing() -> World {
+    let settings = Settings {
+        // Past the end of the first bitmap page.
+        room_bytes: 40 * EXTENT_BYTES,
+        ..Settings::quiet()
+    };
+    let mut world = World::pair(8, settings);
+    world.write(0, 0..8);
+    for node in [0, 1] {
+        world.grow(node);
+    }
+    world
+}
+
+fn has_grown(world: &World) -> bool {
+    let size_bytes = world.settings.size_bytes + world.settings.room_bytes;
+    [0, 1].iter().all(|node| {
+        world
+            .status(*node)
+            .is_some_and(|status| status.size_bytes == size_bytes)
+    })
+}
+
+#[test]
+fn a_mirror_grows_online() {
+    let mut world = growing();
+    let refused = world.command(1, Command::Resize).expect("an outcome");
+    let refusal = refused.expect_err("the new part is copied from the other side");
+    assert_eq!(refusal.rule, "not-the-source");
+    let resized = world.command(0, Command::Resize).expect("an outcome");
+    assert!(resized.is_ok(), "{resized:?}");
+    world.until("both have the new size", |world| {
+        has_grown(world) && world.is_settled()
+    });
+    world.end_well();
+}
+
+#[test]
+fn a_resize_that_only_one_side_recorded_is_taken_up_by_the_next_handshake() {
+    for crash in [None, Some(0), Some(1)] {
+        let mut world = growing();
+        world.network.cut_at = Some(Box::new(|_, message| {
+            matches!(message, Message::ResizeCommitted { .. })
+        }));
+        let resize = world.give(0, Command::Resize);
+        world.until("the link is cut", |world| world.outcome(resize).is_some());
+        assert!(world.outcome(resize).is_some_and(Result::is_err));
+        if let Some(node) = crash {
+            world.crash(node, Crash::Kill);
+            world.start(node);
+        }
+        world.heal();
+        world.until("both have the new size", |world| {
+            has_grown(world) && world.is_settled()
+        });
+        world.end_well();
+    }
 }

@@ -79,7 +79,7 @@ mod tests {
         };
         assert_eq!(from(0), [0, 63, 64, 129]);
         assert_eq!(from(64), [64, 129]);
-        assert_eq!(from(130), []);
+        assert!(from(130).is_empty());
         assert!(!set.contains(ExtentIndex(130)));
         set.grow(200);
         assert!(!set.contains(ExtentIndex(130)), "growing adds no member");

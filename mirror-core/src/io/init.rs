@@ -15,6 +15,7 @@ use crate::io::error::OpenError;
 use crate::io::link::handshake::random_bytes;
 use crate::io::metadata_disk::same_store;
 use crate::io::open::MetadataPlace;
+use crate::io::relocate::write_image;
 use crate::io::signature::{self, Kind, Signature};
 use crate::io::store::Store;
 use crate::layout::geometry::GeometryFault;
@@ -337,27 +338,7 @@ impl Side {
     }
 
     fn write(&self, start: u64, image: Image) -> Result<(), InitError> {
-        let flush = || {
-            self.store
-                .flush_now()
-                .map_err(self.fail("make durable what was written to"))
-        };
-        for piece in image {
-            if piece.flush_before {
-                flush()?;
-            }
-            for (index, part) in piece.bytes.chunks(BUFFER_BYTES_MAX).enumerate() {
-                let mut buffer = self
-                    .buffer(part.len())
-                    .map_err(self.fail("write metadata to"))?;
-                buffer.copy_from_slice(part);
-                let at = start + piece.offset + (index * BUFFER_BYTES_MAX) as u64;
-                self.store
-                    .write_now(&buffer, at)
-                    .map_err(self.fail("write metadata to"))?;
-            }
-        }
-        flush()
+        write_image(&self.store, &self.pool, start, image).map_err(self.fail("write metadata to"))
     }
 
     fn buffer(&self, length: usize) -> io::Result<BufferMut> {

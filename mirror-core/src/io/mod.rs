@@ -16,6 +16,7 @@ pub mod metadata_disk;
 pub mod mirror;
 pub mod open;
 pub mod probe;
+mod relocate;
 pub mod signature;
 pub mod store;
 pub use driver::ExportState;

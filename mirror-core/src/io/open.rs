@@ -9,6 +9,7 @@ use crate::io::buffers::{BufferPool, POOL_BYTES_MIN};
 use crate::io::disk::DataDisk;
 use crate::io::error::OpenError;
 use crate::io::metadata_disk::MetadataDisk;
+use crate::io::relocate::relocate;
 use crate::layout::geometry::Geometry;
 use crate::layout::internal;
 use crate::layout::metadata::{self, Loaded};
@@ -61,18 +62,19 @@ pub(super) fn open(settings: &mut MirrorSettings, pool: &BufferPool) -> Result<O
     let data = DataDisk::open(&settings.data, settings.claim_timeout, pool.clone())?;
     let metadata = match &settings.metadata {
         MetadataPlace::Path(path) => {
-            MetadataDisk::open(path, &data, settings.claim_timeout, metadata_pool)?
+            MetadataDisk::open(path, &data, settings.claim_timeout, metadata_pool.clone())?
         }
         MetadataPlace::Internal => find_internal(&data, &metadata_pool)?,
     };
-    let loaded = metadata::parse(metadata.length_bytes(), |offset, bytes| {
-        metadata.read_now(offset, bytes)
-    })
-    .map_err(|source| OpenError::Metadata {
-        path: metadata.path().to_owned(),
-        source: Box::new(source),
-    })?;
+    let loaded = load(&metadata)?;
     check_identity(settings, metadata.path(), &loaded)?;
+    let (metadata, loaded) = match relocate(&data, &metadata, &loaded, &metadata_pool)? {
+        Some(moved) => {
+            let loaded = load(&moved)?;
+            (moved, loaded)
+        }
+        None => (metadata, loaded),
+    };
     let size_bytes = loaded.superblock.size_bytes;
     let usable_bytes = usable_bytes(&data, &metadata, loaded.geometry)?;
     if usable_bytes < size_bytes {
@@ -92,6 +94,16 @@ pub(super) fn open(settings: &mut MirrorSettings, pool: &BufferPool) -> Result<O
     })
 }
 
+pub(super) fn load(metadata: &MetadataDisk) -> Result<Loaded, OpenError> {
+    metadata::parse(metadata.length_bytes(), |offset, bytes| {
+        metadata.read_now(offset, bytes)
+    })
+    .map_err(|source| OpenError::Metadata {
+        path: metadata.path().to_owned(),
+        source: Box::new(source),
+    })
+}
+
 /// What the data partition can hold now: whole blocks, metadata taken off, and no more than the
 /// metadata area has bits for.
 pub(super) fn usable_bytes(
@@ -107,7 +119,7 @@ pub(super) fn usable_bytes(
 }
 
 /// Looks for the metadata area at the end of the data, also where the device has grown since.
-fn find_internal(data: &DataDisk, pool: &BufferPool) -> Result<MetadataDisk, OpenError> {
+pub(super) fn find_internal(data: &DataDisk, pool: &BufferPool) -> Result<MetadataDisk, OpenError> {
     let device_bytes = data.size_bytes()?;
     for offset in internal::candidates(device_bytes) {
         let area = MetadataDisk::internal(data, offset, device_bytes - offset, pool.clone());

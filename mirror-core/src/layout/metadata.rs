@@ -206,6 +206,7 @@ pub fn fresh(params: FreshParams) -> Result<(Superblock, Image), GeometryFault> 
             node: params.peer,
             ..PeerSlot::default()
         },
+        moved_from: 0,
         last_discard: Discard::default(),
     };
     let image = Image::new(&superblock, None)?;

@@ -61,6 +61,9 @@ pub struct Superblock {
     pub log_epoch: u64,
     /// What is known of the peer. Slot 0 is the one in use; the format has room for 8.
     pub peer: PeerSlot,
+    /// Where internal metadata lay before the device grew; zero if it never moved. What is left of it
+    /// there must never be taken for the mirror's metadata.
+    pub moved_from: u64,
     pub last_discard: Discard,
 }
 
@@ -140,6 +143,7 @@ mod at {
     pub const LOG_EPOCH: usize = 152;
     pub const GENERATION: usize = 160;
     pub const HISTORY: usize = 168;
+    pub const MOVED_FROM: usize = 232;
     pub const DISCARD: usize = 240;
     pub const PEER_SLOTS: usize = 512;
     pub const CHECKSUM: usize = 4092;
@@ -153,7 +157,7 @@ mod at {
     pub const PEER_FULL_SYNC: usize = 48;
 
     const _: () = {
-        assert!(HISTORY + super::HISTORY_LENGTH * 8 <= DISCARD);
+        assert!(HISTORY + super::HISTORY_LENGTH * 8 <= MOVED_FROM);
         assert!(DISCARD + 32 <= PEER_SLOTS);
         assert!(PEER_SLOTS + super::PEER_SLOTS * PEER_SLOT_BYTES <= CHECKSUM);
         assert!(CHECKSUM + 4 == super::BLOCK);
@@ -181,6 +185,7 @@ impl Superblock {
         for (index, generation) in self.generations.history.iter().enumerate() {
             u64_to(at::HISTORY + index * 8, generation.0);
         }
+        u64_to(at::MOVED_FROM, self.moved_from);
         u64_to(at::DISCARD, self.last_discard.generation.0);
         u64_to(at::DISCARD + 8, self.last_discard.bytes);
         u64_to(at::DISCARD + 16, self.last_discard.ranges);
@@ -273,6 +278,7 @@ impl Superblock {
                 u64_at(slot, at::PEER_FLAGS),
             )
             .ok_or(invalid("peer flags"))?,
+            moved_from: u64_at(block, at::MOVED_FROM),
             last_discard: Discard {
                 generation: Generation(u64_at(block, at::DISCARD)),
                 bytes: u64_at(block, at::DISCARD + 8),

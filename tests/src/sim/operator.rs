@@ -221,6 +221,14 @@ impl World {
                     },
                 );
             }
+            12 if self.settings.room_bytes > 0 => {
+                for node in [0, 1] {
+                    if self.chance(80) {
+                        self.grow(node);
+                    }
+                }
+                self.give(either, Command::Resize);
+            }
             11 => {
                 // A clean stop and a start.
                 self.give(either, Command::Stop);

@@ -62,6 +62,8 @@ pub struct ClientPlan {
 pub struct Settings {
     pub unit_bytes: u32,
     pub size_bytes: u64,
+    /// What each data partition can grow by.
+    pub room_bytes: u64,
     pub log_slots: u32,
     pub peer_loss: PeerLoss,
     pub initial_sync: InitialSync,
@@ -92,6 +94,7 @@ impl Settings {
         Self {
             unit_bytes: 4096,
             size_bytes: 8 * EXTENT_BYTES,
+            room_bytes: 0,
             log_slots: 4,
             peer_loss: PeerLoss::Continue,
             initial_sync: InitialSync::Skip,
@@ -146,6 +149,11 @@ impl Settings {
         let network = random.skewed(20, 1_000);
         Self {
             unit_bytes: if random.percent(30) { 512 } else { 4096 },
+            room_bytes: if random.percent(20) {
+                random.between(1, 40) * EXTENT_BYTES
+            } else {
+                0
+            },
             size_bytes: random.between(2, 8) * EXTENT_BYTES
                 + if random.percent(30) { 12 * 4096 } else { 0 },
             log_slots: random.between(1, 6) as u32,

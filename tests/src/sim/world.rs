@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
+use mirror_core::layout::geometry::Geometry;
 use mirror_core::layout::metadata::{self, FreshParams, Image};
 use mirror_core::request::{Answer, Operation, Request};
 use mirror_core::units::{ByteRange, CommandId, LinkId, Now, RequestId, Uuid};
@@ -818,7 +819,7 @@ impl World {
             self.sync_points[node] += 1;
         }
         if let Task::Write { tags, .. } = &mut task {
-            if range.end() > self.settings.size_bytes {
+            if range.end() > self.settings.size_bytes + self.settings.room_bytes {
                 self.violate(
                     "D12",
                     format!("node {node} writes past the mirror: {range:?}"),
@@ -1047,6 +1048,11 @@ impl World {
         self.answer_to(id)
     }
 
+    /// The data partition of a node becomes as large as it can.
+    pub fn grow(&mut self, node: NodeIndex) {
+        self.nodes[node].config.usable_bytes = self.settings.size_bytes + self.settings.room_bytes;
+    }
+
     pub fn keep_answers(&mut self) {
         self.keep_answers = true;
     }
@@ -1100,7 +1106,11 @@ fn fresh_metadata(config: &VolumeConfig, settings: &Settings) -> Vec<u8> {
     let (mut superblock, _) = metadata::fresh(params).expect("a simulated size is in range");
     superblock.log_slots = settings.log_slots;
     let image = Image::new(&superblock, None).expect("a simulated size is in range");
-    let mut bytes = vec![0; image.area_bytes() as usize];
+    // A metadata partition has room for a larger mirror from the start.
+    let largest = Geometry::of(&superblock)
+        .and_then(|geometry| geometry.resized(config.usable_bytes + settings.room_bytes))
+        .expect("a simulated size is in range");
+    let mut bytes = vec![0; largest.area_bytes() as usize];
     for piece in image {
         bytes[piece.offset as usize..][..piece.bytes.len()].copy_from_slice(&piece.bytes);
     }

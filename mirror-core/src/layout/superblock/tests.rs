@@ -37,6 +37,7 @@ pub(super) fn sample() -> Superblock {
             confirmed_down: true,
             was_equal: true,
         },
+        moved_from: 19,
         last_discard: Discard {
             generation: Generation(14),
             bytes: 15,
