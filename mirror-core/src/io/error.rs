@@ -58,6 +58,12 @@ pub enum OpenError {
         path: PathBuf,
         source: Box<LoadFault>,
     },
+    #[error(
+        "the metadata on {path} may be read and not written: it has read-only features {features:#x} \
+         that this version does not know; use the version that wrote it, or look at it with \
+         `mirror-inspect {path}`"
+    )]
+    ReadOnly { path: PathBuf, features: u64 },
     #[error("{path} has no internal metadata; write it with `mirrorctl init`")]
     NoMetadata { path: PathBuf },
     #[error(

@@ -13,6 +13,7 @@ use crate::io::relocate::relocate;
 use crate::layout::geometry::Geometry;
 use crate::layout::internal;
 use crate::layout::metadata::{self, Loaded};
+use crate::layout::superblock::ChooseFault;
 use crate::link::preface::ClusterKey;
 use crate::units::BLOCK_BYTES_MIN;
 use crate::volume::config::VolumeConfig;
@@ -68,6 +69,14 @@ pub(super) fn open(settings: &mut MirrorSettings, pool: &BufferPool) -> Result<O
     };
     let loaded = load(&metadata)?;
     check_identity(settings, metadata.path(), &loaded)?;
+    // Opening for reading only would serve nothing: a mirror writes metadata from its first connection on,
+    // and metadata that must move is written at once.
+    if let Some(features) = loaded.superblock.read_only_features() {
+        return Err(OpenError::ReadOnly {
+            path: metadata.path().to_owned(),
+            features,
+        });
+    }
     let (metadata, loaded) = match relocate(&data, &metadata, &loaded, &metadata_pool)? {
         Some(moved) => {
             let loaded = load(&moved)?;
@@ -121,15 +130,23 @@ pub(super) fn usable_bytes(
 /// Looks for the metadata area at the end of the data, also where the device has grown since.
 pub(super) fn find_internal(data: &DataDisk, pool: &BufferPool) -> Result<MetadataDisk, OpenError> {
     let device_bytes = data.size_bytes()?;
+    let mut newer = None;
     for offset in internal::candidates(device_bytes) {
         let area = MetadataDisk::internal(data, offset, device_bytes - offset, pool.clone());
-        let found = metadata::find_superblock(|at, bytes| area.read_now(at, bytes));
-        if found.is_ok_and(|found| internal::belongs(&found.superblock, offset)) {
-            return Ok(area);
+        match metadata::find_superblock(|at, bytes| area.read_now(at, bytes)) {
+            Ok(found) if internal::belongs(&found.superblock, offset) => return Ok(area),
+            Err(fault @ ChooseFault::NewerFormat { .. }) => newer = newer.or(Some(fault)),
+            _ => {}
         }
     }
-    Err(OpenError::NoMetadata {
-        path: data.path().to_owned(),
+    let path = data.path().to_owned();
+    Err(match newer {
+        // Where it belongs is not known to this version, but to call it "none" would invite `init`.
+        Some(fault) => OpenError::Metadata {
+            path,
+            source: Box::new(fault.into()),
+        },
+        None => OpenError::NoMetadata { path },
     })
 }
 
