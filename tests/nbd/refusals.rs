@@ -1,6 +1,6 @@
 //! What must not be done is refused with exit code 1, the rule and the next step.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use local_pair::{MIRROR, Pair, Programs, Side};
 
 use crate::client::qemu_io;
@@ -12,7 +12,11 @@ fn a_promotion_against_a_connected_primary_is_refused() -> Result<()> {
     for flags in [&[][..], &["--peer-down"]] {
         let mut words = vec!["promote", MIRROR];
         words.extend(flags);
-        pair.ctl(Side::Second, &words).refused(&["rule"])?;
+        pair.ctl(Side::Second, &words).refused(&[
+            "server1 is primary",
+            "rule peer-is-primary",
+            "demote it on server1",
+        ])?;
     }
     Ok(())
 }
@@ -24,7 +28,7 @@ fn a_promotion_of_fresh_metadata_is_refused() -> Result<()> {
         let mut words = vec!["promote", MIRROR];
         words.extend(flags);
         pair.ctl(Side::First, &words)
-            .refused(&["rule", "--force"])?;
+            .refused(&["rule no-data-yet", "promote with --force"])?;
     }
     Ok(())
 }
@@ -34,8 +38,11 @@ fn a_secondary_whose_peer_vanished_wants_the_operators_word() -> Result<()> {
     let mut pair = synced(&small())?;
     pair.node_mut(Side::First).kill()?;
     pair.wait_alone(Side::Second)?;
-    pair.ctl(Side::Second, &["promote", MIRROR])
-        .refused(&["rule", "--peer-down"])?;
+    pair.ctl(Side::Second, &["promote", MIRROR]).refused(&[
+        "server1 was lost and may have gone on alone",
+        "rule peer-may-be-ahead",
+        "--peer-down",
+    ])?;
     pair.ctl(Side::Second, &["promote", MIRROR, "--peer-down"])
         .done()?;
     Ok(())
@@ -63,7 +70,8 @@ fn init_refuses_a_side_that_has_metadata() -> Result<()> {
     for side in Side::BOTH {
         pair.node_mut(side).stop()?;
     }
-    pair.init(Side::First, &[]).refused(&["--force"])?;
+    pair.init(Side::First, &[])
+        .refused(&["already has metadata of this mirror", "use `--force`"])?;
     pair.init(Side::First, &["--force"]).done()?;
     Ok(())
 }
@@ -94,7 +102,14 @@ fn a_run_directory_in_use_is_refused_and_the_first_daemon_goes_on() -> Result<()
             &node.run_dir().display().to_string(),
         ],
     )?;
-    ensure!(said.contains("run"), "{said}");
+    let owner = node.process_id().context("the first daemon runs")?;
+    for words in [
+        format!("the run directory {}", node.run_dir().display()),
+        format!("in use by process {owner}"),
+        "stop that daemon, or choose another folder with --run-dir".into(),
+    ] {
+        ensure!(said.contains(&words), "no {words:?} in {said}");
+    }
     qemu_io(
         &pair.uri(Side::First),
         &["write -P 1 0 1M", "read -P 1 0 1M"],

@@ -56,7 +56,15 @@ fn the_list_of_exports_names_the_mirror_on_both_sides() -> Result<()> {
 #[test]
 fn a_secondary_refuses_its_export() -> Result<()> {
     let pair = synced(&small())?;
-    run_failing("nbdinfo", &[&pair.tcp_uri(Side::Second)])?;
+    for uri in [pair.uri(Side::Second), pair.tcp_uri(Side::Second)] {
+        // QEMU passes on what the server says.
+        let said = run_failing("qemu-img", &["info", &uri])?;
+        ensure!(
+            said.contains("md1 is not served by server2, which is not its primary")
+                && said.contains("connect to the other node, or run `mirrorctl promote md1` here"),
+            "{said}"
+        );
+    }
     Ok(())
 }
 
