@@ -44,14 +44,15 @@ pub struct MirrorStatus {
     pub sync: Option<SyncStatus>,
     pub lag_bytes: u64,
     pub lag_ms: u64,
-    /// Answers wait: for the word that the lost peer is really down, or for a handshake to end.
+    /// Requests wait for the word that the lost peer is really down, or for its return (`peer_loss = "hold"`).
     pub io_suspended: bool,
     pub generation: String,
     pub epoch: u64,
     pub device: Option<String>,
     pub exports: Vec<String>,
     pub counters: Counters,
-    /// Bytes that the last finished resync moved as data (not hashes, not holes).
+    /// Bytes of the last finished resync: what the source sent as data, without hashes and holes; on the target, all
+    /// that it was given, holes included.
     pub last_sync_copied_bytes: u64,
     /// Result of the last finished verify: bytes in blocks that differed.
     pub last_verify_mismatch_bytes: Option<u64>,

@@ -1,8 +1,8 @@
 //! Both sides wrote without the other: nothing is discarded by itself, and either side can be chosen.
 
 use anyhow::{Result, ensure};
-use local_pair::{MIRROR, Pair, Side};
-use mirror_core::control::Connection;
+use local_pair::{Deadline, MIRROR, Pair, Side};
+use mirror_core::control::{Connection, Role};
 
 use crate::client::qemu_io;
 use crate::{assert_same_data, small, synced};
@@ -72,7 +72,7 @@ fn a_split_brain_is_resolved_by_giving_up_the_first_side() -> Result<()> {
 }
 
 #[test]
-fn two_primaries_of_which_only_one_wrote_are_no_split_brain() -> Result<()> {
+fn a_primary_that_left_cleanly_follows_the_one_that_wrote() -> Result<()> {
     let mut pair = synced(&small())?;
     pair.node_mut(Side::First).stop()?;
     pair.wait_alone(Side::Second)?;
@@ -81,5 +81,43 @@ fn two_primaries_of_which_only_one_wrote_are_no_split_brain() -> Result<()> {
     qemu_io(&pair.uri(Side::Second), &["write -P 3 1M 1M", "flush"])?;
     pair.start(Side::First)?;
     pair.wait_synced()?;
+    assert_same_data(&mut pair)
+}
+
+/// Both primary at once, the second promoted last, and connected again; only `writer` wrote.
+fn two_primaries(writer: Side) -> Result<Pair> {
+    let pair = synced(&small())?;
+    pair.ctl(Side::First, &["disconnect", MIRROR]).done()?;
+    pair.wait_alone(Side::Second)?;
+    pair.ctl(Side::Second, &["promote", MIRROR, "--peer-down"])
+        .done()?;
+    qemu_io(&pair.uri(writer), &["write -P 3 1M 1M", "flush"])?;
+    pair.ctl(Side::First, &["connect", MIRROR]).done()?;
+    Ok(pair)
+}
+
+#[test]
+fn of_two_primaries_the_one_promoted_first_steps_down_if_it_did_not_write() -> Result<()> {
+    let mut pair = two_primaries(Side::Second)?;
+    pair.wait_synced()?;
+    ensure!(pair.status(Side::First)?.role == Role::Secondary);
+    let events = pair.ctl(Side::First, &["events"]).done()?;
+    ensure!(events.contains("stepped-down"), "{events}");
+    assert_same_data(&mut pair)
+}
+
+#[test]
+fn of_two_primaries_the_one_promoted_last_follows_after_a_demotion() -> Result<()> {
+    let mut pair = two_primaries(Side::First)?;
+    Deadline::after_seconds(30).until("the refusal", || {
+        let rule = pair.explain(Side::Second)?.rule;
+        Ok((rule.as_deref() == Some("target-is-primary")).then_some(()))
+    })?;
+    for side in Side::BOTH {
+        ensure!(pair.status(side)?.role == Role::Primary);
+    }
+    pair.ctl(Side::Second, &["demote", MIRROR]).done()?;
+    pair.wait_synced()?;
+    qemu_io(&pair.uri(Side::First), &["read -P 3 1M 1M"])?;
     assert_same_data(&mut pair)
 }
