@@ -19,6 +19,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 struct Site {
     folder: tempfile::TempDir,
     daemon: Option<Child>,
+    /// What the service manager hears of the daemon that was started last.
+    manager: Option<UnixDatagram>,
+    /// Words in front of its command line.
+    wrapper: &'static [&'static str],
 }
 
 impl Site {
@@ -27,6 +31,8 @@ impl Site {
         let site = Self {
             folder,
             daemon: None,
+            manager: None,
+            wrapper: &[],
         };
         key::generate(&site.path("key")).unwrap();
         let mut text = format!(
@@ -80,7 +86,9 @@ impl Site {
         let listener = UnixDatagram::bind(&manager).unwrap();
         listener.set_read_timeout(Some(LIMIT)).unwrap();
         let log = fs::File::create(self.path("log")).unwrap();
-        let daemon = Command::new(env!("CARGO_BIN_EXE_mirrord"))
+        let mut words = self.wrapper.iter().chain(&[env!("CARGO_BIN_EXE_mirrord")]);
+        let daemon = Command::new(words.next().unwrap())
+            .args(words)
             .arg("--config")
             .arg(self.path("cluster.toml"))
             .args(["--node", "a", "--log-format", "json", "--run-dir"])
@@ -91,11 +99,18 @@ impl Site {
             .spawn()
             .unwrap();
         self.daemon = Some(daemon);
-        let mut word = [0; 64];
-        let length = listener.recv(&mut word).unwrap_or_else(|error| {
-            panic!("not ready: {error}; its log:\n{}", self.log());
+        self.manager = Some(listener);
+        assert_eq!(self.told(), "READY=1");
+    }
+
+    /// The next thing that the daemon tells its manager.
+    fn told(&self) -> String {
+        let mut words = [0; 256];
+        let listener = self.manager.as_ref().unwrap();
+        let length = listener.recv(&mut words).unwrap_or_else(|error| {
+            panic!("nothing was told: {error}; its log:\n{}", self.log());
         });
-        assert_eq!(&word[..length], b"READY=1");
+        String::from_utf8_lossy(&words[..length]).into_owned()
     }
 
     fn signal(&self, signal: Signal) {
@@ -172,6 +187,8 @@ fn a_mirror_runs_from_ready_to_a_clean_stop() {
     assert!(exists(&socket));
 
     site.signal(Signal::SIGTERM);
+    // As long as its stop_timeout of 5 s, and a margin, whatever TimeoutStopSec= says.
+    assert_eq!(site.told(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=8000000");
     assert_eq!(site.wait_end(), Some(0), "{}", site.log());
     assert!(!exists(&socket) && !exists(&site.run_dir().join("mirrord.sock")));
     assert!(
@@ -253,4 +270,37 @@ fn signals_that_the_parent_blocked_stop_it_all_the_same() {
     before.thread_set_mask().unwrap();
     site.signal(Signal::SIGTERM);
     assert_eq!(site.wait_end(), Some(0), "{}", site.log());
+}
+
+const UNLIMITED: [&str; 2] = ["prlimit", "--memlock=unlimited:unlimited"];
+const LIMITED: [&str; 2] = ["prlimit", "--memlock=8388608:8388608"];
+
+fn locked_kib(wrapper: &'static [&'static str]) -> u64 {
+    let mut site = Site::new(false);
+    site.wrapper = wrapper;
+    site.start();
+    let id = site.daemon.as_ref().unwrap().id();
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmLck:")).unwrap();
+    let kib = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    site.signal(Signal::SIGTERM);
+    assert_eq!(site.wait_end(), Some(0), "{}", site.log());
+    kib
+}
+
+#[test]
+fn memory_is_locked_unless_there_is_a_limit() {
+    // A limit must not make later allocations fail.
+    assert_eq!(locked_kib(&LIMITED), 0);
+    // Not everyone may lift it, not even root in a container.
+    let [program, limit] = UNLIMITED;
+    let may_lift = Command::new(program)
+        .args([limit, "true"])
+        .output()
+        .unwrap();
+    if may_lift.status.success() {
+        assert!(locked_kib(&UNLIMITED) > 0);
+    } else {
+        eprintln!("not tried without a limit: {may_lift:?}");
+    }
 }

@@ -12,6 +12,7 @@ pub mod flusher;
 pub mod init;
 pub mod link;
 pub mod local;
+pub mod memory;
 pub mod metadata_disk;
 pub mod mirror;
 pub mod open;

@@ -30,10 +30,20 @@ struct Arguments {
 fn main() -> ExitCode {
     // First of all, so that every thread started later inherits it.
     let io_flusher = mirror_core::io::flusher::become_io_flusher();
+    let locked = mirror_core::io::memory::lock_memory();
     let arguments = Arguments::parse();
     log::start(arguments.log_format);
     if let Err(error) = io_flusher {
         tracing::debug!("not marked as an I/O flusher (it takes CAP_SYS_RESOURCE): {error}");
+    }
+    match locked {
+        Ok(true) => tracing::debug!("memory is locked"),
+        Ok(false) => tracing::debug!(
+            "memory is not locked: there is a limit on it (LimitMEMLOCK=, `ulimit -l`)"
+        ),
+        Err(error) => {
+            tracing::warn!("cannot lock memory: {error}; under memory pressure it may be slow")
+        }
     }
     let options = Options {
         config: arguments.config,

@@ -137,10 +137,15 @@ impl RunningMirror {
         }
     }
 
+    /// The longest that [`Self::stop`] takes.
+    pub fn stop_limit(&self) -> Duration {
+        self.stop_timeout + STOP_MARGIN
+    }
+
     /// A clean stop within the configured time. Bounded even where the thread no longer listens.
     pub async fn stop(&self) -> anyhow::Result<()> {
         let stop = self.handle.stop(self.stop_timeout);
-        let stopped = match tokio::time::timeout(self.stop_timeout + STOP_MARGIN, stop).await {
+        let stopped = match tokio::time::timeout(self.stop_limit(), stop).await {
             // It has ended before; why was told then.
             Ok(Ok(_) | Err(StopError::Gone(_))) => return Ok(()),
             Ok(Err(error)) => anyhow::Error::new(error),

@@ -158,7 +158,11 @@ async fn supervise(
         () = all_ended(&running) => {}
     }
     tracing::info!("stopping");
-    notify::notify("STOPPING=1");
+    let limit = running.iter().map(|mirror| mirror.stop_limit()).max();
+    notify::notify(&format!(
+        "STOPPING=1\nEXTEND_TIMEOUT_USEC={}",
+        limit.unwrap_or_default().as_micros()
+    ));
     let mut stops: JoinSet<_> = running.into_iter().map(stop).collect();
     while let Some(stopped) = stops.join_next().await {
         let stopped = stopped.context("a stop failed").and_then(|stopped| stopped);
