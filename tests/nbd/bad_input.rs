@@ -11,8 +11,8 @@ use mirror_core::layout::geometry::{METADATA_BLOCK_BYTES, SUPERBLOCK_OFFSETS};
 use mirror_core::layout::internal;
 use mirror_core::layout::superblock::Superblock;
 
-use crate::client::{qemu_io, run, run_failing};
-use crate::{MIB, assert_same_data, small, synced};
+use crate::client::qemu_io;
+use crate::{MIB, small};
 
 /// Waits until the log of a node says all these words.
 fn wait_logged(pair: &Pair, side: Side, words: &[&str]) -> Result<()> {
@@ -26,7 +26,7 @@ fn wait_logged(pair: &Pair, side: Side, words: &[&str]) -> Result<()> {
 }
 
 /// Gives one side a configuration of its own, with one piece of text replaced.
-fn change_config(pair: &mut Pair, side: Side, from: &str, to: &str) -> Result<()> {
+pub fn change_config(pair: &mut Pair, side: Side, from: &str, to: &str) -> Result<()> {
     let node = pair.node_mut(side);
     let text = fs::read_to_string(&node.config)?;
     ensure!(text.contains(from), "the configuration lacks {from:?}");
@@ -36,12 +36,12 @@ fn change_config(pair: &mut Pair, side: Side, from: &str, to: &str) -> Result<()
     Ok(())
 }
 
-fn create() -> Result<Pair> {
+pub fn create() -> Result<Pair> {
     Pair::create(Programs::fresh()?, &small())
 }
 
 /// Starts a node that must end by itself with exit code 1, and say all these words.
-fn assert_refused(pair: &mut Pair, side: Side, words: &[&str]) -> Result<()> {
+pub fn assert_refused(pair: &mut Pair, side: Side, words: &[&str]) -> Result<()> {
     pair.spawn(side)?;
     let code = pair
         .node_mut(side)
@@ -308,92 +308,4 @@ fn garbage_in_place_of_metadata_is_refused_and_kept() -> Result<()> {
         "refused metadata was changed"
     );
     Ok(())
-}
-
-/// An ext4 file system in a file, mounted in a folder; unmounted when dropped.
-struct SmallDisk {
-    mounted: std::path::PathBuf,
-}
-
-impl SmallDisk {
-    fn mount(folder: &Path, megabytes: u32) -> Result<Self> {
-        let mounted = folder.join("small");
-        fs::create_dir(&mounted)?;
-        let size = format!("size={megabytes}m");
-        run(
-            "mount",
-            &[
-                "-t",
-                "tmpfs",
-                "-o",
-                &size,
-                "tmpfs",
-                &mounted.display().to_string(),
-            ],
-        )?;
-        Ok(Self { mounted })
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = run("umount", &["--lazy", &self.mounted.display().to_string()]);
-    }
-}
-
-#[test]
-fn a_secondary_whose_disk_is_full_is_left_behind_and_nothing_is_lost() -> Result<()> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "this test mounts a small disk; run it as root"
-    );
-    let folder = tempfile::tempdir()?;
-    let disk = SmallDisk::mount(folder.path(), 16)?;
-    let options = PairOptions {
-        preallocate: false,
-        data_path: [None, Some(disk.mounted.join("data"))],
-        ..small()
-    };
-    let mut pair = synced(&options)?;
-    qemu_io(&pair.uri(Side::First), &["write -P 1 0 32M", "flush"])?;
-    let status = pair.wait_for(Side::First, "the failed disk of the peer", 30, |s| {
-        s.peer.disk != mirror_core::control::DiskState::UpToDate
-    })?;
-    ensure!(status.out_of_sync_bytes > 0, "{status:?}");
-    qemu_io(&pair.uri(Side::First), &["read -P 1 0 32M"])?;
-    pair.node_mut(Side::Second).kill()?;
-    drop(pair);
-    Ok(())
-}
-
-#[test]
-fn a_primary_whose_disk_is_full_says_so_and_keeps_the_sides_the_same() -> Result<()> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "this test mounts a small disk; run it as root"
-    );
-    let folder = tempfile::tempdir()?;
-    let disk = SmallDisk::mount(folder.path(), 16)?;
-    let options = PairOptions {
-        preallocate: false,
-        data_path: [Some(disk.mounted.join("data")), None],
-        ..small()
-    };
-    let mut pair = synced(&options)?;
-    let uri = pair.uri(Side::First);
-    let said = run_failing("qemu-io", &["-f", "raw", "-c", "write -P 1 0 32M", &uri])?;
-    ensure!(said.contains("No space"), "{said}");
-    // Giving space back makes the mirror whole again, without a command.
-    qemu_io(
-        &uri,
-        &[
-            "write -z -u 0 32M",
-            "write -P 2 0 4M",
-            "flush",
-            "read -P 2 0 4M",
-        ],
-    )?;
-    pair.wait_synced()?;
-    ensure!(pair.verify(Side::First, &[])? == 0, "the sides differ");
-    assert_same_data(&mut pair)
 }

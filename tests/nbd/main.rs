@@ -4,6 +4,8 @@
 mod bad_input;
 mod client;
 mod demo;
+mod disk_faults;
+mod disks;
 mod forced;
 mod hostile;
 mod node_loss;

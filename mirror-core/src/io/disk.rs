@@ -36,6 +36,11 @@ impl DataDisk {
         self.store.path()
     }
 
+    /// What people should be told of a fault, once.
+    pub fn take_fault(&self) -> Option<String> {
+        self.store.take_fault()
+    }
+
     /// Bytes of the whole partition, internal metadata included.
     pub fn size_bytes(&self) -> Result<u64, OpenError> {
         self.store.size_bytes().map_err(|source| OpenError::Io {

@@ -300,8 +300,10 @@ impl Driver {
             }
             Effect::WriteMetadata { io, offset, bytes } => {
                 let metadata = self.resources.metadata.clone();
+                let driver = Rc::clone(self);
                 self.run(async move {
                     let result = metadata.write(offset, &bytes).await;
+                    driver.tell_fault(metadata.take_fault());
                     Event::MetadataDone { io, result }
                 });
             }
@@ -339,10 +341,19 @@ impl Driver {
         io: IoToken,
         work: impl Future<Output = Result<Output, DiskFault>> + 'static,
     ) {
+        let driver = Rc::clone(self);
         self.run(async move {
             let result = work.await;
+            driver.tell_fault(driver.resources.data.take_fault());
             Event::LocalDone { io, result }
         });
+    }
+
+    /// What the system said comes before what the volume makes of it.
+    fn tell_fault(&self, fault: Option<String>) {
+        if let Some(fault) = fault {
+            self.report(Notice::error("disk-fault", fault));
+        }
     }
 
     fn run(self: &Rc<Self>, work: impl Future<Output = Event> + 'static) {

@@ -69,6 +69,11 @@ impl MetadataDisk {
         }
     }
 
+    /// What people should be told of a fault, once.
+    pub fn take_fault(&self) -> Option<String> {
+        self.store.take_fault()
+    }
+
     pub fn path(&self) -> &Path {
         self.store.path()
     }

@@ -8,6 +8,7 @@ pub mod claim;
 pub mod disk;
 mod driver;
 pub mod error;
+mod fault;
 pub mod flusher;
 pub mod init;
 pub mod link;

@@ -3,7 +3,7 @@
 //!
 //! Invariants: every operation goes through the one open file that holds the claim; a write that
 //! reports success has written all of its bytes; a fault is logged once, here, with its place, and
-//! leaves as a [`DiskFault`].
+//! leaves as a [`DiskFault`]; what is to be told of it is kept for whoever asks.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -20,6 +20,7 @@ use crate::buffer::Buffer;
 use crate::io::buffers::{BUFFER_BYTES_MAX, BufferMut, BufferPool, IoBuffer, Reserve};
 use crate::io::claim::Claimed;
 use crate::io::error::OpenError;
+use crate::io::fault::FaultReports;
 use crate::volume::event::DiskFault;
 
 const SECTOR_BYTES: u32 = 512;
@@ -49,6 +50,7 @@ pub struct Store {
     in_memory: bool,
     punches: Cell<bool>,
     zeroes: Cell<bool>,
+    faults: FaultReports,
 }
 
 impl std::fmt::Debug for Store {
@@ -110,6 +112,7 @@ impl Store {
             memory_alignment,
             punches: Cell::new(true),
             zeroes: Cell::new(true),
+            faults: FaultReports::default(),
         })
     }
 
@@ -308,6 +311,11 @@ impl Store {
         Ok(())
     }
 
+    /// What people should be told of a fault, once.
+    pub fn take_fault(&self) -> Option<String> {
+        self.faults.take()
+    }
+
     /// Falls through to the next way of zeroing where the store lacks this one.
     fn give_up(
         &self,
@@ -337,6 +345,7 @@ impl Store {
         error: &io::Error,
     ) -> DiskFault {
         error!(path = %self.path.display(), action, offset, length, %error, "disk fault");
+        self.faults.note(&self.path, action, offset, error);
         match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => DiskFault::NoSpace,
             _ => DiskFault::Io,

@@ -36,7 +36,8 @@ pub struct PairOptions {
     pub extra: Vec<String>,
     /// Metadata at the end of the data file.
     pub internal_metadata: bool,
-    /// Data somewhere else than in the node's own folder, a small file system for instance.
+    /// Data somewhere else than in the node's own folder, a small file system for instance. What is there already
+    /// is taken as it is.
     pub data_path: [Option<PathBuf>; 2],
 }
 

@@ -95,7 +95,9 @@ impl Pair {
                 .clone()
                 .unwrap_or_else(|| node_folder.join("data"));
             let bytes = options.data_bytes[index];
-            make_file(&data, bytes, options.preallocate)?;
+            if options.data_path[index].is_none() || !data.exists() {
+                make_file(&data, bytes, options.preallocate)?;
+            }
             let metadata = (!options.internal_metadata).then(|| node_folder.join("metadata"));
             if let Some(path) = &metadata {
                 make_file(path, options.metadata_bytes(), options.preallocate)?;

@@ -32,7 +32,7 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 9] = [
+const NEEDED: [Needed; 10] = [
     needed(
         "e2fsprogs",
         &["mke2fs", "e2fsck", "debugfs"],
@@ -47,6 +47,8 @@ const NEEDED: [Needed; 9] = [
         &["nbdinfo", "nbdcopy", "nbdfuse"],
         &[Demo, Tests, Bench],
     ),
+    // The disk that fails.
+    needed("nbdkit", &["nbdkit"], &[Tests]),
     needed(
         "python3-libnbd",
         &["/usr/lib/python3/dist-packages/nbd.py"],
