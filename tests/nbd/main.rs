@@ -8,6 +8,7 @@ mod disk_faults;
 mod disks;
 mod forced;
 mod hostile;
+mod mounted;
 mod node_loss;
 mod refusals;
 mod split_brain;
