@@ -169,3 +169,24 @@ fn a_paused_resync_stays_paused_over_a_reconnect() {
     world.until("both sides are in sync", |world| world.is_settled());
     world.end_well();
 }
+
+#[test]
+fn work_moves_away_from_a_primary_whose_disk_failed() {
+    let mut world = pair(8);
+    world.write(0, 0..8);
+    world.nodes[0].fail_next_write = true;
+    world.write(0, 2..4);
+    done(&mut world, 0, Command::Demote);
+    world.until("the other side knows", |world| {
+        world
+            .status(1)
+            .is_some_and(|status| status.peer.role == Role::Secondary)
+    });
+    done(&mut world, 1, PROMOTE);
+    world.write(1, 3..7);
+    // The disk is replaced, here by the old one that works again, and everything comes back.
+    world.crash(0, Crash::Kill);
+    world.start(0);
+    world.until("both sides are in sync", |world| world.is_settled());
+    world.end_well();
+}

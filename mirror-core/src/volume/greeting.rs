@@ -9,7 +9,7 @@ use super::peering::Phase;
 use super::store::After;
 use crate::control::Connection;
 use crate::layout::superblock::FEATURES_SUPPORTED;
-use crate::link::handshake::{Scope, Side, Strategy, Verdict, decide};
+use crate::link::handshake::{Rule, Scope, Side, Strategy, Verdict, decide};
 use crate::request::{Answer, Failure};
 use crate::units::Epoch;
 use crate::wire::message::{Hello, Message, Role, VERSION_MAX, VERSION_MIN};
@@ -49,7 +49,8 @@ impl Volume {
     }
 
     /// Keeps the reason for `explain` and reports it if it is a new one.
-    fn refuse_handshake(&mut self, problem: String) {
+    fn refuse_handshake(&mut self, problem: String, rule: Option<Rule>) {
+        self.peering.refused_by = rule;
         if self.peering.last_problem.as_ref() != Some(&problem) {
             self.report(Notice::error("handshake-refused", problem.clone()));
             self.peering.last_problem = Some(problem);
@@ -58,7 +59,7 @@ impl Volume {
 
     pub(super) fn on_hello(&mut self, hello: Box<Hello>, epoch: Epoch) {
         if let Some(problem) = self.mismatch(&hello) {
-            self.refuse_handshake(problem);
+            self.refuse_handshake(problem, None);
             self.break_link("the two sides do not fit");
             return;
         }
@@ -245,10 +246,11 @@ impl Volume {
                 self.break_link("no common data");
             }
             Strategy::Refuse => {
-                self.refuse_handshake(format!(
+                let problem = format!(
                     "rule {}: see 'mirrorctl explain {}'",
                     verdict.rule, self.config.name
-                ));
+                );
+                self.refuse_handshake(problem, Some(verdict.rule));
                 self.break_link("refused by rule");
             }
         }

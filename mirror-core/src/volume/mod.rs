@@ -19,11 +19,13 @@
 //! | `greeting` | hello, verdict, and what they bring about |
 //! | `exchange` | the target's bits on their way to the source |
 //! | `replica` | what the peer asks of this side |
-//! | `walk` | resync source and verify |
+//! | `source` | resync source: what to copy, and the end |
+//! | `walk` | going over the disk for a resync or a verify |
 //! | `target` | resync target |
-//! | `commands` | promote, demote and the other operator commands |
+//! | `commands` | operator commands, and those that wait for a handshake |
+//! | `promotion`, `leaving` | becoming primary, ceasing to be it, stopping |
 //! | `resizing` | growing online |
-//! | `report` | status and explanation |
+//! | `report`, `explain` | status for machines, explanation for people |
 
 mod alone;
 mod commands;
@@ -31,11 +33,14 @@ pub mod config;
 pub mod effect;
 pub mod event;
 mod exchange;
+mod explain;
 mod flushing;
 mod greeting;
+mod leaving;
 mod log;
 pub mod notice;
 mod peering;
+mod promotion;
 mod range_lock;
 pub mod refusal;
 mod replica;
@@ -44,6 +49,7 @@ mod requests;
 mod resizing;
 #[cfg(test)]
 mod scripted_tests;
+mod source;
 mod store;
 mod target;
 #[cfg(test)]

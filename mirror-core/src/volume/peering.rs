@@ -83,6 +83,8 @@ pub(super) struct Peering {
     pub(super) last_rule: Option<Rule>,
     /// Why the last handshake was refused; said once, since it is tried again for ever.
     pub(super) last_problem: Option<String>,
+    /// The rule that refused it, if it came that far.
+    pub(super) refused_by: Option<Rule>,
     /// What the peer said of itself last, for `explain`.
     pub(super) last_hello: Option<Box<Hello>>,
 }
@@ -96,6 +98,7 @@ impl Default for Peering {
             peer_seen: false,
             last_rule: None,
             last_problem: None,
+            refused_by: None,
             last_hello: None,
         }
     }
@@ -342,6 +345,7 @@ impl Volume {
         link.replicating = replicating;
         self.peering.connection = Connection::Connected;
         self.peering.last_problem = None;
+        self.peering.refused_by = None;
         if !was_ready {
             self.report(Notice::info(
                 "connected",

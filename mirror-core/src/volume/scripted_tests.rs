@@ -8,8 +8,8 @@ use super::tests::{config, fresh_metadata};
 use super::{Now, Volume};
 use crate::layout::metadata::parse;
 use crate::link::handshake::{Rule, Strategy};
-use crate::units::{ByteRange, Epoch, IoToken, LinkId, Sequence, Uuid};
-use crate::wire::message::{Envelope, Hello, InitialSync, Message, Mode, PeerLoss};
+use crate::units::{ByteRange, Epoch, Generation, IoToken, LinkId, Sequence, Uuid};
+use crate::wire::message::{DiskState, Envelope, Hello, InitialSync, Message, Mode, PeerLoss};
 
 const LINK: LinkId = LinkId(1);
 
@@ -251,4 +251,45 @@ fn an_operation_past_the_end_ends_the_link() {
     let end = scripted.volume.size_bytes();
     scripted.hears_write(10, 0, ByteRange::new(end, 4096));
     assert!(scripted.has_closed());
+}
+
+/// Every way in which two sides that fit may end without a link has its words and its ways out.
+#[test]
+fn every_refusing_rule_is_explained_with_a_way_out() {
+    type Change = fn(&mut Hello);
+    let cases: [(Change, Rule, &str); 2] = [
+        (
+            |hello| hello.disk = DiskState::Failed,
+            Rule::DiskFailed,
+            "mirrorctl init md1   (on server1",
+        ),
+        (
+            |hello| {
+                hello.generations.current = Generation(5);
+                hello.disk = DiskState::Inconsistent;
+            },
+            Rule::SourceInconsistent,
+            "mirrorctl promote md1 --force",
+        ),
+    ];
+    for (change, rule, command) in cases {
+        let mut hello = Scripted::new(0).hello();
+        change(&mut hello);
+        let mut scripted = Scripted::new(1);
+        scripted.hears(Message::Hello(Box::new(hello)));
+        scripted.hears(Message::Verdict {
+            rule: rule.code(),
+            strategy: Strategy::Refuse.code(),
+        });
+        assert!(scripted.has_closed(), "{rule}");
+        let explanation = scripted.volume.explain();
+        assert_eq!(explanation.rule.as_deref(), Some(rule.name()));
+        assert!(
+            explanation
+                .choices
+                .iter()
+                .any(|choice| choice.command.contains(command)),
+            "{explanation:?}"
+        );
+    }
 }

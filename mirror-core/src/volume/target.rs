@@ -7,6 +7,7 @@ use super::store::After;
 use crate::generation::GenerationSet;
 use crate::layout::superblock::Discard;
 use crate::link::handshake::Scope;
+use crate::resync::pace::Pace;
 use crate::units::{ByteRange, FullSyncId, LinkId};
 use crate::wire::message::{DiskState, Message, Role};
 
@@ -22,11 +23,14 @@ pub(super) struct Target {
     pub(super) done_bytes: u64,
     pub(super) copied_bytes: u64,
     pub(super) paused: bool,
+    /// Measures how fast data comes in.
+    pub(super) pace: Pace,
     generations: Option<GenerationSet>,
 }
 
 impl Target {
     pub(super) fn note(&mut self, range: ByteRange, copied: bool) {
+        self.pace.done(u64::from(range.length));
         self.done_bytes = (self.done_bytes + u64::from(range.length)).min(self.total_bytes);
         if copied {
             self.copied_bytes += u64::from(range.length);
@@ -50,6 +54,7 @@ impl Volume {
         if !same_line || self.superblock.flags.primary {
             self.superblock.flags.outdated = true;
         }
+        let pace = self.new_pace();
         self.target = Some(Target {
             scope,
             full: matches!(scope, Scope::Full | Scope::Remainder),
@@ -58,6 +63,7 @@ impl Volume {
             done_bytes: 0,
             copied_bytes: 0,
             paused: false,
+            pace,
             generations: None,
         });
         self.meet_peer();
@@ -96,6 +102,7 @@ impl Volume {
             return;
         }
         let full = !full_sync.is_none();
+        let pace = self.new_pace();
         let target = self.target.get_or_insert(Target {
             scope: Scope::Bitmap,
             full,
@@ -104,6 +111,7 @@ impl Volume {
             done_bytes: 0,
             copied_bytes: 0,
             paused: false,
+            pace,
             generations: None,
         });
         target.started = true;

@@ -16,11 +16,10 @@ use super::store::After;
 use super::{Io, Sent, Volume};
 use crate::buffer::Buffer;
 use crate::control::SyncKind;
-use crate::link::handshake::{Scope, Strategy};
 use crate::resync::hash::{COMPARE_BYTES, block_hashes, is_zero};
 use crate::resync::pace::Pace;
-use crate::units::{ByteRange, EXTENT_BYTES, ExtentIndex, FullSyncId, LinkId, REQUEST_BYTES_MAX};
-use crate::wire::message::{DiskState, InitialSync, Message, Role};
+use crate::units::{ByteRange, EXTENT_BYTES, ExtentIndex, REQUEST_BYTES_MAX};
+use crate::wire::message::{InitialSync, Message};
 
 /// Wait before a resync that met unreadable blocks tries those again.
 const UNREADABLE_RETRY_MS: u64 = 10_000;
@@ -28,7 +27,7 @@ const UNREADABLE_RETRY_MS: u64 = 10_000;
 const UNREADABLE_REPORTED_MAX: u64 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// The target prepares.
     Starting,
     Walking,
@@ -47,7 +46,7 @@ pub(super) struct Step {
 #[derive(Debug)]
 pub(super) struct Walk {
     pub(super) kind: SyncKind,
-    stage: Stage,
+    pub(super) stage: Stage,
     repair: bool,
     /// Next byte to look at.
     cursor: u64,
@@ -55,10 +54,10 @@ pub(super) struct Walk {
     pace: Pace,
     pub(super) total_bytes: u64,
     pub(super) done_bytes: u64,
-    copied_bytes: u64,
+    pub(super) copied_bytes: u64,
     mismatch_bytes: u64,
-    paused_here: bool,
-    paused_there: bool,
+    pub(super) paused_here: bool,
+    pub(super) paused_there: bool,
     copied: Vec<ByteRange>,
     copied_since_checkpoint: u64,
     /// Ranges that the running flush covers, and its number.
@@ -81,7 +80,7 @@ struct Unreadable {
 }
 
 impl Walk {
-    fn new(kind: SyncKind, stage: Stage, total_bytes: u64, pace: Pace) -> Self {
+    pub(super) fn new(kind: SyncKind, stage: Stage, total_bytes: u64, pace: Pace) -> Self {
         Self {
             kind,
             stage,
@@ -119,99 +118,6 @@ impl Walk {
 }
 
 impl Volume {
-    pub(super) fn on_bitmap_end(&mut self, link: LinkId) {
-        let Some(Strategy::Source(scope)) = self.link().and_then(super::peering::Link::strategy)
-        else {
-            self.break_link("a bitmap from the source");
-            return;
-        };
-        match scope {
-            Scope::Full => {
-                self.bitmap.set_all();
-                self.weak.clear();
-            }
-            // Declared equal is what was there before; what was written here since stays dirty (D2).
-            Scope::Bitmap | Scope::Remainder | Scope::Nothing => {}
-        }
-        self.meet_peer();
-        let pages = self.unsaved_pages();
-        self.save_pages(&pages, After::SourcePages { link });
-    }
-
-    /// The union of both bitmaps is on disk here: whatever happens to the target's now, D1 holds.
-    pub(super) fn on_source_pages(&mut self, link: LinkId) {
-        let Some(Strategy::Source(scope)) = self
-            .link()
-            .filter(|link_now| link_now.id() == link)
-            .and_then(super::peering::Link::strategy)
-        else {
-            return;
-        };
-        let full_sync = match scope {
-            // The bits say "everything" from here on, whoever asked for it.
-            Scope::Full => {
-                self.superblock.flags.full_resync = false;
-                self.draw_full_sync()
-            }
-            // What was declared equal holds for this target only, and only if the two get to the end.
-            Scope::Nothing => self.draw_full_sync(),
-            Scope::Remainder => self.superblock.peer.full_sync,
-            Scope::Bitmap => FullSyncId::NONE,
-        };
-        self.superblock.peer.full_sync = full_sync;
-        self.persist(After::SourceRecorded { link });
-    }
-
-    pub(super) fn on_source_recorded(&mut self, link: LinkId) {
-        if !self.is_current(link) {
-            return;
-        }
-        let full_sync = self.superblock.peer.full_sync;
-        if self.bitmap.is_clean() {
-            self.begin_walk(Stage::Finishing, full_sync);
-            self.set_ready(true);
-            self.hand_over();
-        } else {
-            self.begin_walk(Stage::Starting, full_sync);
-        }
-    }
-
-    pub(super) fn on_resync_ready(&mut self) {
-        let Some(walk) = self
-            .walk
-            .as_mut()
-            .filter(|walk| walk.stage == Stage::Starting)
-        else {
-            return;
-        };
-        walk.stage = Stage::Walking;
-        let total = walk.total_bytes;
-        self.report(Notice::info(
-            "resync-started",
-            format!("sending {total} bytes to {}", self.config.peer_name),
-        ));
-        self.set_ready(true);
-        self.pump_walk();
-    }
-
-    /// Bits were set while connected, or a resync stopped before it handed over: go on with it if
-    /// this side is the one to copy from.
-    pub(super) fn want_resync(&mut self) {
-        let Some(link) = self.link().filter(|link| link.is_ready()) else {
-            return;
-        };
-        let unfinished = matches!(
-            link.peer_disk,
-            DiskState::Inconsistent | DiskState::Outdated
-        );
-        let may_send =
-            link.is_source && link.replicating && self.disk_usable() && !self.commands.is_leaving();
-        let needed = unfinished || !self.bitmap.is_clean();
-        if self.walk.is_none() && may_send && needed {
-            self.begin_walk(Stage::Starting, self.superblock.peer.full_sync);
-        }
-    }
-
     pub(super) fn begin_verify(&mut self, repair: bool) {
         let pace = self.new_pace();
         let mut walk = Walk::new(
@@ -377,54 +283,6 @@ impl Volume {
         self.pump_walk();
     }
 
-    pub(super) fn on_resync_done_ack(&mut self, link: LinkId) {
-        if self
-            .walk
-            .as_ref()
-            .is_none_or(|walk| walk.stage != Stage::Finishing)
-        {
-            return;
-        }
-        if let Some(link) = &mut self.peering.link {
-            link.peer_disk = DiskState::UpToDate;
-        }
-        self.superblock.generations.settle();
-        self.superblock.peer.outdated = false;
-        self.superblock.peer.detached = false;
-        let flags = &mut self.superblock.flags;
-        flags.primary = self.role == Role::Primary;
-        flags.full_resync = false;
-        flags.discard_local = false;
-        self.superblock.peer.full_sync = FullSyncId::NONE;
-        self.superblock.peer.was_equal = true;
-        self.end_alone();
-        self.persist(After::SourceSettled { link });
-    }
-
-    pub(super) fn on_source_settled(&mut self, link: LinkId) {
-        if !self.is_current(link) {
-            return;
-        }
-        let pages = self.bitmap.changed_pages();
-        self.save_pages(&pages, After::Nothing);
-        if let Some(walk) = self.walk.take()
-            && walk.total_bytes > 0
-        {
-            self.last_sync_copied_bytes = walk.copied_bytes;
-            self.report(Notice::info(
-                "resync-finished",
-                format!(
-                    "{} is up to date, {} bytes copied",
-                    self.config.peer_name, walk.copied_bytes
-                ),
-            ));
-        }
-        if self.bitmap.is_clean() {
-            self.weak.clear();
-        }
-        self.want_resync();
-    }
-
     /// The walk cannot go on. Bits stay; a resync is taken up again when its reason to stop is over,
     /// or by the next handshake.
     pub(super) fn abort_walk(&mut self, why: &str) {
@@ -514,46 +372,11 @@ impl Volume {
         }
     }
 
-    /// Pauses what runs here, or lets it go on. A resync stays paused over a reconnect. False if there
-    /// is nothing to pause.
-    pub(super) fn pause_walk(&mut self, paused: bool) -> bool {
-        let mut known = std::mem::take(&mut self.resync_paused) && !paused;
-        if let Some(walk) = &mut self.walk {
-            walk.paused_here = paused;
-            self.resync_paused = paused && walk.kind != SyncKind::Verify;
-            known = true;
-        }
-        if let Some(target) = &mut self.target {
-            target.paused = paused;
-            self.resync_paused = paused;
-            known = true;
-        }
-        if known {
-            self.send(Message::ResyncPaused { paused });
-            self.pump_walk();
-        }
-        known
-    }
-
-    /// Tells the peer of a resync that just began that it is paused here.
-    pub(super) fn repeat_pause(&mut self) {
-        if self.resync_paused {
-            self.send(Message::ResyncPaused { paused: true });
-        }
-    }
-
-    pub(super) fn on_peer_paused(&mut self, paused: bool) {
-        if let Some(walk) = &mut self.walk {
-            walk.paused_there = paused;
-        }
-        if let Some(target) = &mut self.target {
-            target.paused = paused;
-        }
-        self.pump_walk();
-    }
-
     pub(super) fn tick_walk(&mut self) {
         let now = self.now.monotonic_ms;
+        if let Some(target) = &mut self.target {
+            target.pace.tick(now);
+        }
         if let Some(walk) = &mut self.walk {
             walk.pace.tick(now);
             self.pump_walk();
@@ -562,28 +385,7 @@ impl Volume {
         }
     }
 
-    fn begin_walk(&mut self, stage: Stage, full_sync: FullSyncId) {
-        self.resync_due_ms = None;
-        let total_bytes = self.bitmap.dirty_bytes();
-        let kind = if full_sync.is_none() {
-            SyncKind::Resync
-        } else {
-            SyncKind::Full
-        };
-        let pace = self.new_pace();
-        let mut walk = Walk::new(kind, stage, total_bytes, pace);
-        walk.paused_here = self.resync_paused;
-        self.walk = Some(walk);
-        if stage == Stage::Starting {
-            self.send(Message::ResyncStart {
-                total_bytes,
-                full_sync,
-            });
-            self.repeat_pause();
-        }
-    }
-
-    fn new_pace(&self) -> Pace {
+    pub(super) fn new_pace(&self) -> Pace {
         Pace::new(
             self.config.resync_rate_max,
             self.config.resync_in_flight,
@@ -591,7 +393,7 @@ impl Volume {
         )
     }
 
-    fn pump_walk(&mut self) {
+    pub(super) fn pump_walk(&mut self) {
         loop {
             let clients_active = self.requests.active() > 0;
             let Some(walk) = &mut self.walk else {
@@ -687,16 +489,6 @@ impl Volume {
         // Too many bits on disk only cost time, so the pages need not be waited for.
         let pages = self.bitmap.changed_pages();
         self.save_pages(&pages, After::Nothing);
-    }
-
-    fn hand_over(&mut self) {
-        if let Some(walk) = &mut self.walk {
-            walk.stage = Stage::Finishing;
-        }
-        // From here on the peer may hold the current generation: going alone again needs a new one.
-        self.end_alone();
-        let generations = self.superblock.generations;
-        self.send(Message::ResyncDone { generations });
     }
 
     fn end_verify(&mut self) {
