@@ -155,6 +155,54 @@ fn two_nodes_of_the_same_name_are_refused() -> Result<()> {
     )
 }
 
+/// Both nodes are told the same about each other, whichever of them sees it first.
+fn assert_handshake_refused(pair: &mut Pair, words: &[&str]) -> Result<()> {
+    for side in Side::BOTH {
+        pair.init(side, &[]).done()?;
+    }
+    for side in Side::BOTH {
+        pair.start(side)?;
+    }
+    for side in Side::BOTH {
+        wait_logged(pair, side, words)?;
+    }
+    Ok(())
+}
+
+/// The file of the second node with the names of the two exchanged, and everything else as it was.
+fn exchange_names(pair: &mut Pair) -> Result<()> {
+    for (before, after) in [("name = \"", "\""), ("mirror.on.", "]")] {
+        let named = |name: &str| format!("{before}{name}{after}");
+        let steps = [
+            ("server1", "third"),
+            ("server2", "server1"),
+            ("third", "server2"),
+        ];
+        for (from, to) in steps {
+            change_config(pair, Side::Second, &named(from), &named(to))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn nodes_that_run_under_one_name_say_so() -> Result<()> {
+    let mut pair = create()?;
+    exchange_names(&mut pair)?;
+    pair.node_mut(Side::Second).name = "server1";
+    assert_handshake_refused(&mut pair, &["same identity", "--node"])
+}
+
+#[test]
+fn nodes_that_stand_in_another_order_say_so() -> Result<()> {
+    let mut pair = create()?;
+    let nodes =
+        |one: &str, two: &str| format!("[[node]]\nname = \"{one}\"\n\n[[node]]\nname = \"{two}\"");
+    let (from, to) = (nodes("server1", "server2"), nodes("server2", "server1"));
+    change_config(&mut pair, Side::Second, &from, &to)?;
+    assert_handshake_refused(&mut pair, &["another order", "same file"])
+}
+
 /// Metadata that was written under another configuration: `from` was `to` in it.
 fn assert_foreign(from: &str, to: &str, mirror: &str, what: &str) -> Result<()> {
     let mut pair = create()?;

@@ -80,7 +80,7 @@ pub enum OpenError {
     ThreadEnded,
     #[error(
         "cannot listen on {address} for the peer; check that `replication` is an address of this \
-         node and that nothing else uses the port"
+         node, that --node names this node, and that nothing else uses the port"
     )]
     Listen {
         address: SocketAddr,

@@ -218,7 +218,7 @@ fn run_thread(
 struct Mirror {
     driver: Rc<Driver>,
     pairs: mpsc::Receiver<Pair>,
-    link_maker: JoinHandle<()>,
+    link_makers: Vec<JoinHandle<()>>,
 }
 
 impl Mirror {
@@ -248,7 +248,18 @@ impl Mirror {
         let refused: Rc<RefusedSlot> = Rc::default();
         let tell = Rc::clone(&refused);
         let tell: Rc<dyn Fn(&LinkError)> = Rc::new(move |error| tell.tell(error));
-        let link_maker = if settings.volume.first {
+        // The first node connects and the second accepts. The first listens all the same: whoever comes
+        // there runs under the same name or another order of the nodes, and the hello says so.
+        let listener = Listener::bind(
+            settings.listen,
+            settings.peer,
+            Rc::clone(&credentials),
+            wanted.clone(),
+            pair_maker.clone(),
+            Rc::clone(&tell),
+        )?;
+        let mut link_makers = vec![tokio_uring::spawn(listener.run())];
+        if settings.volume.first {
             let connector = Connector {
                 peer: settings.peer,
                 credentials,
@@ -256,18 +267,8 @@ impl Mirror {
                 pairs: pair_maker,
                 refused: tell,
             };
-            tokio_uring::spawn(connector.run())
-        } else {
-            let listener = Listener::bind(
-                settings.listen,
-                settings.peer,
-                credentials,
-                wanted.clone(),
-                pair_maker,
-                tell,
-            )?;
-            tokio_uring::spawn(listener.run())
-        };
+            link_makers.push(tokio_uring::spawn(connector.run()));
+        }
 
         let started = Instant::now();
         let resources = Resources {
@@ -290,7 +291,7 @@ impl Mirror {
         Ok(Self {
             driver,
             pairs,
-            link_maker,
+            link_makers,
         })
     }
 
@@ -358,7 +359,9 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        self.link_maker.abort();
+        for link_maker in &self.link_makers {
+            link_maker.abort();
+        }
         self.driver.release();
     }
 }
