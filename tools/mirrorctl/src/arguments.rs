@@ -47,6 +47,10 @@ pub struct Global {
 }
 
 impl Global {
+    pub fn shows_progress(&self) -> bool {
+        !self.quiet && !self.json
+    }
+
     pub fn client(&self) -> Client {
         Client::new(&self.run_dir, self.timeout.unwrap_or(CALL_TIMEOUT_DEFAULT))
     }

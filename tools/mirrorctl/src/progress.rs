@@ -3,7 +3,6 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use mirror_core::control::SyncStatus;
 
-use crate::arguments::Global;
 use crate::mdstat::sync_name;
 
 /// Shows the sync that is running; nothing while none is.
@@ -14,11 +13,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(global: &Global) -> Self {
-        Self {
-            wanted: !global.quiet && !global.json,
-            bar: None,
-        }
+    pub fn new(wanted: bool) -> Self {
+        Self { wanted, bar: None }
     }
 
     pub fn show(&mut self, mirror: &str, sync: Option<&SyncStatus>) {
@@ -46,7 +42,7 @@ impl Progress {
                     humantime::format_duration(std::time::Duration::from_secs(eta))
                 )
             });
-            format!("{}/s{eta}", indicatif::BinaryBytes(sync.rate_bytes_per_s))
+            format!("{}/s{eta}", bytes(sync.rate_bytes_per_s))
         });
     }
 
@@ -61,4 +57,9 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// An amount for people.
+pub fn bytes(amount: u64) -> String {
+    indicatif::BinaryBytes(amount).to_string()
 }

@@ -31,7 +31,7 @@ pub async fn run(global: &Global, mirror: &str, repair: bool, no_wait: bool) -> 
         client,
         mirror,
         deadline,
-        progress: Progress::new(global),
+        progress: Progress::new(global.shows_progress()),
     };
     let mismatch_bytes = watch.comparison().await?;
     let repaired = match repair && mismatch_bytes > 0 {

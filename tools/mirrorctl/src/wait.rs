@@ -25,7 +25,7 @@ pub enum Look {
 pub async fn run(global: &Global, mirror: &str, condition: Condition) -> Outcome {
     let deadline = global.timeout.map(|timeout| Instant::now() + timeout);
     let client = global.client();
-    let mut progress = Progress::new(global);
+    let mut progress = Progress::new(global.shows_progress());
     loop {
         let status = find(client.status().await?, mirror)?;
         match look(&status, condition) {

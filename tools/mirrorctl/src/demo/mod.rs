@@ -14,16 +14,18 @@ mod report;
 mod stage;
 mod tool;
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use local_pair::{Pair, PairOptions, Placement, Programs, Side};
 use mirror_core::control::{MirrorStatus, Role};
 
-use report::{Report, bytes};
+use report::Report;
 use stage::Stage;
 
 use crate::arguments::Attach;
+use crate::progress::{Progress, bytes};
 
 const MIRROR_BYTES: u64 = 1 << 30;
 /// What both data files and some slack take of `/dev/shm`; with less room there the temporary folder is used.
@@ -151,9 +153,12 @@ fn tell(report: &mut Report, attach: Option<Attach>) -> Result<()> {
 
 /// Shows a resync until both sides are up to date.
 fn watch_sync(pair: &Pair, source: Side) -> Result<()> {
-    let progress = report::Progress::default();
-    let shown = |status: &MirrorStatus| progress.show(status.sync.as_ref());
-    pair.watch_synced(source, shown)
+    let progress = RefCell::new(Progress::new(true));
+    let show = |status: &MirrorStatus| {
+        let mut progress = progress.borrow_mut();
+        progress.show(&status.name, status.sync.as_ref());
+    };
+    pair.watch_synced(source, show)
 }
 
 fn memory_bytes_free() -> u64 {

@@ -4,9 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use mirror_core::control::SyncStatus;
-
 const NAME_WIDTH: usize = 38;
 
 #[derive(Debug, Default)]
@@ -70,43 +67,4 @@ impl Step {
         self.took.set(Some(self.start.elapsed()));
         self.result.replace(result);
     }
-}
-
-/// The progress bar of a resync.
-#[derive(Debug, Default)]
-pub struct Progress {
-    bar: RefCell<Option<ProgressBar>>,
-}
-
-impl Progress {
-    pub fn show(&self, sync: Option<&SyncStatus>) {
-        let mut bar = self.bar.borrow_mut();
-        let Some(sync) = sync else {
-            return;
-        };
-        let bar = bar.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template(
-                "    [{bar:40}] {percent:>3}% {bytes}/{total_bytes} {msg}",
-            )
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("=>.");
-            ProgressBar::new(sync.total_bytes).with_style(style)
-        });
-        bar.set_length(sync.total_bytes);
-        bar.set_position(sync.done_bytes);
-        bar.set_message(format!("{}/s", bytes(sync.rate_bytes_per_s)));
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-/// An amount for people.
-pub fn bytes(amount: u64) -> String {
-    indicatif::BinaryBytes(amount).to_string()
 }
