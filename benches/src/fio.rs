@@ -1,10 +1,9 @@
 //! One run of `fio` against an NBD export.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use local_pair::run_bounded;
+use local_pair::run_tool;
 use serde_json::Value;
 
 /// What a run reached.
@@ -16,22 +15,15 @@ pub struct Reached {
 
 /// Runs `fio` on an export with more arguments and takes its figures.
 pub fn run(uri: &str, seconds_max: u64, arguments: &[String]) -> Result<Reached> {
-    let output = run_bounded(
-        Command::new("fio")
-            .args(["--name=bench", "--ioengine=nbd", "--output-format=json"])
-            .arg(format!("--uri={uri}"))
-            .args(arguments),
-        Duration::from_secs(seconds_max),
-    )?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        bail!(
-            "fio {} ended with {}: {said}{}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
+    let uri = format!("--uri={uri}");
+    let mut words = vec![
+        "--name=bench",
+        "--ioengine=nbd",
+        "--output-format=json",
+        &uri,
+    ];
+    words.extend(arguments.iter().map(String::as_str));
+    let said = run_tool("fio", &words, Duration::from_secs(seconds_max))?;
     // fio may print notes before the JSON.
     let start = said.find('{').context("fio printed no JSON")?;
     let report: Value = serde_json::from_str(&said[start..]).context("the JSON of fio")?;

@@ -1,38 +1,21 @@
 //! Clients from Debian, each run to its end within a limit.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use local_pair::run_bounded;
+use local_pair::{run_failing_tool, run_tool};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// Runs a client that must succeed and gives its standard output.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = run_bounded(Command::new(program).args(arguments), LIMIT)?;
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        bail!(
-            "`{program} {}` ended with {}: {stdout}{}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(stdout)
+    run_tool(program, arguments, LIMIT)
 }
 
 /// Runs a client that must fail and gives everything it said.
 pub fn run_failing(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = run_bounded(Command::new(program).args(arguments), LIMIT)?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        bail!("`{program} {}` succeeded: {said}", arguments.join(" "));
-    }
-    Ok(said)
+    run_failing_tool(program, arguments, LIMIT)
 }
 
 /// Commands of `qemu-io` on a raw image; a pattern that does not match is an error.

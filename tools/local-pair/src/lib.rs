@@ -10,6 +10,7 @@ mod options;
 mod outcome;
 mod pair;
 mod programs;
+mod tool;
 mod wait;
 
 pub use authority::Authority;
@@ -18,4 +19,5 @@ pub use options::{NbdTlsFiles, PairOptions, Placement};
 pub use outcome::Outcome;
 pub use pair::{MIRROR, Pair, Side};
 pub use programs::{PROGRAM_DIR_VARIABLE, Programs};
+pub use tool::{run_failing_tool, run_tool};
 pub use wait::{Deadline, interrupt, run_bounded};
