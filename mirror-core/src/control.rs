@@ -58,6 +58,38 @@ pub struct MirrorStatus {
     pub last_verify_mismatch_bytes: Option<u64>,
 }
 
+impl MirrorStatus {
+    /// A mirror of 1 GiB whose sides are connected and equal, and that has done nothing yet: where tests begin. The
+    /// peer is secondary.
+    pub fn in_step(name: &str, role: Role, peer: &str) -> Self {
+        Self {
+            name: name.into(),
+            role,
+            mode: Mode::Sync,
+            connection: Connection::Connected,
+            disk: DiskState::UpToDate,
+            peer: PeerStatus {
+                node: peer.into(),
+                role: Role::Secondary,
+                disk: DiskState::UpToDate,
+            },
+            size_bytes: 1 << 30,
+            out_of_sync_bytes: 0,
+            sync: None,
+            lag_bytes: 0,
+            lag_ms: 0,
+            io_suspended: false,
+            generation: "9f3c0123456789ab".into(),
+            epoch: 3,
+            device: None,
+            exports: Vec::new(),
+            counters: Counters::default(),
+            last_sync_copied_bytes: 0,
+            last_verify_mismatch_bytes: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
     pub node: String,

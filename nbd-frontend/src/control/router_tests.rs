@@ -2,42 +2,12 @@
 
 use std::io::{Read, Write};
 
-use mirror_core::control::{
-    Choice, Connection, Counters, DiskState, Mode, Notice, PeerStatus, Role,
-};
+use mirror_core::control::{Choice, Notice, Role};
 use tokio::net::UnixListener;
 
 use super::super::client::{Client, ClientError};
 use super::super::port::Ask;
 use super::*;
-
-fn sample_status(name: &str) -> MirrorStatus {
-    MirrorStatus {
-        name: name.into(),
-        role: Role::Primary,
-        mode: Mode::Sync,
-        connection: Connection::Connected,
-        disk: DiskState::UpToDate,
-        peer: PeerStatus {
-            node: "server2".into(),
-            role: Role::Secondary,
-            disk: DiskState::UpToDate,
-        },
-        size_bytes: 1 << 30,
-        out_of_sync_bytes: 0,
-        sync: None,
-        lag_bytes: 0,
-        lag_ms: 0,
-        io_suspended: false,
-        generation: "0123456789abcdef".into(),
-        epoch: 3,
-        device: None,
-        exports: Vec::new(),
-        counters: Counters::default(),
-        last_sync_copied_bytes: 0,
-        last_verify_mismatch_bytes: None,
-    }
-}
 
 /// A mirror that takes `promote` and refuses everything else, as its thread would.
 fn fake_mirror() -> MirrorPort {
@@ -52,7 +22,9 @@ fn fake_mirror() -> MirrorPort {
                         _ => Err(Refusal::new("fake-rule", "no", "do something else")),
                     })
                     .is_ok(),
-                Ask::Status(reply) => reply.send(sample_status("md1")).is_ok(),
+                Ask::Status(reply) => reply
+                    .send(MirrorStatus::in_step("md1", Role::Primary, "server2"))
+                    .is_ok(),
                 Ask::Explain(reply) => reply
                     .send(Explanation {
                         mirror: "md1".into(),
@@ -156,8 +128,8 @@ async fn all_mirrors_are_asked_at_once() {
         while let (Some(Ask::Status(first)), Some(Ask::Status(second))) =
             (first_asks.recv().await, second_asks.recv().await)
         {
-            let _ = first.send(sample_status("md1"));
-            let _ = second.send(sample_status("md2"));
+            let _ = first.send(MirrorStatus::in_step("md1", Role::Primary, "server2"));
+            let _ = second.send(MirrorStatus::in_step("md2", Role::Primary, "server2"));
         }
     });
     let mirrors = [first, second]

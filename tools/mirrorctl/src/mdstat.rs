@@ -221,34 +221,10 @@ fn short(generation: &str) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use mirror_core::control::{Counters, Direction, DownMirror, PeerStatus};
+    use mirror_core::control::{Direction, DownMirror};
 
     pub fn sample() -> MirrorStatus {
-        MirrorStatus {
-            name: "md1".into(),
-            role: Role::Primary,
-            mode: Mode::Sync,
-            connection: Connection::Connected,
-            disk: DiskState::UpToDate,
-            peer: PeerStatus {
-                node: "server2".into(),
-                role: Role::Secondary,
-                disk: DiskState::UpToDate,
-            },
-            size_bytes: 1 << 30,
-            out_of_sync_bytes: 0,
-            sync: None,
-            lag_bytes: 0,
-            lag_ms: 0,
-            io_suspended: false,
-            generation: "9f3c0123456789ab".into(),
-            epoch: 3,
-            device: None,
-            exports: Vec::new(),
-            counters: Counters::default(),
-            last_sync_copied_bytes: 0,
-            last_verify_mismatch_bytes: None,
-        }
+        MirrorStatus::in_step("md1", Role::Primary, "server2")
     }
 
     fn check(mirror: MirrorStatus, expected: &str) {

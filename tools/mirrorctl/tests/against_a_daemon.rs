@@ -5,8 +5,8 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use mirror_core::control::{
-    Choice, Connection, Counters, Direction, DiskState, Explanation, MirrorStatus, Mode, Notice,
-    PeerStatus, Refusal, Role, SyncKind, SyncStatus,
+    Choice, Connection, Direction, DiskState, Explanation, MirrorStatus, Notice, Refusal, Role,
+    SyncKind, SyncStatus,
 };
 use mirror_core::volume::event;
 use nbd_frontend::control::events::EventRing;
@@ -15,31 +15,7 @@ use nbd_frontend::control::router::{MirrorEntry, MirrorState, Node, router};
 use nbd_frontend::control::server;
 
 fn status() -> MirrorStatus {
-    MirrorStatus {
-        name: "md1".into(),
-        role: Role::Secondary,
-        mode: Mode::Sync,
-        connection: Connection::Connected,
-        disk: DiskState::UpToDate,
-        peer: PeerStatus {
-            node: "server2".into(),
-            role: Role::Secondary,
-            disk: DiskState::UpToDate,
-        },
-        size_bytes: 1 << 30,
-        out_of_sync_bytes: 0,
-        sync: None,
-        lag_bytes: 0,
-        lag_ms: 0,
-        io_suspended: false,
-        generation: "9f3c0123456789ab".into(),
-        epoch: 3,
-        device: None,
-        exports: Vec::new(),
-        counters: Counters::default(),
-        last_sync_copied_bytes: 0,
-        last_verify_mismatch_bytes: None,
-    }
+    MirrorStatus::in_step("md1", Role::Secondary, "server2")
 }
 
 /// How the repair after a verify goes.
