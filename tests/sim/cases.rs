@@ -189,6 +189,9 @@ fn an_extent_evicted_while_its_write_is_volatile_survives_a_power_loss() {
             for extent in 0..6 {
                 let unit = world.extent(extent) + round;
                 world.write(0, unit..unit + 1);
+                let view = world.nodes[0].durable().expect("readable metadata");
+                assert_eq!(view.hot_extents(), 1, "the one before was evicted");
+                assert!(view.covers(unit * 4096));
             }
         }
         for node in [1, 0] {

@@ -1,6 +1,9 @@
 //! Resyncs: cut by a crash of either side or of the link, overtaken by newer writes, stopped by commands
 //! and by blocks that cannot be read.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use mirror_core::control::SyncKind;
 use mirror_core::request::Answer;
 use mirror_core::units::EXTENT_BYTES;
@@ -63,10 +66,17 @@ fn a_crash_of_the_source_in_the_middle_of_a_resync_is_made_good() {
 #[test]
 fn a_stale_resync_write_does_not_land_over_a_newer_write() {
     let mut world = resyncing(4);
-    world.network.hold = Some(Box::new(|_, message| {
-        matches!(message, Message::ResyncData { .. })
+    let held = Rc::new(RefCell::new(Vec::new()));
+    let holding = Rc::clone(&held);
+    world.network.hold = Some(Box::new(move |_, message| {
+        let Message::ResyncData { range, .. } = message else {
+            return false;
+        };
+        holding.borrow_mut().push(range.extent());
+        true
     }));
     world.run_for(20);
+    let overtaken = *held.borrow().first().expect("a resync write is on its way");
     let newer: Vec<_> = (0..8)
         .map(|extent| {
             let unit = world.extent(extent);
@@ -74,6 +84,11 @@ fn a_stale_resync_write_does_not_land_over_a_newer_write() {
         })
         .collect();
     world.run_for(20);
+    assert_eq!(
+        world.answers.get(&newer[overtaken.0 as usize]),
+        None,
+        "the newer write waits for the older one to land"
+    );
     world.network.hold = None;
     for id in newer {
         assert_eq!(world.answer_to(id), Some(Answer::Done));

@@ -18,6 +18,17 @@ use crate::sim::world::World;
 impl World {
     pub(super) fn check_step(&mut self) {
         self.check_coverage();
+        self.check_serving();
+    }
+
+    // --- D8 --------------------------------------------------------------------------------
+
+    /// Never two that serve one line of data, answers or not.
+    fn check_serving(&mut self) {
+        let both = self.nodes.iter().all(|node| node.is_up() && node.serving);
+        if both && self.line[0] == self.line[1] {
+            self.violate("D8", "both nodes serve".into());
+        }
     }
 
     // --- D1 --------------------------------------------------------------------------------
