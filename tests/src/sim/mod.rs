@@ -4,7 +4,11 @@
 //! | file | owns |
 //! |---|---|
 //! | `settings` | what kind of world a seed makes |
-//! | `world` | time, the queue of happenings, the carrying out of effects |
+//! | `world` | time, the queue of happenings, the life of a node |
+//! | `build` | the two nodes before their first start |
+//! | `effects` | what a volume asks of its disks and its driver |
+//! | `requests` | what clients and operators ask of a volume |
+//! | `traffic` | messages on their way, links made and cut |
 //! | `node` | one node: its volume while it runs, its disks always |
 //! | `disk`, `metadata_disk` | storage that loses, tears and fails |
 //! | `network` | the link: order, delay, cuts |
@@ -16,11 +20,13 @@
 //! | `scene` | what tests bring about by hand |
 //! | `run` | a whole world from its seed to its verdict |
 
+mod build;
 pub mod checker;
 pub mod client;
 pub mod content;
 pub mod disk;
 pub mod durable;
+mod effects;
 pub mod faults;
 pub mod metadata_disk;
 pub mod mutation;
@@ -28,7 +34,9 @@ pub mod network;
 pub mod node;
 pub mod operator;
 pub mod oracle;
+mod requests;
 pub mod run;
 pub mod scene;
 pub mod settings;
+mod traffic;
 pub mod world;
