@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use local_pair::loopback_addresses;
 use mirror_core::control::{CommandRequest, Connection, NodeStatus, Role};
 use mirror_core::io::init::{InitSettings, init_mirror};
 use nbd_frontend::config::{Config, key};
@@ -39,17 +40,16 @@ impl Site {
             "[cluster]\nname = \"test\"\nkey_file = {:?}\n[[node]]\nname = \"a\"\n[[node]]\nname = \"b\"\n",
             site.path("key")
         );
-        for (port, name) in [(1, "md1"), (3, "md2")]
+        for name in ["md1", "md2"]
             .into_iter()
             .take(1 + usize::from(with_broken))
         {
-            // The first node connects and does not listen, so these ports are never opened.
+            let [here, there] = loopback_addresses().unwrap();
             text += &format!(
                 "[[mirror]]\nname = {name:?}\nstop_timeout = \"5s\"\n\
-                 [mirror.on.a]\ndata = {:?}\nmetadata = \"internal\"\nreplication = \"127.9.9.9:{port}\"\n\
-                 [mirror.on.b]\ndata = \"/nonexistent/{name}\"\nmetadata = \"internal\"\nreplication = \"127.9.9.9:{}\"\n",
+                 [mirror.on.a]\ndata = {:?}\nmetadata = \"internal\"\nreplication = {here:?}\n\
+                 [mirror.on.b]\ndata = \"/nonexistent/{name}\"\nmetadata = \"internal\"\nreplication = {there:?}\n",
                 site.path(name),
-                port + 1
             );
             let file = fs::File::create(site.path(name)).unwrap();
             file.set_len(64 << 20).unwrap();

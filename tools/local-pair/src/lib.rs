@@ -4,6 +4,7 @@
 //! folder is removed; when the whole program is killed, the kernel kills the nodes with it. It knows nothing of
 //! NBD clients or file systems, and it speaks to a node only as an operator does, through `mirrorctl`.
 
+mod addresses;
 mod authority;
 mod node;
 mod options;
@@ -13,6 +14,7 @@ mod programs;
 mod tool;
 mod wait;
 
+pub use addresses::loopback_addresses;
 pub use authority::Authority;
 pub use node::Node;
 pub use options::{NbdTlsFiles, PairOptions, Placement};

@@ -1,11 +1,9 @@
 //! The two nodes together, and what an operator does with them.
 
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +11,7 @@ use mirror_core::control::{Connection, DiskState, Explanation, MirrorStatus, Nod
 use nix::fcntl::{FallocateFlags, fallocate};
 use tempfile::TempDir;
 
+use crate::addresses::loopback_addresses;
 use crate::node::Node;
 use crate::options::{NodeLines, PairOptions, Placement, config_text};
 use crate::outcome::Outcome;
@@ -67,8 +66,8 @@ pub struct Pair {
 impl Pair {
     /// Writes key, configuration and data files. No metadata yet, and nothing runs.
     pub fn create(programs: Programs, options: &PairOptions) -> Result<Self> {
-        let addresses = addresses()?;
-        Self::create_at(programs, options, addresses)
+        let [a, b, c, d] = loopback_addresses()?;
+        Self::create_at(programs, options, [(a, b), (c, d)])
     }
 
     /// The same with addresses of one's own: replication and NBD of each side.
@@ -393,27 +392,4 @@ fn make_file(path: &Path, bytes: u64, preallocate: bool) -> Result<()> {
             .with_context(|| format!("cannot take {bytes} bytes for {}", path.display()))?;
     }
     Ok(())
-}
-
-/// Replication and NBD address of both sides. Every pair has a loopback address of its own, so that a port found
-/// free here cannot be taken by another pair before the node binds it.
-fn addresses() -> Result<[(String, String); 2]> {
-    static NEXT: AtomicU16 = AtomicU16::new(1);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let [low, high] = (std::process::id() as u16).to_le_bytes();
-    let [pair, _] = number.to_le_bytes();
-    let address = Ipv4Addr::new(127, 64 | (high & 0x3f), low, pair.max(1));
-    // All listeners are held until the last port is known, so that all four differ.
-    let listeners = (0..4)
-        .map(|_| TcpListener::bind((IpAddr::V4(address), 0)))
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(|| format!("cannot listen on {address}"))?;
-    let ports = listeners
-        .iter()
-        .map(|listener| Ok(listener.local_addr()?.to_string()))
-        .collect::<Result<Vec<String>>>()?;
-    match <[String; 4]>::try_from(ports) {
-        Ok([a, b, c, d]) => Ok([(a, b), (c, d)]),
-        Err(_) => bail!("four ports were asked for"),
-    }
 }
