@@ -312,3 +312,27 @@ fn a_resize_that_only_one_side_recorded_is_taken_up_by_the_next_handshake() {
         world.end_well();
     }
 }
+
+#[test]
+fn what_a_verify_found_is_copied_by_the_next_primary() {
+    let mut world = World::pair(9, Settings::quiet());
+    world.write(0, 40..44);
+    world.nodes[1].data.spoil(41);
+    let verify = Command::Verify { repair: false };
+    assert!(world.command(0, verify).is_some_and(|done| done.is_ok()));
+    world.until("the verify ends", |world| {
+        world.nodes[0].has_noticed("verify-finished")
+    });
+    assert!(
+        world
+            .status(0)
+            .is_some_and(|status| status.out_of_sync_bytes > 0)
+    );
+    world.nodes[1].data.mend();
+    let demote = world.command(0, Command::Demote).expect("an outcome");
+    assert!(demote.is_ok(), "{demote:?}");
+    world.run_for(10);
+    world.promote(1, false, false).expect("up to date");
+    world.until("both sides are in sync", |world| world.is_settled());
+    world.end_well();
+}

@@ -458,6 +458,14 @@ impl Volume {
             self.superblock.flags.last_primary = false;
             self.persist(After::Nothing);
         }
+        let follows = self
+            .link()
+            .is_some_and(|link| link.is_ready() && !link.is_source);
+        if role == Role::Primary && follows && self.target.is_none() && !self.bitmap.is_clean() {
+            // What a verify marked while this side was the one to copy from: only a handshake tells
+            // the new source.
+            self.renegotiate();
+        }
     }
 
     fn on_goodbye(&mut self, clean: bool) {

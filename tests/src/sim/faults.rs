@@ -113,6 +113,10 @@ impl World {
         let works = self
             .status(peer)
             .is_some_and(|status| status.disk == DiskState::UpToDate);
+        // A link that is being made says nothing yet: this side may have gone on alone before.
+        let together = self.nodes[node]
+            .durable()
+            .is_some_and(|view| !view.superblock.peer.outdated);
         let state = &mut self.nodes[peer];
         let spared = !state.fail_next_write
             && !state.fail_next_flush
@@ -121,7 +125,12 @@ impl World {
         let whole = state
             .durable()
             .is_some_and(|view| !view.is_stale() && !view.superblock.generations.current.is_none());
-        connected && works && spared && whole && self.nodes.iter().all(|node| node.is_up())
+        connected
+            && together
+            && works
+            && spared
+            && whole
+            && self.nodes.iter().all(|node| node.is_up())
     }
 
     fn crash_for_a_while(&mut self, node: NodeIndex, crash: Crash) {
