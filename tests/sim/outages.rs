@@ -190,3 +190,38 @@ fn work_moves_away_from_a_primary_whose_disk_failed() {
     world.until("both sides are in sync", |world| world.is_settled());
     world.end_well();
 }
+
+#[test]
+fn a_side_whose_only_disk_failed_is_current_again_once_both_are_equal() {
+    let mut world = pair(10);
+    world.crash(1, Crash::Kill);
+    world.write(0, 0..8);
+    world.nodes[0].fail_next_write = true;
+    assert_eq!(
+        world.asked(0, Asked::write(8..16)),
+        Answer::Failed(Failure::Io)
+    );
+    world.crash(0, Crash::Kill);
+    world.start(0);
+    world.start(1);
+    world.until("both are up to date and equal", |world| world.is_settled());
+    world.end_well();
+}
+
+#[test]
+fn what_the_flush_of_a_demotion_dropped_is_on_record_before_the_log_goes() {
+    let mut world = pair(11);
+    world.write(0, 0..16);
+    world.nodes[0].fail_next_flush = true;
+    // Nothing of the detachment reaches the peer before the demotion ends.
+    world.network.hold = Some(Box::new(|_, message: &Message| {
+        matches!(message, Message::Detached { .. })
+    }));
+    done(&mut world, 0, Command::Demote);
+    let view = world.nodes[0].durable().expect("readable metadata");
+    assert!(view.covers(0), "the dropped writes are on record");
+    world.network.hold = None;
+    world.crash(0, Crash::Kill);
+    world.start(0);
+    world.end_well();
+}

@@ -153,7 +153,7 @@ impl Volume {
         self.on_flush_lost_peer();
         if self.alone.detach != Detach::Attached {
             self.alone.detach = Detach::Attached;
-            self.mark_lost();
+            self.save_lost();
             self.fail_all(Answer::Failed(Failure::Io));
         }
     }
@@ -182,7 +182,7 @@ impl Volume {
         match self.role {
             Role::Primary if handed_over && self.can_serve_from_peer() => self.detach(),
             Role::Primary => {
-                self.mark_lost();
+                self.save_lost();
                 self.persist(After::Nothing);
                 // What the peer still works on is ordered before anything new only by a new hello.
                 self.break_link("the local disk failed");
@@ -207,15 +207,19 @@ impl Volume {
                 .is_some_and(|link| link.peer_disk == DiskState::UpToDate)
     }
 
+    fn save_lost(&mut self) {
+        self.mark_lost();
+        let pages = self.unsaved_pages();
+        self.save_pages(&pages, After::Nothing);
+    }
+
     /// Nobody else knows what this disk has lost: bits outlive the log.
-    fn mark_lost(&mut self) {
+    pub(super) fn mark_lost(&mut self) {
         for extent in std::mem::take(&mut self.alone.lost) {
             if let Some(range) = self.bitmap.extent_range(extent) {
                 self.mark_dirty(range);
             }
         }
-        let pages = self.unsaved_pages();
-        self.save_pages(&pages, After::Nothing);
     }
 
     fn detach(&mut self) {

@@ -110,14 +110,8 @@ impl Volume {
         for range in doubt {
             self.mark_dirty(range);
         }
-        if !self.disk_usable() {
-            let lost = self.log.locally_unflushed();
-            for extent in lost {
-                if let Some(range) = self.bitmap.extent_range(extent) {
-                    self.mark_dirty(range);
-                }
-            }
-        }
+        // The log that still says what a failed disk lost is about to go.
+        self.mark_lost();
         let pages = self.changed_pages();
         self.save_pages(&pages, after);
     }

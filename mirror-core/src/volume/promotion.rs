@@ -318,6 +318,7 @@ impl Volume {
             link.replicating = true;
             link.is_source = true;
             self.send_state();
+            self.want_resync();
         }
         self.finish_command(
             id,

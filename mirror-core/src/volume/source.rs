@@ -153,6 +153,8 @@ impl Volume {
         self.superblock.peer.detached = false;
         let flags = &mut self.superblock.flags;
         flags.primary = self.role == Role::Primary;
+        // Whatever this side may have missed: the handshake made its data the truth, and both have it.
+        flags.outdated = false;
         flags.full_resync = false;
         flags.discard_local = false;
         self.superblock.peer.full_sync = FullSyncId::NONE;
