@@ -38,7 +38,11 @@ impl Volume {
     }
 
     fn sync_status(&self) -> Option<SyncStatus> {
-        if let Some(walk) = self.walk.as_ref().filter(|walk| walk.total_bytes > 0) {
+        if let Some(walk) = self
+            .walk
+            .as_ref()
+            .filter(|walk| walk.total_bytes > 0 || walk.is_paused())
+        {
             let rate = walk.rate_bytes_per_s();
             let left = walk.total_bytes.saturating_sub(walk.done_bytes);
             return Some(SyncStatus {

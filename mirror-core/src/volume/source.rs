@@ -116,7 +116,7 @@ impl Volume {
         };
         let pace = self.new_pace();
         let mut walk = Walk::new(kind, stage, total_bytes, pace);
-        walk.paused_here = self.resync_paused;
+        walk.paused = self.resync_paused;
         self.walk = Some(walk);
         if stage == Stage::Starting {
             self.send(Message::ResyncStart {
@@ -192,7 +192,7 @@ impl Volume {
     pub(super) fn pause_walk(&mut self, paused: bool) -> bool {
         let mut known = std::mem::take(&mut self.resync_paused) && !paused;
         if let Some(walk) = &mut self.walk {
-            walk.paused_here = paused;
+            walk.paused = paused;
             self.resync_paused = paused && walk.kind != SyncKind::Verify;
             known = true;
         }
@@ -216,8 +216,10 @@ impl Volume {
     }
 
     pub(super) fn on_peer_paused(&mut self, paused: bool) {
+        // Whoever paused it, either side may let it go on.
+        self.resync_paused &= paused;
         if let Some(walk) = &mut self.walk {
-            walk.paused_there = paused;
+            walk.paused = paused;
         }
         if let Some(target) = &mut self.target {
             target.paused = paused;

@@ -56,8 +56,7 @@ pub(super) struct Walk {
     pub(super) done_bytes: u64,
     pub(super) copied_bytes: u64,
     mismatch_bytes: u64,
-    pub(super) paused_here: bool,
-    pub(super) paused_there: bool,
+    pub(super) paused: bool,
     copied: Vec<ByteRange>,
     copied_since_checkpoint: u64,
     /// Ranges that the running flush covers, and its number.
@@ -92,8 +91,7 @@ impl Walk {
             done_bytes: 0,
             copied_bytes: 0,
             mismatch_bytes: 0,
-            paused_here: false,
-            paused_there: false,
+            paused: false,
             copied: Vec::new(),
             copied_since_checkpoint: 0,
             checkpointing: Vec::new(),
@@ -103,7 +101,7 @@ impl Walk {
     }
 
     pub(super) fn is_paused(&self) -> bool {
-        self.paused_here || self.paused_there
+        self.paused
     }
 
     pub(super) fn rate_bytes_per_s(&self) -> u64 {

@@ -86,6 +86,9 @@ impl World {
                     self.nodes[node].peer_left = false;
                 }
                 if notice.kind == "resync-finished" {
+                    // What a full disk left out has been made good; a failed one stays so until it is
+                    // opened anew.
+                    self.nodes[node].doomed = false;
                     self.nodes[node].told_down = false;
                     self.on_resynced();
                 }
@@ -147,11 +150,13 @@ impl World {
 
     pub(super) fn fault_of(&mut self, node: NodeIndex, task: &Task) -> Option<DiskFault> {
         let armed = self.nodes[node].is_armed();
-        if armed && self.settings.operator && !self.other_holds_everything(node) {
+        let granted = !self.settings.operator
+            || (!self.nodes[node].doomed && self.other_holds_everything(node));
+        if !armed || !granted {
             return None;
         }
         let state = &mut self.nodes[node];
-        match task {
+        let fault = match task {
             Task::Write { .. } if std::mem::take(&mut state.fail_next_write) => Some(DiskFault::Io),
             Task::Write { .. } if std::mem::take(&mut state.full_next_write) => {
                 Some(DiskFault::NoSpace)
@@ -161,7 +166,9 @@ impl World {
                 Some(DiskFault::Io)
             }
             _ => None,
-        }
+        };
+        self.nodes[node].doomed |= fault.is_some();
+        fault
     }
 
     pub(super) fn submit_metadata(

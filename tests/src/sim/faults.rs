@@ -113,12 +113,17 @@ impl World {
         let works = self
             .status(peer)
             .is_some_and(|status| status.disk == DiskState::UpToDate);
+        // A resync that this side has begun makes the other inconsistent before it knows of it.
+        let in_step = self
+            .status(node)
+            .is_some_and(|status| status.sync.is_none() && status.out_of_sync_bytes == 0);
         // A link that is being made says nothing yet: this side may have gone on alone before.
         let together = self.nodes[node]
             .durable()
             .is_some_and(|view| !view.superblock.peer.outdated);
         let state = &mut self.nodes[peer];
-        let spared = !state.fail_next_write
+        let spared = !state.doomed
+            && !state.fail_next_write
             && !state.fail_next_flush
             && !state.fail_next_metadata
             && !state.full_next_write;
@@ -126,6 +131,7 @@ impl World {
             .durable()
             .is_some_and(|view| !view.is_stale() && !view.superblock.generations.current.is_none());
         connected
+            && in_step
             && together
             && works
             && spared

@@ -32,6 +32,8 @@ pub struct SimNode {
     pub peer_left: bool,
     /// The next operation of that kind fails.
     pub fail_next_write: bool,
+    /// An operation has failed or will: until that is made good, none of the other side may.
+    pub doomed: bool,
     /// Disk operations are taken and do not end.
     pub hangs: bool,
     pub fail_next_flush: bool,
@@ -60,6 +62,7 @@ impl SimNode {
             told_down: false,
             peer_left: false,
             fail_next_write: false,
+            doomed: false,
             hangs: false,
             fail_next_flush: false,
             fail_next_metadata: false,

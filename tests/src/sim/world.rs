@@ -370,6 +370,7 @@ impl World {
         let now = self.now_of(node);
         let state = &mut self.nodes[node];
         state.life += 1;
+        state.doomed = false;
         state.notices.clear();
         let seed = Seed {
             incarnation: state.incarnation(),
