@@ -50,7 +50,7 @@ fn hello() -> Hello {
         disk: DiskState::UpToDate,
         crashed_primary: true,
         last_primary: false,
-        was_equal: true,
+        had_copy: true,
         discard_local: false,
         full_resync: true,
         initial_sync: InitialSync::Sparse,

@@ -45,7 +45,7 @@ fn superblock() -> Superblock {
             detached: false,
             stopped_cleanly: true,
             confirmed_down: false,
-            was_equal: true,
+            had_copy: true,
         },
         moved_from: 0x10_0000,
         last_discard: Discard {

@@ -225,3 +225,24 @@ fn what_the_flush_of_a_demotion_dropped_is_on_record_before_the_log_goes() {
     world.start(0);
     world.end_well();
 }
+
+#[test]
+fn under_hold_a_write_on_its_way_to_a_peer_that_stops_cleanly_is_answered() {
+    let settings = Settings {
+        peer_loss: PeerLoss::Hold,
+        ..Settings::quiet()
+    };
+    let mut world = World::pair(12, settings);
+    world.network.hold = Some(Box::new(|from, message: &Message| {
+        from == 0 && matches!(message, Message::Write { .. })
+    }));
+    let write = world.submit(0, Asked::write(0..8));
+    world.run_for(5);
+    let stop = world.give(1, Command::Stop);
+    world.until("the peer stopped", |world| world.outcome(stop).is_some());
+    world.network.hold = None;
+    assert_eq!(world.answer_to(write), Some(Answer::Done));
+    world.crash(1, Crash::Kill);
+    world.start(1);
+    world.end_well();
+}

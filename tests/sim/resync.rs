@@ -288,6 +288,7 @@ fn a_mirror_grows_online() {
     world.until("both have the new size", |world| {
         has_grown(world) && world.is_settled()
     });
+    assert!(!world.nodes[0].has_noticed("peer-lost"));
     world.end_well();
 }
 

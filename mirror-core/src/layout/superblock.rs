@@ -108,8 +108,8 @@ pub struct PeerSlot {
     pub stopped_cleanly: bool,
     /// An operator or arbiter confirmed that the lost peer is down.
     pub confirmed_down: bool,
-    /// Both sides have held the same data: a resync has ended, in either direction.
-    pub was_equal: bool,
+    /// A copy between the two has begun at some time, in either direction.
+    pub had_copy: bool,
 }
 
 /// What was given up last (split brain, or an old primary's unacknowledged tail).
@@ -378,7 +378,7 @@ impl PeerSlot {
             self.detached,
             self.stopped_cleanly,
             self.confirmed_down,
-            self.was_equal,
+            self.had_copy,
         ])
     }
 
@@ -388,7 +388,7 @@ impl PeerSlot {
             detached,
             stopped_cleanly,
             confirmed_down,
-            was_equal,
+            had_copy,
         ] = unpack(bits)?;
         Some(Self {
             node,
@@ -398,7 +398,7 @@ impl PeerSlot {
             detached,
             stopped_cleanly,
             confirmed_down,
-            was_equal,
+            had_copy,
         })
     }
 }

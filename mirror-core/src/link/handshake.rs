@@ -19,7 +19,7 @@ pub struct Side {
     pub epoch: Epoch,
     pub crashed_primary: bool,
     pub last_primary: bool,
-    pub was_equal: bool,
+    pub had_copy: bool,
     pub full_sync: FullSyncId,
     pub discard_local: bool,
     pub full_resync: bool,
@@ -42,7 +42,7 @@ impl Side {
             epoch,
             crashed_primary: hello.crashed_primary,
             last_primary: hello.last_primary,
-            was_equal: hello.was_equal,
+            had_copy: hello.had_copy,
             full_sync: hello.full_sync,
             discard_local: hello.discard_local,
             full_resync: hello.full_resync,
@@ -258,7 +258,7 @@ fn decide_lineage(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict 
     // The operator's word that both are equal is about the first meeting. Once a copy has begun, a
     // fresh side that does not know of it is a new or a re-made disk.
     let first_scope = |source: &Side| match initial_sync {
-        InitialSync::Skip if !source.was_equal && source.full_sync.is_none() => Nothing,
+        InitialSync::Skip if !source.had_copy => Nothing,
         _ => Full,
     };
     let mine = &me.generations;
@@ -416,7 +416,7 @@ mod tests {
             epoch: Epoch(1),
             crashed_primary: false,
             last_primary: false,
-            was_equal: false,
+            had_copy: false,
             full_sync: FullSyncId::NONE,
             discard_local: false,
             full_resync: false,
@@ -559,12 +559,12 @@ mod tests {
     }
 
     #[test]
-    fn sides_that_have_been_equal_are_never_declared_equal_again() {
+    fn once_a_copy_has_begun_nothing_is_declared_equal_any_more() {
         let mut source = side(set(5, 0, &[]), true);
         let fresh = side(set(0, 0, &[]), false);
         let scope = |source: &Side| decide(source, &fresh, InitialSync::Skip).strategy;
         assert_eq!(scope(&source), Strategy::Source(Scope::Nothing));
-        source.was_equal = true;
+        source.had_copy = true;
         assert_eq!(scope(&source), Strategy::Source(Scope::Full));
     }
 

@@ -3,7 +3,6 @@
 //! Everything that must fit is compared before anything is decided, and the first misfit is named.
 
 use super::Volume;
-use super::effect::Effect;
 use super::notice::Notice;
 use super::peering::Phase;
 use super::store::After;
@@ -37,7 +36,7 @@ impl Volume {
             disk: self.disk_state(),
             crashed_primary: flags.primary && self.role != Role::Primary,
             last_primary: flags.last_primary,
-            was_equal: self.superblock.peer.was_equal,
+            had_copy: self.superblock.peer.had_copy,
             discard_local: flags.discard_local,
             full_resync: flags.full_resync,
             initial_sync: self.config.initial_sync,
@@ -281,7 +280,8 @@ impl Volume {
             if old > 0 {
                 self.mark_growth(old, size_bytes);
             }
-            self.fx.push(Effect::Resized { size_bytes });
+            // Clients hear of it when it is on record.
+            self.size_untold = true;
         }
     }
 

@@ -47,7 +47,14 @@ impl Volume {
         } else if self.is_greeting() {
             self.close_link();
         }
-        self.abort_walk(if stop { "stopping" } else { "demotion" });
+        // A peer that is taking the generation over is waited for: its word is what settles this side.
+        let handing_over = self
+            .walk
+            .as_ref()
+            .is_some_and(|walk| walk.finishing_since().is_some());
+        if !handing_over {
+            self.abort_walk(if stop { "stopping" } else { "demotion" });
+        }
         self.commands.leaving = Some(Leaving {
             id,
             stop,
@@ -80,6 +87,7 @@ impl Volume {
             && self.flushing.is_idle()
             && self.replica.is_drained()
             && self.strays.is_empty()
+            && self.walk.is_none()
             && !self.log.is_committing();
         if !drained {
             return;

@@ -154,6 +154,8 @@ pub struct Volume {
     walk: Option<Walk>,
     /// The operator paused a resync here.
     resync_paused: bool,
+    /// A handshake changed the size, and nobody was told yet.
+    size_untold: bool,
     /// A resync stopped while the link stands: when to go on with it.
     resync_due_ms: Option<u64>,
     /// Steps of an aborted walk that the peer still works on: their ranges stay locked (D6).
@@ -177,7 +179,7 @@ impl Volume {
         out: &mut Vec<Effect>,
     ) -> Self {
         let Loaded {
-            superblock,
+            mut superblock,
             fell_back,
             copy_first,
             geometry,
@@ -186,6 +188,8 @@ impl Volume {
             bad_pages,
             ..
         } = loaded;
+        // Whoever opened it has wiped what was left there.
+        superblock.moved_from = 0;
         let size_bytes = superblock.size_bytes;
         let bitmap = Bitmap::new(words, superblock.block_shift, size_bytes);
         let slots = superblock.log_slots as u16;
@@ -218,6 +222,7 @@ impl Volume {
             replica: Replica::default(),
             walk: None,
             resync_paused: false,
+            size_untold: false,
             resync_due_ms: None,
             strays: HashMap::new(),
             target: None,

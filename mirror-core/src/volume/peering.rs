@@ -15,7 +15,7 @@ use super::store::After;
 use super::{Awaited, Sent, Volume};
 use crate::control::Connection;
 use crate::link::handshake::{Rule, Strategy, Verdict};
-use crate::units::{Epoch, LinkId, Sequence, Uuid};
+use crate::units::{Epoch, LinkId, Sequence};
 use crate::wire::message::{DiskState, Envelope, Hello, Message, Role};
 
 /// Time between keepalives on an idle link.
@@ -288,6 +288,14 @@ impl Volume {
             self.break_link("the peer does not get its work done");
             return;
         }
+        let handing_over = self
+            .walk
+            .as_ref()
+            .and_then(super::walk::Walk::finishing_since);
+        if handing_over.is_some_and(|since| now.saturating_sub(since) > ack_limit) {
+            self.break_link("the peer does not take the end of the resync");
+            return;
+        }
         let handshake_limit = timeout.saturating_mul(5);
         if link.phase != Phase::Ready && now.saturating_sub(link.opened_ms) > handshake_limit {
             self.break_link("the handshake takes too long");
@@ -344,6 +352,10 @@ impl Volume {
         link.phase = Phase::Ready;
         link.replicating = replicating;
         self.peering.connection = Connection::Connected;
+        if std::mem::take(&mut self.size_untold) {
+            let size_bytes = self.superblock.size_bytes;
+            self.fx.push(Effect::Resized { size_bytes });
+        }
         self.peering.last_problem = None;
         self.peering.refused_by = None;
         if !was_ready {
@@ -479,12 +491,12 @@ impl Volume {
             "peer-left",
             format!("{} left on purpose", self.config.peer_name),
         ));
-        let node: Uuid = self.config.peer;
-        self.break_link("the peer left");
         if clean && equal {
-            self.superblock.peer.node = node;
+            // Before the link goes: what is still out there may be answered on this word.
+            self.superblock.peer.node = self.config.peer;
             self.superblock.peer.stopped_cleanly = true;
             self.persist(After::Nothing);
         }
+        self.break_link("the peer left");
     }
 }

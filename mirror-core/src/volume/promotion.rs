@@ -258,8 +258,10 @@ impl Volume {
         if state == DiskState::UpToDate && self.link_ready() {
             return;
         }
-        // From here on this side is no longer what a full copy that was cut has made of it.
-        self.superblock.peer.full_sync = FullSyncId::NONE;
+        if state == DiskState::Inconsistent {
+            // From here on this side is no longer what a full copy that was cut has made of it.
+            self.superblock.peer.full_sync = FullSyncId::NONE;
+        }
         if self.superblock.size_bytes == 0 {
             let block = u64::from(self.superblock.logical_block_bytes);
             let usable = self.superblock.usable_bytes;

@@ -1,6 +1,6 @@
 //! Growing a mirror online. Each side measures its own data partition; the smaller decides. Bitmap
 //! pages for the new part are on disk before the superblock speaks of it, the receiver commits
-//! before the proposer, and the new part is dirty on both sides until it has been copied.
+//! before the proposer, and the new part is dirty on the proposer until it has been copied.
 
 use super::Volume;
 use super::effect::Effect;
@@ -135,7 +135,9 @@ impl Volume {
             return;
         }
         self.commands.resizing = Some(Resizing::Following);
-        self.record_size(size_bytes);
+        // The proposer's bits say what is to be copied; it has them on disk before its new size, and a
+        // handshake that finds the sizes uneven marks the difference.
+        self.record_size(size_bytes, false);
     }
 
     pub(super) fn on_resize_committed(&mut self, size_bytes: u64) {
@@ -146,7 +148,7 @@ impl Volume {
             && ours == size_bytes
         {
             self.commands.resizing = Some(Resizing::Recording { id });
-            self.record_size(size_bytes);
+            self.record_size(size_bytes, true);
         }
     }
 
@@ -192,7 +194,7 @@ impl Volume {
         }
     }
 
-    /// Marks what was added as different on both sides.
+    /// Marks what was added as different.
     pub(super) fn mark_growth(&mut self, old_bytes: u64, new_bytes: u64) {
         let mut offset = old_bytes;
         while offset < new_bytes {
@@ -202,11 +204,13 @@ impl Volume {
         }
     }
 
-    fn record_size(&mut self, size_bytes: u64) {
+    fn record_size(&mut self, size_bytes: u64, mark: bool) {
         let old = self.superblock.size_bytes;
         self.grow_bitmap();
         self.bitmap.set_size(size_bytes);
-        self.mark_growth(old, size_bytes);
+        if mark {
+            self.mark_growth(old, size_bytes);
+        }
         let pages = self.unsaved_pages();
         self.save_pages(&pages, After::ResizePages { size_bytes });
     }

@@ -80,6 +80,7 @@ impl Volume {
         };
         walk.stage = Stage::Walking;
         let total = walk.total_bytes;
+        self.note_copy();
         self.report(Notice::info(
             "resync-started",
             format!("sending {total} bytes to {}", self.config.peer_name),
@@ -127,10 +128,20 @@ impl Volume {
         }
     }
 
+    /// The target has recorded what it takes part in. Another one that knows nothing of it is not the
+    /// disk that `initial_sync = "skip"` was said of.
+    fn note_copy(&mut self) {
+        if !self.superblock.peer.had_copy {
+            self.superblock.peer.had_copy = true;
+            self.persist(After::Nothing);
+        }
+    }
+
     pub(super) fn hand_over(&mut self) {
         if let Some(walk) = &mut self.walk {
-            walk.stage = Stage::Finishing;
+            walk.finish(self.now.monotonic_ms);
         }
+        self.note_copy();
         // From here on the peer may hold the current generation: going alone again needs a new one.
         self.end_alone();
         let generations = self.superblock.generations;
@@ -155,10 +166,8 @@ impl Volume {
         flags.primary = self.role == Role::Primary;
         // Whatever this side may have missed: the handshake made its data the truth, and both have it.
         flags.outdated = false;
-        flags.full_resync = false;
         flags.discard_local = false;
         self.superblock.peer.full_sync = FullSyncId::NONE;
-        self.superblock.peer.was_equal = true;
         self.end_alone();
         self.persist(After::SourceSettled { link });
     }
@@ -167,8 +176,9 @@ impl Volume {
         if !self.is_current(link) {
             return;
         }
-        let pages = self.bitmap.changed_pages();
+        let pages = self.changed_pages();
         self.save_pages(&pages, After::Nothing);
+        self.send_state();
         if let Some(walk) = self.walk.take()
             && walk.total_bytes > 0
         {

@@ -120,6 +120,7 @@ impl Volume {
         target.total_bytes = total_bytes;
         self.superblock.flags.inconsistent = true;
         self.superblock.peer.full_sync = full_sync;
+        self.superblock.peer.had_copy = true;
         if full {
             // The source's bits say it now, and they are on its disk.
             self.superblock.flags.full_resync = false;
@@ -174,9 +175,8 @@ impl Volume {
         flags.primary = false;
         flags.last_primary = false;
         flags.discard_local = false;
-        flags.full_resync = false;
         self.superblock.peer.full_sync = FullSyncId::NONE;
-        self.superblock.peer.was_equal = true;
+        self.superblock.peer.had_copy = true;
         self.superblock.peer.outdated = false;
         self.superblock.peer.detached = false;
         self.persist(After::TargetDone { link });

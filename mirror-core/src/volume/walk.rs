@@ -57,6 +57,7 @@ pub(super) struct Walk {
     pub(super) copied_bytes: u64,
     mismatch_bytes: u64,
     pub(super) paused: bool,
+    finishing_since_ms: u64,
     copied: Vec<ByteRange>,
     copied_since_checkpoint: u64,
     /// Ranges that the running flush covers, and its number.
@@ -92,12 +93,24 @@ impl Walk {
             copied_bytes: 0,
             mismatch_bytes: 0,
             paused: false,
+            finishing_since_ms: 0,
             copied: Vec::new(),
             copied_since_checkpoint: 0,
             checkpointing: Vec::new(),
             checkpoint: None,
             unreadable: Unreadable::default(),
         }
+    }
+
+    /// The generation is being handed over from now on.
+    pub(super) fn finish(&mut self, now_ms: u64) {
+        self.stage = Stage::Finishing;
+        self.finishing_since_ms = now_ms;
+    }
+
+    /// Since when the peer has to take the end over, if it came that far.
+    pub(super) fn finishing_since(&self) -> Option<u64> {
+        (self.stage == Stage::Finishing).then_some(self.finishing_since_ms)
     }
 
     pub(super) fn is_paused(&self) -> bool {

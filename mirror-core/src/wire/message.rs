@@ -236,8 +236,8 @@ pub struct Hello {
     pub crashed_primary: bool,
     /// Was the last to be primary in its current generation.
     pub last_primary: bool,
-    /// Has held the same data as its peer at some time.
-    pub was_equal: bool,
+    /// A copy between the two has begun at some time.
+    pub had_copy: bool,
     /// Gives up its own data after a split brain.
     pub discard_local: bool,
     /// Asks that everything is copied.

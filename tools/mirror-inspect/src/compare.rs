@@ -74,7 +74,7 @@ fn side(inspection: &Inspection, first: bool) -> Result<Side> {
         epoch: superblock.epoch,
         crashed_primary: flags.primary,
         last_primary: flags.last_primary,
-        was_equal: superblock.peer.was_equal,
+        had_copy: superblock.peer.had_copy,
         full_sync: superblock.peer.full_sync,
         discard_local: flags.discard_local,
         full_resync: flags.full_resync,

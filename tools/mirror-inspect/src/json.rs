@@ -120,7 +120,7 @@ fn superblock(block: &Superblock) -> Value {
             "detached": block.peer.detached,
             "stopped_cleanly": block.peer.stopped_cleanly,
             "confirmed_down": block.peer.confirmed_down,
-            "was_equal": block.peer.was_equal,
+            "had_copy": block.peer.had_copy,
             "full_sync": format!("{:016x}", block.peer.full_sync.0),
         },
     })

@@ -164,7 +164,7 @@ fn superblock(page: &mut Page, block: &Superblock) {
         (block.peer.detached, "detached"),
         (block.peer.stopped_cleanly, "stopped-cleanly"),
         (block.peer.confirmed_down, "confirmed-down"),
-        (block.peer.was_equal, "was-equal"),
+        (block.peer.had_copy, "had-copy"),
     ]
     .into_iter()
     .filter_map(|(set, name)| set.then_some(name))

@@ -35,7 +35,7 @@ pub(super) fn sample() -> Superblock {
             detached: false,
             stopped_cleanly: false,
             confirmed_down: true,
-            was_equal: true,
+            had_copy: true,
         },
         moved_from: 19,
         last_discard: Discard {

@@ -62,7 +62,7 @@ pub(super) fn encode(hello: &Hello) -> Vec<u8> {
     let flags = [
         hello.crashed_primary,
         hello.last_primary,
-        hello.was_equal,
+        hello.had_copy,
         hello.discard_local,
         hello.full_resync,
         hello.fast_zero,
@@ -139,7 +139,7 @@ fn fields(bytes: &[u8]) -> Result<Hello, &'static str> {
         disk: disk_of(bytes[at::DISK]).ok_or("disk state")?,
         crashed_primary: flag(0),
         last_primary: flag(1),
-        was_equal: flag(2),
+        had_copy: flag(2),
         discard_local: flag(3),
         full_resync: flag(4),
         fast_zero: flag(5),

@@ -90,7 +90,7 @@ prop_compose! {
             disk: DISKS[usize::from(small.3)],
             crashed_primary: flags[0],
             last_primary: flags[1],
-            was_equal: flags[2],
+            had_copy: flags[2],
             discard_local: flags[3],
             full_resync: flags[4],
             initial_sync: [InitialSync::Full, InitialSync::Sparse, InitialSync::Skip]
