@@ -205,6 +205,14 @@ fn a_side_whose_only_disk_failed_is_current_again_once_both_are_equal() {
     world.start(0);
     world.start(1);
     world.until("both are up to date and equal", |world| world.is_settled());
+    for node in [0, 1] {
+        let status = world.status(node).expect("up");
+        assert_eq!(
+            status.peer.disk,
+            DiskState::UpToDate,
+            "as node {node} sees it"
+        );
+    }
     world.end_well();
 }
 

@@ -337,3 +337,34 @@ fn what_a_verify_found_is_copied_by_the_next_primary() {
     world.until("both sides are in sync", |world| world.is_settled());
     world.end_well();
 }
+
+#[test]
+fn an_order_to_copy_everything_outlives_the_resync_that_is_ending() {
+    let mut world = resyncing(10);
+    world.network.hold = Some(Box::new(|_, message| {
+        matches!(message, Message::ResyncDone { .. })
+    }));
+    world.until("nothing is left to copy", |world| {
+        world
+            .status(0)
+            .is_some_and(|status| status.out_of_sync_bytes == 0)
+    });
+    let full = Command::Resync {
+        full: true,
+        discard_local: false,
+    };
+    let ordered = world.give(0, full);
+    world.network.hold = None;
+    world.until("the order is taken", |world| {
+        world.outcome(ordered).is_some()
+    });
+    world.until("everything is copied", |world| {
+        world.status(0).is_some_and(|status| {
+            status
+                .sync
+                .is_some_and(|sync| sync.kind == SyncKind::Full && sync.total_bytes > 0)
+        })
+    });
+    world.until("both sides are in sync", |world| world.is_settled());
+    world.end_well();
+}

@@ -322,6 +322,16 @@ impl Volume {
         self.finish_command(id, Ok("verify started".into()));
     }
 
+    /// Roles change one at a time.
+    pub(super) fn refuse_busy(&mut self, id: CommandId) {
+        self.refuse(
+            id,
+            "busy",
+            "another change of role is under way",
+            "wait for it",
+        );
+    }
+
     pub(super) fn refuse(
         &mut self,
         id: CommandId,

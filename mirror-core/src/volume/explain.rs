@@ -208,7 +208,7 @@ impl Volume {
             format!(
                 "here: {}, disk {}, epoch {}",
                 role_name(self.role),
-                disk_name(self.disk_state()),
+                self.disk_state().name(),
                 self.superblock.epoch.0
             ),
             format!("here: {}", lineage(set)),
@@ -235,7 +235,7 @@ impl Volume {
                 "{} said: {}, disk {}",
                 self.config.peer_name,
                 role_name(hello.role),
-                disk_name(hello.disk)
+                hello.disk.name()
             ));
             facts.push(format!("{} said: {}", self.config.peer_name, lineage(set)));
         }
@@ -263,16 +263,6 @@ fn role_name(role: Role) -> &'static str {
         Role::Primary => "primary",
         Role::Secondary => "secondary",
         Role::Unknown => "unknown role",
-    }
-}
-
-fn disk_name(disk: DiskState) -> &'static str {
-    match disk {
-        DiskState::UpToDate => "up-to-date",
-        DiskState::Outdated => "outdated",
-        DiskState::Inconsistent => "inconsistent",
-        DiskState::Failed => "failed",
-        DiskState::Unknown => "unknown",
     }
 }
 

@@ -28,12 +28,7 @@ impl Volume {
 
     pub(super) fn leave(&mut self, id: CommandId, stop: bool) {
         if self.commands.leaving.is_some() || self.commands.promoting.is_some() {
-            self.refuse(
-                id,
-                "busy",
-                "another change of role is under way",
-                "wait for it",
-            );
+            self.refuse_busy(id);
             return;
         }
         self.stop_serving();

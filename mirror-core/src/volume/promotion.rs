@@ -23,12 +23,7 @@ impl Volume {
             return;
         }
         if self.commands.promoting.is_some() || self.commands.leaving.is_some() {
-            self.refuse(
-                id,
-                "busy",
-                "another change of role is under way",
-                "wait for it",
-            );
+            self.refuse_busy(id);
             return;
         }
         if self.disk_state() == DiskState::Failed {

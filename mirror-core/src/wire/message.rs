@@ -279,6 +279,19 @@ pub enum DiskState {
     Unknown,
 }
 
+impl DiskState {
+    /// The word for it in `mdstat`, in its JSON and in explanations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UpToDate => "up-to-date",
+            Self::Outdated => "outdated",
+            Self::Inconsistent => "inconsistent",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {

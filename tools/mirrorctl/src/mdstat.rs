@@ -112,10 +112,10 @@ fn render_mirror(text: &mut String, node: &str, mirror: &MirrorStatus) {
         let _ = write!(text, "  {}", connection_name(mirror.connection));
     }
     if mirror.disk != DiskState::UpToDate {
-        let _ = write!(text, "  disk {}", disk_name(mirror.disk));
+        let _ = write!(text, "  disk {}", mirror.disk.name());
     }
     if mirror.connection == Connection::Connected && mirror.peer.disk != DiskState::UpToDate {
-        let _ = write!(text, "  peer {}", disk_name(mirror.peer.disk));
+        let _ = write!(text, "  peer {}", mirror.peer.disk.name());
     }
     if mirror.io_suspended {
         text.push_str("  answers wait");
@@ -185,16 +185,6 @@ fn disk_letter(disk: DiskState) -> char {
     match disk {
         DiskState::UpToDate => 'U',
         _ => '_',
-    }
-}
-
-fn disk_name(disk: DiskState) -> &'static str {
-    match disk {
-        DiskState::UpToDate => "up-to-date",
-        DiskState::Outdated => "outdated",
-        DiskState::Inconsistent => "inconsistent",
-        DiskState::Failed => "failed",
-        DiskState::Unknown => "unknown",
     }
 }
 
