@@ -117,10 +117,10 @@ impl Volume {
                 Err(Refusal::new(
                     "nothing-grew",
                     format!(
-                        "the smaller data partition still holds {agreed} bytes, the mirror has {}",
+                        "the smaller side has room for {agreed} bytes, data and metadata, and the mirror has {}",
                         self.superblock.size_bytes
                     ),
-                    "enlarge the data partition on both nodes, then try again",
+                    "enlarge the data partition on both nodes, and a metadata partition that is too small for it; internal metadata moves when mirrord is restarted; then try again",
                 )),
             );
             return;
