@@ -48,6 +48,7 @@ const MAGIC: [u8; 8] = *b"MIRRORPF";
 const VERSION: u16 = 1;
 const FLAG_ENCRYPTED: u8 = 1;
 const PROOF_LABEL: &[u8] = b"mirror link proof 1";
+const DERIVE_LABEL: &[u8] = b"mirror derived key: ";
 const KEY_ID_LABEL: &[u8] = b"mirror key id 1";
 
 /// First byte of a TLS record with a handshake in it: how the acceptor tells TLS from plain.
@@ -69,6 +70,14 @@ impl ClusterKey {
     /// `None` when the secret is shorter than [`Self::BYTES_MIN`].
     pub fn new(secret: &[u8]) -> Option<Self> {
         (secret.len() >= Self::BYTES_MIN).then(|| Self(secret.into()))
+    }
+
+    /// A key of its own for another purpose; `label` names the purpose and is never used for two.
+    pub fn derive(&self, label: &str) -> [u8; 32] {
+        let mut mac = self.mac();
+        mac.update(DERIVE_LABEL);
+        mac.update(label.as_bytes());
+        mac.finalize().into_bytes().into()
     }
 
     fn mac(&self) -> Hmac<Sha256> {

@@ -4,6 +4,15 @@ use crate::units::Uuid;
 pub use crate::wire::message::PeerLoss;
 use crate::wire::message::{InitialSync, Mode};
 
+/// How it is made sure that a lease still holds when an answer is given alone (A3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseCheck {
+    /// By a clock that also counts suspended time. A pause that stops the clocks themselves escapes it.
+    Clock,
+    /// By the arbiter's confirmation, asked for after the work was done.
+    RoundTrip,
+}
+
 #[derive(Debug, Clone)]
 pub struct VolumeConfig {
     pub name: String,

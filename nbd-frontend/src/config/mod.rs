@@ -7,6 +7,7 @@
 //! The files that the configuration names as keys and certificates are read by [`key`] and
 //! [`NbdTls::load`].
 
+pub mod agent;
 mod convert;
 mod draft;
 pub mod key;

@@ -1,0 +1,1 @@
+//! The drivers: clocks, sockets, processes, files. They carry out and decide nothing.

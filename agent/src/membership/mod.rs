@@ -1,0 +1,342 @@
+//! Whom this node hears, and over which paths: heartbeats in, "up" and "lost" out.
+//!
+//! A beat counts only if it is fresh: made with the cluster key, of a sequence not seen before, and in
+//! answer to this very run of the receiver. So nothing recorded earlier can keep a dead node alive. A
+//! node that knows nothing of the other's run yet is answered at once, and the next beat is fresh.
+//!
+//! Time is the driver's monotonic clock, suspended time included. A node that finds that it was itself
+//! frozen longer than the time-out has learned nothing about its peer meanwhile; it says so first
+//! ([`Effect::Frozen`]), and its peer gets a whole time-out before it may count as lost.
+
+mod beat;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use mirror_core::units::{Epoch, Uuid};
+
+pub use beat::{BEAT_BYTES, Beat, BeatFault, BeatFlags, BeatKey, Run};
+
+/// Runs of the peer that have ended and are never believed again.
+const ENDED_RUNS_MAX: usize = 64;
+
+#[derive(Debug, Clone)]
+pub struct MembershipConfig {
+    pub cluster: Uuid,
+    pub node: Uuid,
+    pub peer: Uuid,
+    /// Paths by falling priority.
+    pub paths: Vec<String>,
+    pub interval_ms: u64,
+    pub timeout_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A datagram came on a path.
+    Received { path: usize, bytes: Vec<u8> },
+    /// Time passed. Expected several times an interval.
+    Tick,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    Send {
+        path: usize,
+        beat: Beat,
+    },
+    PathUp {
+        path: usize,
+    },
+    PathLost {
+        path: usize,
+    },
+    /// Heard over at least one path, in a run that was not known before.
+    PeerUp {
+        flags: BeatFlags,
+    },
+    /// Silent on every path for the whole time-out.
+    PeerLost {
+        silent_ms: u64,
+    },
+    /// It said that it stops.
+    PeerLeft,
+    /// This node itself did not run for so long: whatever right it held may have passed on.
+    Frozen {
+        for_ms: u64,
+    },
+    /// Another node answers to this node's name.
+    SameName {
+        path: usize,
+    },
+    /// A datagram on a path is no beat of this cluster; said once a path and reason.
+    Refused {
+        path: usize,
+        reason: String,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Path {
+    heard_ms: Option<u64>,
+    up: bool,
+    /// Last sequence of the peer's run that was taken in here.
+    sequence: u64,
+    /// Last time that a run which does not know this one was answered.
+    answered_ms: Option<u64>,
+    refused: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// Not heard since this run began.
+    Unknown,
+    Up,
+    Lost,
+    Left,
+}
+
+#[derive(Debug)]
+pub struct Membership {
+    config: MembershipConfig,
+    run: Run,
+    sequence: u64,
+    flags: BeatFlags,
+    epoch: Epoch,
+    paths: Vec<Path>,
+    peer: Peer,
+    peer_run: Run,
+    peer_flags: BeatFlags,
+    peer_epoch: Epoch,
+    ended: VecDeque<Run>,
+    stepped_ms: u64,
+    sent_ms: Option<u64>,
+    heard_ms: u64,
+}
+
+impl Membership {
+    /// `run` is drawn by the driver and is not zero.
+    pub fn new(config: MembershipConfig, run: Run, now_ms: u64) -> Self {
+        assert!(run != Run::NONE, "a run has a number");
+        let paths = config.paths.iter().map(|_| Path::default()).collect();
+        Self {
+            config,
+            run,
+            sequence: 0,
+            flags: BeatFlags::default(),
+            epoch: Epoch(0),
+            paths,
+            peer: Peer::Unknown,
+            peer_run: Run::NONE,
+            peer_flags: BeatFlags::default(),
+            peer_epoch: Epoch(0),
+            ended: VecDeque::new(),
+            stepped_ms: now_ms,
+            sent_ms: None,
+            heard_ms: now_ms,
+        }
+    }
+
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    pub fn peer_flags(&self) -> BeatFlags {
+        self.peer_flags
+    }
+
+    pub fn peer_epoch(&self) -> Epoch {
+        self.peer_epoch
+    }
+
+    pub fn is_path_up(&self, path: usize) -> bool {
+        self.paths[path].up
+    }
+
+    /// What the next beats say of this node.
+    pub fn describe(&mut self, flags: BeatFlags, epoch: Epoch) {
+        self.flags = flags;
+        self.epoch = epoch;
+    }
+
+    /// `key` is only needed for what is received; beats to send are sealed by the driver.
+    pub fn step(&mut self, now_ms: u64, event: &Event, key: &BeatKey, out: &mut Vec<Effect>) {
+        self.notice_freeze(now_ms, out);
+        match event {
+            Event::Received { path, bytes } => self.on_received(now_ms, *path, bytes, key, out),
+            Event::Tick => {}
+        }
+        self.send_due(now_ms, out);
+        self.notice_silence(now_ms, out);
+    }
+
+    fn notice_freeze(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        let for_ms = now_ms.saturating_sub(self.stepped_ms);
+        self.stepped_ms = now_ms;
+        if for_ms < self.config.timeout_ms {
+            return;
+        }
+        out.push(Effect::Frozen { for_ms });
+        self.heard_ms = now_ms;
+        for path in &mut self.paths {
+            path.heard_ms = path.heard_ms.map(|_| now_ms);
+        }
+    }
+
+    fn on_received(
+        &mut self,
+        now_ms: u64,
+        index: usize,
+        bytes: &[u8],
+        key: &BeatKey,
+        out: &mut Vec<Effect>,
+    ) {
+        let beat = match Beat::decode(bytes, key) {
+            Ok(beat) => beat,
+            Err(fault) => return self.refuse(index, fault.to_string(), out),
+        };
+        if beat.cluster != self.config.cluster {
+            return self.refuse(index, "it is of another cluster".into(), out);
+        }
+        if beat.node == self.config.node {
+            // Its own beat come back is no second node.
+            if beat.run != self.run {
+                out.push(Effect::SameName { path: index });
+            }
+            return;
+        }
+        if beat.node != self.config.peer {
+            return self.refuse(index, "it is of a node that is not configured".into(), out);
+        }
+        if usize::from(beat.path) != index {
+            let name = self.config.paths.get(usize::from(beat.path));
+            let name = name.map_or("unknown", String::as_str);
+            return self.refuse(index, format!("it was meant for path {name}"), out);
+        }
+        if beat.heard != self.run {
+            self.answer_stranger(now_ms, index, beat.run, out);
+            return;
+        }
+        if !self.take_run(beat.run) {
+            return;
+        }
+        let path = &mut self.paths[index];
+        if beat.sequence <= path.sequence {
+            return;
+        }
+        path.sequence = beat.sequence;
+        path.heard_ms = Some(now_ms);
+        path.refused = None;
+        self.heard_ms = now_ms;
+        if !std::mem::replace(&mut path.up, true) {
+            out.push(Effect::PathUp { path: index });
+        }
+        self.peer_flags = beat.flags;
+        self.peer_epoch = self.peer_epoch.max(beat.epoch);
+        if beat.flags.leaving {
+            if self.peer != Peer::Left {
+                self.peer = Peer::Left;
+                out.push(Effect::PeerLeft);
+            }
+        } else if self.peer != Peer::Up {
+            self.peer = Peer::Up;
+            out.push(Effect::PeerUp { flags: beat.flags });
+        }
+    }
+
+    /// The other end does not know this run yet: tell it, so that its next beat is fresh. At most once
+    /// an interval and path, so that replayed beats are no lever.
+    fn answer_stranger(&mut self, now_ms: u64, index: usize, run: Run, out: &mut Vec<Effect>) {
+        let path = &mut self.paths[index];
+        let soon = path
+            .answered_ms
+            .is_some_and(|answered| now_ms.saturating_sub(answered) < self.config.interval_ms);
+        if soon || self.ended.contains(&run) {
+            return;
+        }
+        path.answered_ms = Some(now_ms);
+        let beat = self.beat(index, run);
+        out.push(Effect::Send { path: index, beat });
+    }
+
+    /// False if the run has ended. A new one begins its sequences anew.
+    fn take_run(&mut self, run: Run) -> bool {
+        if run == self.peer_run {
+            return true;
+        }
+        if self.ended.contains(&run) {
+            return false;
+        }
+        if self.peer_run != Run::NONE {
+            if self.ended.len() == ENDED_RUNS_MAX {
+                self.ended.pop_front();
+            }
+            self.ended.push_back(self.peer_run);
+        }
+        self.peer_run = run;
+        // It forgot what it was: whoever cares learns of the new run as of a new node.
+        self.peer = Peer::Unknown;
+        for path in &mut self.paths {
+            path.sequence = 0;
+        }
+        true
+    }
+
+    fn refuse(&mut self, index: usize, reason: String, out: &mut Vec<Effect>) {
+        let path = &mut self.paths[index];
+        if path.refused.as_ref() != Some(&reason) {
+            path.refused = Some(reason.clone());
+            out.push(Effect::Refused {
+                path: index,
+                reason,
+            });
+        }
+    }
+
+    fn send_due(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        let due = self
+            .sent_ms
+            .is_none_or(|sent| now_ms.saturating_sub(sent) >= self.config.interval_ms);
+        if !due {
+            return;
+        }
+        self.sent_ms = Some(now_ms);
+        for path in 0..self.paths.len() {
+            let beat = self.beat(path, self.peer_run);
+            out.push(Effect::Send { path, beat });
+        }
+    }
+
+    fn beat(&mut self, path: usize, heard: Run) -> Beat {
+        self.sequence += 1;
+        Beat {
+            cluster: self.config.cluster,
+            node: self.config.node,
+            path: u8::try_from(path).expect("the configuration bounds the number of paths"),
+            run: self.run,
+            heard,
+            sequence: self.sequence,
+            epoch: self.epoch,
+            flags: self.flags,
+        }
+    }
+
+    fn notice_silence(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        let timeout_ms = self.config.timeout_ms;
+        for (index, path) in self.paths.iter_mut().enumerate() {
+            let silent = path
+                .heard_ms
+                .is_some_and(|heard| now_ms.saturating_sub(heard) >= timeout_ms);
+            if path.up && silent {
+                path.up = false;
+                out.push(Effect::PathLost { path: index });
+            }
+        }
+        let silent_ms = now_ms.saturating_sub(self.heard_ms);
+        if self.peer == Peer::Up && silent_ms >= timeout_ms {
+            self.peer = Peer::Lost;
+            out.push(Effect::PeerLost { silent_ms });
+        }
+    }
+}

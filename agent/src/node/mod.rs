@@ -1,0 +1,1 @@
+//! The node: every decision of the agent, as a pure state machine.
