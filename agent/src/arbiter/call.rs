@@ -89,8 +89,12 @@ pub enum Refusal {
     Outdated { current: Vec<String> },
     #[error("epoch {} has been granted since", epoch.0)]
     Superseded { epoch: Epoch },
+    #[error("the lease of epoch {} was given back; ask for a new one", epoch.0)]
+    Released { epoch: Epoch },
     #[error("it does not know this mirror; both nodes must enrol it")]
     Unknown,
+    #[error("it keeps at most {mirrors_max} mirrors of a cluster")]
+    Full { mirrors_max: usize },
     #[error("what the two nodes say of the mirror does not fit: {reason}")]
     Conflict { reason: String },
 }

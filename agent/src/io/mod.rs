@@ -1,1 +1,4 @@
 //! The drivers: clocks, sockets, processes, files. They carry out and decide nothing.
+
+pub mod arbiter;
+pub mod clock;
