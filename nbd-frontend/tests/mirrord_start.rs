@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 use local_pair::Authority;
 use nbd_frontend::config::key;
+use nbd_frontend::control::MIRRORD;
 use nbd_frontend::control::run_dir::RunDir;
 
 struct Site {
@@ -159,7 +160,7 @@ fn files_of_tls_that_cannot_be_used_are_named_at_once() {
 #[test]
 fn a_run_directory_in_use_names_its_owner() {
     let site = Site::new();
-    let _claim = RunDir::claim(&site.path("run")).unwrap();
+    let _claim = RunDir::claim(&site.path("run"), &MIRRORD).unwrap();
     site.check(&[
         "in use by process",
         &std::process::id().to_string(),

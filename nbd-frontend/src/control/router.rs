@@ -13,10 +13,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use mirror_core::control::{
@@ -24,11 +23,12 @@ use mirror_core::control::{
     Refusal,
 };
 use mirror_core::volume::event::Command;
-use serde::Deserialize;
 
 use super::events::EventRing;
+use super::failed::{self, Failed};
 use super::port::{Gone, MirrorPort};
-use super::{BODY_BYTES_MAX, COMMAND_TIMEOUT, EVENT_WAIT_MAX, QUERY_TIMEOUT, RECEIVE_TIMEOUT};
+use super::ring::PageQuery;
+use super::{BODY_BYTES_MAX, COMMAND_TIMEOUT, MIRRORD, QUERY_TIMEOUT};
 
 /// What the API speaks for.
 #[derive(Debug)]
@@ -66,16 +66,6 @@ pub fn router(node: Arc<Node>) -> Router {
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(node)
-}
-
-/// An answer that is no success.
-#[derive(Debug)]
-struct Failed(StatusCode, Refusal);
-
-impl IntoResponse for Failed {
-    fn into_response(self) -> Response {
-        (self.0, Json(self.1)).into_response()
-    }
 }
 
 async fn status(State(node): State<Arc<Node>>) -> Json<NodeStatus> {
@@ -122,7 +112,7 @@ async fn command(
     Path(name): Path<String>,
     request: Request,
 ) -> Result<Json<CommandReply>, Failed> {
-    let request = body(request).await?;
+    let request: CommandRequest = failed::body(&MIRRORD, request).await?;
     let port = running(find(&node, &name)?)?;
     let command = Command::from(request);
     tracing::info!(mirror = name, ?command, "command");
@@ -132,27 +122,6 @@ async fn command(
             tracing::info!(mirror = name, ?command, "refused: {refusal}");
             Err(Failed(StatusCode::CONFLICT, refusal))
         }
-    }
-}
-
-/// Reads a command, within bounds of size and time.
-async fn body(request: Request) -> Result<CommandRequest, Failed> {
-    let read: Result<Result<_, JsonRejection>, _> =
-        tokio::time::timeout(RECEIVE_TIMEOUT, Json::from_request(request, &())).await;
-    match read {
-        Ok(Ok(Json(request))) => Ok(request),
-        Ok(Err(rejection)) => Err(bad_request(&rejection.body_text())),
-        Err(_) => Err(Failed(
-            StatusCode::REQUEST_TIMEOUT,
-            Refusal::new(
-                "too-slow",
-                format!(
-                    "the body did not come within {} s",
-                    RECEIVE_TIMEOUT.as_secs()
-                ),
-                "send the whole request at once",
-            ),
-        )),
     }
 }
 
@@ -166,35 +135,17 @@ async fn explain(
         .map(Json)
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EventQuery {
-    #[serde(default)]
-    after: u64,
-    /// Longest wait for newer events; absent means the most there is.
-    wait_ms: Option<u64>,
-}
-
 async fn events(
     State(node): State<Arc<Node>>,
-    query: Result<Query<EventQuery>, QueryRejection>,
+    query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Json<EventPage>, Failed> {
-    let Query(query) = query.map_err(|rejection| bad_request(&rejection.body_text()))?;
-    let wait = query.wait_ms.map_or(EVENT_WAIT_MAX, |wait| {
-        EVENT_WAIT_MAX.min(Duration::from_millis(wait))
-    });
-    Ok(Json(node.events.page(query.after, wait).await))
+    let Query(query) =
+        query.map_err(|rejection| Failed::bad_request(&MIRRORD, &rejection.body_text()))?;
+    Ok(Json(node.events.page(query.after, query.wait()).await))
 }
 
 async fn no_such_call() -> Failed {
-    Failed(
-        StatusCode::NOT_FOUND,
-        Refusal::new(
-            "unknown-call",
-            "this daemon has no such call",
-            "use a mirrorctl of the same version as mirrord",
-        ),
-    )
+    Failed::unknown_call(&MIRRORD)
 }
 
 fn find<'n>(node: &'n Node, name: &str) -> Result<&'n MirrorEntry, Failed> {
@@ -236,37 +187,14 @@ fn not_running(name: &str, reason: &str) -> Failed {
     )
 }
 
-fn bad_request(reason: &str) -> Failed {
-    Failed(
-        StatusCode::BAD_REQUEST,
-        Refusal::new(
-            "bad-request",
-            reason,
-            "use a mirrorctl of the same version as mirrord",
-        ),
-    )
-}
-
 async fn in_time<T>(
     limit: Duration,
     mirror: &str,
     asked: impl Future<Output = Result<T, Gone>>,
 ) -> Result<T, Failed> {
-    match tokio::time::timeout(limit, asked).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(gone)) => Err(not_running(mirror, &gone.to_string())),
-        Err(_) => Err(Failed(
-            StatusCode::GATEWAY_TIMEOUT,
-            Refusal::new(
-                "timed-out",
-                format!(
-                    "the mirror {mirror} did not answer in {} s",
-                    limit.as_secs()
-                ),
-                "look at its state with `mirrorctl mdstat` and at the log of mirrord",
-            ),
-        )),
-    }
+    let gone = |gone: Gone| not_running(mirror, &gone.to_string());
+    let what = format!("the mirror {mirror}");
+    failed::in_time(&MIRRORD, limit, &what, gone, asked).await
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The run directory: one daemon owns it, by a lock that dies with the process. Only the owner of
-//! the lock may remove sockets that an earlier daemon left behind.
+//! The run directory: one daemon of each kind owns it, by a lock that dies with the process. Only the owner
+//! of the lock may remove sockets that an earlier daemon of its kind left behind.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
+
+use super::Daemon;
 
 /// Longest path of a Unix socket that Linux takes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -22,8 +24,12 @@ pub struct RunDir {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
-    #[error("the run directory {} is in use by {}; stop that daemon, or choose another folder with --run-dir", path.display(), owner_text(*owner))]
-    InUse { path: PathBuf, owner: Option<i32> },
+    #[error("the run directory {} is in use by {} ({daemon}); stop that daemon, or choose another folder with --run-dir", path.display(), owner_text(*owner))]
+    InUse {
+        path: PathBuf,
+        daemon: &'static str,
+        owner: Option<i32>,
+    },
     #[error("cannot use the run directory {}: {source}; choose a folder that this user may write to with --run-dir", path.display())]
     Folder { path: PathBuf, source: io::Error },
     #[error("cannot listen on {}: {source}; look whether another program holds it", path.display())]
@@ -40,8 +46,8 @@ fn owner_text(owner: Option<i32>) -> String {
 }
 
 impl RunDir {
-    /// Makes the folder if it is missing and claims it.
-    pub fn claim(path: &Path) -> Result<Self, RunDirError> {
+    /// Makes the folder if it is missing and claims it for `daemon`.
+    pub fn claim(path: &Path, daemon: &Daemon) -> Result<Self, RunDirError> {
         let failed = |source| RunDirError::Folder {
             path: path.into(),
             source,
@@ -57,13 +63,14 @@ impl RunDir {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(path.join("mirrord.lock"))
+            .open(path.join(format!("{}.lock", daemon.name)))
             .map_err(failed)?;
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 return Err(RunDirError::InUse {
                     path: path.into(),
+                    daemon: daemon.name,
                     owner: read_pid(&mut file),
                 });
             }
@@ -130,26 +137,42 @@ fn read_pid(file: &mut File) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::MIRRORD;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_second_claim_names_the_owner() {
         let folder = tempfile::tempdir().unwrap();
-        let claim = RunDir::claim(folder.path()).unwrap();
-        let error = RunDir::claim(folder.path()).unwrap_err().to_string();
+        let claim = RunDir::claim(folder.path(), &MIRRORD).unwrap();
+        let error = RunDir::claim(folder.path(), &MIRRORD)
+            .unwrap_err()
+            .to_string();
         let pid = std::process::id().to_string();
         assert!(
             error.contains("in use") && error.contains(&pid) && error.contains("--run-dir"),
             "{error}"
         );
         drop(claim);
-        RunDir::claim(folder.path()).unwrap();
+        RunDir::claim(folder.path(), &MIRRORD).unwrap();
+    }
+
+    #[test]
+    fn daemons_of_two_kinds_share_a_folder() {
+        const OTHER: Daemon = Daemon {
+            name: "other",
+            ..MIRRORD
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let _first = RunDir::claim(folder.path(), &MIRRORD).unwrap();
+        let _second = RunDir::claim(folder.path(), &OTHER).unwrap();
+        let error = RunDir::claim(folder.path(), &OTHER).unwrap_err();
+        assert!(error.to_string().contains("(other)"), "{error}");
     }
 
     #[test]
     fn a_missing_folder_is_made_and_a_stale_socket_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let claim = RunDir::claim(&folder.path().join("new/run")).unwrap();
+        let claim = RunDir::claim(&folder.path().join("new/run"), &MIRRORD).unwrap();
         drop(claim.listen("mirrord.sock").unwrap());
         let path = claim.path().join("mirrord.sock");
         assert!(path.exists(), "the socket outlives its listener");
@@ -166,9 +189,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = RunDir::claim(&file).unwrap_err().to_string();
+        let error = RunDir::claim(&file, &MIRRORD).unwrap_err().to_string();
         assert!(error.contains("cannot use the run directory"), "{error}");
-        let claim = RunDir::claim(&folder.path().join("x".repeat(100))).unwrap();
+        let claim = RunDir::claim(&folder.path().join("x".repeat(100)), &MIRRORD).unwrap();
         let error = claim.listen("mirrord.sock").unwrap_err().to_string();
         assert!(error.contains("shorter --run-dir"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! Serves the router on the control socket: bounded in connections, and in the time that a caller
+//! Serves a router on a control socket: bounded in connections, and in the time that a caller
 //! may take to say what it wants.
 
 use std::sync::Arc;
@@ -13,13 +13,19 @@ use tokio::sync::Semaphore;
 
 /// Callers served at once; more wait in the backlog of the socket.
 const CONNECTIONS_MAX: usize = 64;
-/// Longest time a connection may live. Every call is bounded well below it.
+/// Longest time a connection may live where nothing else is said.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pause after a failed accept, for example when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs until its task is dropped.
 pub async fn serve(listener: UnixListener, router: Router) {
+    serve_for(listener, router, CONNECTION_TIMEOUT).await;
+}
+
+/// As [`serve`], for calls that may take longer: no connection lives longer than `connection_timeout`,
+/// which is to be well above the bound of every call.
+pub async fn serve_for(listener: UnixListener, router: Router, connection_timeout: Duration) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let slot = Arc::clone(&slots)
@@ -31,7 +37,7 @@ pub async fn serve(listener: UnixListener, router: Router) {
                 let router = router.clone();
                 tokio::spawn(async move {
                     let served = serve_connection(stream, router);
-                    if tokio::time::timeout(CONNECTION_TIMEOUT, served)
+                    if tokio::time::timeout(connection_timeout, served)
                         .await
                         .is_err()
                     {

@@ -7,7 +7,7 @@
 mod export;
 pub mod log;
 mod mirror;
-mod notify;
+pub mod notify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::config::{self, Config};
 use crate::control::events::EventRing;
 use crate::control::router::{self, MirrorEntry, MirrorState, Node};
 use crate::control::run_dir::RunDir;
-use crate::control::{SOCKET_NAME, server};
+use crate::control::{MIRRORD, SOCKET_NAME, server};
 use mirror::{MirrorPlan, RunningMirror};
 
 /// The command line, parsed.
@@ -45,7 +45,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let key = config::key::load(&config.key_file)?;
     let tls = config.load_nbd_tls()?;
     mirror_core::io::probe::probe()?;
-    let run_dir = RunDir::claim(&options.run_dir)?;
+    let run_dir = RunDir::claim(&options.run_dir, &MIRRORD)?;
     let plans = config
         .mirrors
         .iter()

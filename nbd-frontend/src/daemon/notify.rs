@@ -7,7 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Sends `state`, for example `READY=1`. A failure is logged: it changes nothing for the mirrors.
+/// Sends `state`, for example `READY=1`. A failure is logged: it changes nothing for what the daemon does.
 pub fn notify(state: &str) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
