@@ -51,7 +51,8 @@ pub struct Call {
     pub session: Session,
     /// Grows with each call of a session.
     pub sequence: u64,
-    /// How long a lease that this call is granted or renews is to last.
+    /// How long a lease that this call is granted or renews is to last. A primary that enrols names no
+    /// shorter one than that it still lives on.
     pub lease_ms: u64,
     pub request: Request,
 }

@@ -1,0 +1,782 @@
+//! The rules one by one, and then all of them under random requests, restarts and clocks.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LEASE_MS: u64 = 1_000;
+
+fn caller(node: &str) -> Caller<'_> {
+    Caller {
+        node,
+        lease_ms: LEASE_MS,
+    }
+}
+
+fn holding(epoch: u64) -> Holding {
+    Holding {
+        mirror: "md1".into(),
+        epoch: Epoch(epoch),
+    }
+}
+
+fn acquire() -> Request {
+    Request::Acquire {
+        mirror: "md1".into(),
+    }
+}
+
+fn renew(epoch: u64) -> Request {
+    Request::Beat {
+        renew: vec![holding(epoch)],
+    }
+}
+
+fn release(epoch: u64) -> Request {
+    Request::Release {
+        holding: holding(epoch),
+    }
+}
+
+fn record(epoch: u64, current: &[&str]) -> Request {
+    Request::Record {
+        holding: holding(epoch),
+        current: current.iter().map(|node| (*node).to_owned()).collect(),
+    }
+}
+
+fn enrol(epoch: u64, current: bool, primary: bool) -> Request {
+    Request::Enrol {
+        mirror: "md1".into(),
+        claim: Claim {
+            epoch: Epoch(epoch),
+            current,
+            peer_outdated: false,
+            primary,
+        },
+    }
+}
+
+fn granted(epoch: u64) -> Reply {
+    Reply::Granted {
+        epoch: Epoch(epoch),
+    }
+}
+
+/// A registry in which `a` holds epoch 5 since time 0, and both are current.
+fn held_by_a() -> Registry {
+    restored(5, Some("a"), &["a", "b"])
+}
+
+fn restored(epoch: u64, holder: Option<&str>, current: &[&str]) -> Registry {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let record = Record {
+        epoch: Epoch(epoch),
+        holder: holder.map(Into::into),
+        lease_ms: holder.map_or(0, |_| LEASE_MS),
+        current: names(current),
+        nodes: names(&["a", "b"]),
+    };
+    Registry::restore([("md1".to_owned(), record)].into(), 0)
+}
+
+/// Asks, and demands that a change is reported exactly where there is one.
+fn ask(registry: &mut Registry, now_ms: u64, node: &str, request: &Request) -> Reply {
+    let before = registry.records();
+    let step = registry.step(now_ms, caller(node), request);
+    assert_eq!(step.changed, registry.records() != before, "{request:?}");
+    registry.check_invariants();
+    step.reply
+}
+
+fn renewal(registry: &mut Registry, now_ms: u64, node: &str, epoch: u64) -> Renewal {
+    match ask(registry, now_ms, node, &renew(epoch)) {
+        Reply::Beat { mut leases, .. } => leases.remove(0),
+        other => panic!("{other:?} to a beat"),
+    }
+}
+
+/// One word for an answer of the table.
+fn word(reply: &Reply) -> String {
+    match reply {
+        Reply::Granted { epoch } => format!("granted {}", epoch.0),
+        Reply::Released => "released".into(),
+        Reply::Recorded => "recorded".into(),
+        Reply::Enrolled { complete: true } => "enrolled".into(),
+        Reply::Enrolled { complete: false } => "waits".into(),
+        Reply::Refused(Refusal::Held { .. }) => "held".into(),
+        Reply::Refused(Refusal::Outdated { .. }) => "outdated".into(),
+        Reply::Refused(Refusal::Superseded { .. }) => "superseded".into(),
+        Reply::Refused(Refusal::Released { .. }) => "given back".into(),
+        Reply::Refused(Refusal::Unknown) => "unknown".into(),
+        Reply::Refused(Refusal::Conflict { .. }) => "conflict".into(),
+        Reply::Refused(Refusal::Full { .. }) => "full".into(),
+        Reply::Beat { leases, .. } => match &leases[0] {
+            Renewal::Renewed => "renewed".into(),
+            Renewal::Lost { .. } => "lost".into(),
+            Renewal::Unknown => "unknown".into(),
+        },
+    }
+}
+
+#[test]
+fn every_state_answers_every_request_as_the_table_says() {
+    // Epoch 5 throughout, node a asks.
+    let states = [
+        ("nothing known", Registry::new()),
+        ("held by a", held_by_a()),
+        ("held by b", restored(5, Some("b"), &["a", "b"])),
+        ("held by nobody", restored(5, None, &["a", "b"])),
+        ("held by b, a outdated", restored(5, Some("b"), &["b"])),
+        ("held by a, a outdated", restored(5, Some("a"), &["b"])),
+    ];
+    // (request, [one answer a state while a lease lives], [... and after it])
+    type Row<'a> = (&'a str, Request, [&'a str; 6], [&'a str; 6]);
+    let rows: [Row; 13] = [
+        (
+            "acquire",
+            acquire(),
+            [
+                "unknown",
+                "granted 6",
+                "held",
+                "granted 6",
+                "outdated",
+                "outdated",
+            ],
+            [
+                "unknown",
+                "granted 6",
+                "granted 6",
+                "granted 6",
+                "outdated",
+                "outdated",
+            ],
+        ),
+        (
+            "renew 4",
+            renew(4),
+            ["unknown", "lost", "lost", "lost", "lost", "lost"],
+            ["unknown", "lost", "lost", "lost", "lost", "lost"],
+        ),
+        (
+            "renew 5",
+            renew(5),
+            ["unknown", "renewed", "lost", "lost", "lost", "renewed"],
+            ["unknown", "renewed", "lost", "lost", "lost", "renewed"],
+        ),
+        ("renew 6", renew(6), ["unknown"; 6], ["unknown"; 6]),
+        (
+            "release 4",
+            release(4),
+            [
+                "unknown",
+                "superseded",
+                "superseded",
+                "superseded",
+                "superseded",
+                "superseded",
+            ],
+            [
+                "unknown",
+                "superseded",
+                "superseded",
+                "superseded",
+                "superseded",
+                "superseded",
+            ],
+        ),
+        (
+            "release 5",
+            release(5),
+            [
+                "unknown",
+                "released",
+                "superseded",
+                "released",
+                "superseded",
+                "released",
+            ],
+            [
+                "unknown",
+                "released",
+                "superseded",
+                "released",
+                "superseded",
+                "released",
+            ],
+        ),
+        ("release 6", release(6), ["unknown"; 6], ["unknown"; 6]),
+        (
+            "record 4",
+            record(4, &["a"]),
+            [
+                "unknown",
+                "superseded",
+                "superseded",
+                "superseded",
+                "superseded",
+                "superseded",
+            ],
+            [
+                "unknown",
+                "superseded",
+                "superseded",
+                "superseded",
+                "superseded",
+                "superseded",
+            ],
+        ),
+        (
+            "record 5",
+            record(5, &["a"]),
+            [
+                "unknown",
+                "recorded",
+                "superseded",
+                "given back",
+                "superseded",
+                "recorded",
+            ],
+            [
+                "unknown",
+                "recorded",
+                "superseded",
+                "given back",
+                "superseded",
+                "recorded",
+            ],
+        ),
+        (
+            "record 6",
+            record(6, &["a"]),
+            ["unknown"; 6],
+            ["unknown"; 6],
+        ),
+        (
+            "record 5, nobody",
+            record(5, &[]),
+            [
+                "unknown",
+                "conflict",
+                "superseded",
+                "given back",
+                "superseded",
+                "conflict",
+            ],
+            [
+                "unknown",
+                "conflict",
+                "superseded",
+                "given back",
+                "superseded",
+                "conflict",
+            ],
+        ),
+        (
+            "enrol 5",
+            enrol(5, true, false),
+            [
+                "waits", "enrolled", "enrolled", "enrolled", "enrolled", "enrolled",
+            ],
+            [
+                "waits", "enrolled", "enrolled", "enrolled", "enrolled", "enrolled",
+            ],
+        ),
+        ("enrol 6", enrol(6, true, false), ["waits"; 6], ["waits"; 6]),
+    ];
+    for (title, request, living, over) in rows {
+        for (expected, now_ms) in [(living, LEASE_MS), (over, LEASE_MS + 1)] {
+            for ((state, registry), expected) in states.iter().zip(expected) {
+                let reply = ask(&mut registry.clone(), now_ms, "a", &request);
+                assert_eq!(word(&reply), expected, "{title}, {state}, at {now_ms} ms");
+            }
+        }
+    }
+}
+
+#[test]
+fn another_node_is_granted_nothing_until_the_lease_is_over() {
+    let mut registry = held_by_a();
+    let held = |remaining_ms| {
+        Reply::Refused(Refusal::Held {
+            holder: "a".into(),
+            remaining_ms,
+        })
+    };
+    assert_eq!(ask(&mut registry, 0, "b", &acquire()), held(LEASE_MS + 1));
+    assert_eq!(ask(&mut registry, LEASE_MS, "b", &acquire()), held(1));
+    assert_eq!(
+        ask(&mut registry, LEASE_MS + 1, "b", &acquire()),
+        granted(6)
+    );
+    let lost = Renewal::Lost {
+        epoch: Epoch(6),
+        holder: Some("b".into()),
+    };
+    assert_eq!(renewal(&mut registry, LEASE_MS + 2, "a", 5), lost);
+}
+
+#[test]
+fn a_late_renewal_counts_if_nobody_was_granted_anything() {
+    let mut registry = held_by_a();
+    assert_eq!(renewal(&mut registry, 50_000, "a", 5), Renewal::Renewed);
+    let reply = ask(&mut registry, 50_000 + LEASE_MS, "b", &acquire());
+    assert_eq!(word(&reply), "held");
+}
+
+#[test]
+fn a_release_ends_the_lease_at_once_and_only_for_its_epoch() {
+    let mut registry = held_by_a();
+    assert_eq!(ask(&mut registry, 0, "a", &acquire()), granted(6));
+    assert_eq!(word(&ask(&mut registry, 0, "a", &release(5))), "superseded");
+    assert_eq!(word(&ask(&mut registry, 0, "b", &acquire())), "held");
+    assert_eq!(ask(&mut registry, 0, "a", &release(6)), Reply::Released);
+    assert_eq!(
+        ask(&mut registry, 0, "a", &release(6)),
+        Reply::Released,
+        "again"
+    );
+    assert_eq!(ask(&mut registry, 0, "b", &acquire()), granted(7));
+    assert_eq!(word(&ask(&mut registry, 0, "a", &release(6))), "superseded");
+    assert_eq!(word(&ask(&mut registry, 0, "a", &acquire())), "held");
+}
+
+#[test]
+fn a_restart_counts_every_lease_as_just_granted() {
+    let registry = held_by_a();
+    let now_ms = 77;
+    let mut registry = Registry::restore(registry.records(), now_ms);
+    assert_eq!(
+        word(&ask(&mut registry, now_ms + LEASE_MS, "b", &acquire())),
+        "held"
+    );
+    let reply = ask(&mut registry, now_ms + LEASE_MS + 1, "b", &acquire());
+    assert_eq!(reply, granted(6));
+}
+
+#[test]
+fn the_longest_promise_is_kept_also_over_a_restart() {
+    let mut registry = held_by_a();
+    let long = Caller {
+        node: "a",
+        lease_ms: 9_000,
+    };
+    let step = registry.step(0, long, &renew(5));
+    assert!(step.changed, "a longer promise must be durable");
+    assert!(!registry.step(1, long, &renew(5)).changed);
+    let short = Caller {
+        node: "a",
+        lease_ms: 10,
+    };
+    assert_eq!(registry.step(2, short, &acquire()).reply, granted(6));
+    assert_eq!(
+        word(&ask(&mut registry.clone(), 9_001, "b", &acquire())),
+        "held"
+    );
+    assert_eq!(
+        ask(&mut registry.clone(), 9_002, "b", &acquire()),
+        granted(7)
+    );
+    let mut restarted = Registry::restore(registry.records(), 100);
+    assert_eq!(word(&ask(&mut restarted, 9_000, "b", &acquire())), "held");
+    // Once the long one is over, a new grant is as short as it says.
+    registry.step(20_000, short, &acquire());
+    let mut restarted = Registry::restore(registry.records(), 0);
+    assert_eq!(ask(&mut restarted, 11, "b", &acquire()), granted(8));
+}
+
+#[test]
+fn only_the_nodes_of_a_mirror_can_be_current() {
+    let mut registry = held_by_a();
+    assert_eq!(
+        word(&ask(&mut registry, 0, "a", &record(5, &["a", "c"]))),
+        "conflict"
+    );
+    assert_eq!(
+        word(&ask(&mut registry, 0, "a", &record(5, &["b"]))),
+        "recorded"
+    );
+    assert_eq!(word(&ask(&mut registry, 0, "c", &acquire())), "outdated");
+}
+
+#[test]
+fn a_beat_says_when_the_other_node_was_heard() {
+    let mut registry = Registry::new();
+    let beat = Request::Beat { renew: Vec::new() };
+    let heard = |peer_heard_ms| Reply::Beat {
+        peer_heard_ms,
+        leases: Vec::new(),
+    };
+    assert_eq!(ask(&mut registry, 10, "a", &beat), heard(None));
+    assert_eq!(ask(&mut registry, 15, "b", &beat), heard(Some(5)));
+    assert_eq!(ask(&mut registry, 35, "a", &beat), heard(Some(20)));
+}
+
+#[test]
+fn a_mirror_is_known_when_both_nodes_enrolled_it() {
+    let mut registry = Registry::new();
+    let waits = Reply::Enrolled { complete: false };
+    assert_eq!(ask(&mut registry, 0, "a", &enrol(4, true, true)), waits);
+    assert_eq!(
+        ask(&mut registry, 0, "a", &enrol(4, true, true)),
+        waits,
+        "again"
+    );
+    assert_eq!(word(&ask(&mut registry, 0, "a", &acquire())), "unknown");
+    let done = Reply::Enrolled { complete: true };
+    assert_eq!(ask(&mut registry, 10, "b", &enrol(3, true, false)), done);
+    assert_eq!(
+        word(&ask(&mut registry, 10 + LEASE_MS, "b", &acquire())),
+        "held"
+    );
+    assert_eq!(renewal(&mut registry, 10, "a", 4), Renewal::Renewed);
+    assert_eq!(ask(&mut registry, 10, "a", &acquire()), granted(5));
+}
+
+#[test]
+fn a_claim_that_does_not_fit_is_said_and_may_be_mended() {
+    let mut registry = Registry::new();
+    ask(&mut registry, 0, "a", &enrol(4, false, false));
+    assert_eq!(
+        word(&ask(&mut registry, 0, "b", &enrol(4, false, false))),
+        "conflict"
+    );
+    assert_eq!(
+        word(&ask(&mut registry, 0, "c", &enrol(4, true, false))),
+        "conflict"
+    );
+    assert_eq!(
+        word(&ask(&mut registry, 0, "b", &enrol(4, true, false))),
+        "enrolled"
+    );
+    assert_eq!(word(&ask(&mut registry, 0, "a", &acquire())), "outdated");
+    assert_eq!(ask(&mut registry, 0, "b", &acquire()), granted(5));
+}
+
+#[test]
+fn an_old_claim_counts_no_more() {
+    let mut registry = Registry::new();
+    ask(&mut registry, 0, "a", &enrol(4, true, false));
+    let late_ms = CLAIM_MS_MAX + 1;
+    assert_eq!(
+        word(&ask(&mut registry, late_ms, "b", &enrol(4, true, false))),
+        "waits"
+    );
+    assert_eq!(
+        word(&ask(&mut registry, late_ms, "a", &enrol(4, true, false))),
+        "enrolled"
+    );
+}
+
+#[test]
+fn a_record_that_proves_to_be_an_old_copy_is_forgotten() {
+    for request in [
+        renew(8),
+        release(8),
+        record(8, &["a"]),
+        enrol(8, true, true),
+    ] {
+        let mut registry = held_by_a();
+        ask(&mut registry, 0, "a", &request);
+        assert!(registry.records().is_empty(), "{request:?}");
+        assert_eq!(word(&ask(&mut registry, 9_999, "b", &acquire())), "unknown");
+        ask(&mut registry, 9_999, "a", &enrol(8, true, true));
+        assert_eq!(
+            word(&ask(&mut registry, 9_999, "b", &enrol(5, true, false))),
+            "enrolled"
+        );
+        assert_eq!(ask(&mut registry, 9_999, "a", &acquire()), granted(9));
+    }
+}
+
+#[test]
+fn mirrors_are_limited_in_number() {
+    let mut registry = Registry::new();
+    let enrol = |index: usize| Request::Enrol {
+        mirror: format!("md{index}"),
+        claim: Claim {
+            epoch: Epoch(0),
+            current: true,
+            peer_outdated: false,
+            primary: false,
+        },
+    };
+    for index in 0..MIRRORS_MAX {
+        assert_eq!(word(&ask(&mut registry, 0, "a", &enrol(index))), "waits");
+    }
+    assert_eq!(
+        word(&ask(&mut registry, 0, "a", &enrol(MIRRORS_MAX))),
+        "full"
+    );
+    assert_eq!(word(&ask(&mut registry, 0, "b", &enrol(0))), "enrolled");
+}
+
+/// How far a clock may run too fast or too slow, in parts per million.
+const DRIFT_PPM: u64 = 10_000;
+/// By how much a holder shortens its lease: two clocks may drift apart.
+const MARGIN_PPM: u64 = 2 * DRIFT_PPM + 500;
+const MILLION: u64 = 1_000_000;
+const LEASES_MS: [u64; 3] = [40, 1_000, 7_000];
+
+/// A node as far as the arbiter's promises reach it. Times are true ones, in microseconds.
+#[derive(Debug, Clone)]
+struct Party {
+    name: &'static str,
+    rate_ppm: u64,
+    /// The highest epoch that it was told.
+    epoch: u64,
+    /// Until when it may answer, if it does all that it may.
+    right_end_us: u64,
+}
+
+#[derive(Debug)]
+struct World {
+    now_us: u64,
+    witness_rate_ppm: u64,
+    witness_offset_ms: u64,
+    registry: Registry,
+    /// What the file holds.
+    durable: Records,
+    parties: [Party; 2],
+    granted: Vec<u64>,
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Pass {
+        us: u64,
+    },
+    /// `flight_us`: from sending to the arbiter. `stored`: its file took the change.
+    Ask {
+        party: usize,
+        what: What,
+        lease: usize,
+        flight_us: u64,
+        stored: bool,
+    },
+    /// `machine`: its clock begins anew.
+    Restart {
+        machine: bool,
+    },
+    LoseFile,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Acquire,
+    Renew,
+    RenewOld,
+    Release,
+    Record { current: usize },
+    Enrol { current: bool, peer_outdated: bool },
+}
+
+impl World {
+    fn new(rates_ppm: [u64; 3]) -> Self {
+        let party = |name, rate_ppm| Party {
+            name,
+            rate_ppm,
+            epoch: 0,
+            right_end_us: 0,
+        };
+        Self {
+            now_us: 1,
+            witness_rate_ppm: rates_ppm[0],
+            witness_offset_ms: 0,
+            registry: Registry::new(),
+            durable: Records::new(),
+            parties: [party("a", rates_ppm[1]), party("b", rates_ppm[2])],
+            granted: Vec::new(),
+        }
+    }
+
+    fn witness_ms(&self) -> u64 {
+        self.witness_offset_ms + self.now_us * self.witness_rate_ppm / MILLION / 1000
+    }
+
+    fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Pass { us } => self.now_us += us,
+            Action::Restart { machine } => {
+                if machine {
+                    self.witness_offset_ms = (self.witness_offset_ms * 7 + 13) % 1000;
+                }
+                let now_ms = self.witness_ms();
+                self.registry = Registry::restore(self.durable.clone(), now_ms);
+            }
+            Action::LoseFile => {
+                self.durable = Records::new();
+                self.registry = Registry::new();
+            }
+            Action::Ask {
+                party,
+                what,
+                lease,
+                flight_us,
+                stored,
+            } => {
+                self.ask(party, what, LEASES_MS[lease], flight_us, stored);
+            }
+        }
+        self.registry.check_invariants();
+        assert_eq!(self.registry.records(), self.durable);
+    }
+
+    fn ask(&mut self, index: usize, what: What, lease_ms: u64, flight_us: u64, stored: bool) {
+        let sent_us = self.now_us;
+        let party = self.parties[index].clone();
+        let request = match what {
+            What::Acquire => acquire(),
+            What::Renew => renew(party.epoch),
+            What::RenewOld => renew(party.epoch.saturating_sub(1)),
+            What::Release => {
+                // Demoted before it is sent.
+                self.parties[index].right_end_us = sent_us - 1;
+                release(party.epoch)
+            }
+            What::Record { current } => {
+                let sets: [&[&str]; 3] = [&["a"], &["b"], &["a", "b"]];
+                record(party.epoch, sets[current])
+            }
+            What::Enrol {
+                current,
+                peer_outdated,
+            } => Request::Enrol {
+                mirror: "md1".into(),
+                claim: Claim {
+                    epoch: Epoch(party.epoch),
+                    current,
+                    peer_outdated,
+                    primary: party.right_end_us >= sent_us,
+                },
+            },
+        };
+        self.now_us += flight_us;
+        let caller = Caller {
+            node: party.name,
+            lease_ms,
+        };
+        let mut next = self.registry.clone();
+        // A primary that enrols names no shorter lease than the one it still lives on.
+        let lives = matches!(what, What::Enrol { .. }) && party.right_end_us >= sent_us;
+        let caller = if lives {
+            Caller {
+                lease_ms: LEASES_MS[2],
+                ..caller
+            }
+        } else {
+            caller
+        };
+        let before = self.durable.get("md1").cloned();
+        let step = next.step(self.witness_ms(), caller, &request);
+        assert_eq!(step.changed, next.records() != self.durable);
+        if step.changed && !stored {
+            return;
+        }
+        self.registry = next;
+        self.durable = self.registry.records();
+        self.check_who_is_current(&party, &request, before.as_ref());
+        match step.reply {
+            Reply::Granted { epoch } => {
+                assert!(
+                    self.granted.iter().all(|old| *old < epoch.0),
+                    "{epoch:?} again"
+                );
+                self.granted.push(epoch.0);
+                let other = &self.parties[1 - index];
+                assert!(
+                    other.right_end_us < self.now_us,
+                    "{} may still answer",
+                    other.name
+                );
+                self.parties[index].epoch = epoch.0;
+                self.count_from(index, sent_us, lease_ms);
+            }
+            Reply::Beat { leases, .. } if leases == [Renewal::Renewed] => {
+                let other = &self.parties[1 - index];
+                assert!(
+                    other.right_end_us < self.now_us,
+                    "{} may still answer",
+                    other.name
+                );
+                assert!(matches!(what, What::Renew) || party.epoch == 0);
+                self.count_from(index, sent_us, lease_ms);
+            }
+            _ => {}
+        }
+    }
+
+    /// The holder's deadline, by its own clock read to the millisecond, in true time.
+    fn count_from(&mut self, index: usize, sent_us: u64, lease_ms: u64) {
+        let party = &mut self.parties[index];
+        let lease_us = lease_ms * 1000 * (MILLION - MARGIN_PPM) / MILLION;
+        let clock_us = sent_us * party.rate_ppm / MILLION / 1000 * 1000 + lease_us;
+        let right_end_us = clock_us * MILLION / party.rate_ppm;
+        party.right_end_us = party.right_end_us.max(right_end_us);
+    }
+
+    fn check_who_is_current(&self, party: &Party, request: &Request, before: Option<&Record>) {
+        let (Some(before), Some(after)) = (before, self.durable.get("md1")) else {
+            return;
+        };
+        assert!(after.epoch >= before.epoch);
+        if before.current != after.current {
+            assert!(matches!(request, Request::Record { .. }), "{request:?}");
+            assert_eq!(before.holder.as_deref(), Some(party.name));
+        }
+    }
+}
+
+fn what() -> impl Strategy<Value = What> {
+    prop_oneof![
+        4 => Just(What::Acquire),
+        3 => Just(What::Renew),
+        1 => Just(What::RenewOld),
+        1 => Just(What::Release),
+        2 => (0..3usize).prop_map(|current| What::Record { current }),
+        4 => (prop::bool::weighted(0.8), prop::bool::weighted(0.1))
+            .prop_map(|(current, peer_outdated)| What::Enrol { current, peer_outdated }),
+    ]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let wait_us = || {
+        prop_oneof![
+            0..2_000u64,
+            0..60_000u64,
+            900_000..1_100_000u64,
+            0..9_000_000u64
+        ]
+    };
+    let flight_us = prop_oneof![Just(0), 0..3_000u64, 0..2_000_000u64];
+    let asked = (
+        0..2usize,
+        what(),
+        0..3usize,
+        flight_us,
+        prop::bool::weighted(0.9),
+    );
+    prop_oneof![
+        5 => wait_us().prop_map(|us| Action::Pass { us }),
+        12 => asked.prop_map(|(party, what, lease, flight_us, stored)| {
+            Action::Ask { party, what, lease, flight_us, stored }
+        }),
+        1 => any::<bool>().prop_map(|machine| Action::Restart { machine }),
+        1 => Just(Action::LoseFile),
+    ]
+}
+
+proptest! {
+    /// With whatever was lost, late or restarted, and with clocks that drift.
+    #[test]
+    fn never_do_two_nodes_hold_a_right_at_once(
+        rates_ppm in prop::array::uniform3(MILLION - DRIFT_PPM..=MILLION + DRIFT_PPM),
+        actions in prop::collection::vec(action(), 1..120),
+    ) {
+        let mut world = World::new(rates_ppm);
+        for action in &actions {
+            world.act(action);
+        }
+    }
+}
