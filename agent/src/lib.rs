@@ -9,6 +9,7 @@
 pub mod alert;
 pub mod arbiter;
 pub mod control;
+pub mod fencing;
 pub mod group;
 pub mod io;
 pub mod membership;

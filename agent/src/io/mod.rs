@@ -2,3 +2,4 @@
 
 pub mod arbiter;
 pub mod clock;
+pub mod forced_stop;
