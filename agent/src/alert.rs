@@ -32,6 +32,32 @@ pub enum Module {
     Mdadmn,
 }
 
+impl Level {
+    /// As the text lines have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Info => "Info",
+            Self::Warning => "Warning",
+            Self::Error => "Error",
+        }
+    }
+}
+
+impl Module {
+    /// As the text lines have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nm => "nm",
+            Self::Np => "np",
+            Self::Forcestop => "forcestop",
+            Self::Arbiter => "arbiter",
+            Self::Rc => "rc",
+            Self::Rm => "rm",
+            Self::Mdadmn => "mdadmn",
+        }
+    }
+}
+
 /// One line of the alert log, without its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alert {

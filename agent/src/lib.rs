@@ -7,7 +7,9 @@
 //! mirror keeps its own rules whatever the agent does.
 
 pub mod alert;
+pub mod alert_log;
 pub mod arbiter;
+pub mod console;
 pub mod control;
 pub mod fencing;
 pub mod group;

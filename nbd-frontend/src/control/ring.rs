@@ -76,6 +76,18 @@ impl<T> Clone for Ring<T> {
 }
 
 impl<T: Clone> Ring<T> {
+    /// Goes on after a restart: `kept` are the records up to number `newest`, without a gap.
+    pub fn restored(kept: Vec<T>, newest: u64) -> Self {
+        assert!(kept.len() as u64 <= newest, "records are numbered from 1");
+        let skipped = kept.len().saturating_sub(RECORDS_KEPT_MAX);
+        Self {
+            inner: Arc::new(Inner {
+                kept: Mutex::new(kept.into_iter().skip(skipped).collect()),
+                newest: watch::Sender::new(newest),
+            }),
+        }
+    }
+
     /// Adds the record that `make` makes for its number.
     pub fn push(&self, make: impl FnOnce(u64) -> T) {
         let mut kept = self.kept();
@@ -168,6 +180,17 @@ mod tests {
         let page = ring.page(page.next, Duration::ZERO).await;
         assert_eq!(page.records[0], 11 + PAGE_RECORDS_MAX as u64);
         assert_eq!(page.dropped, 0);
+    }
+
+    #[tokio::test]
+    async fn a_restored_ring_counts_on() {
+        let ring = Ring::restored(vec![6, 7], 7);
+        ring.push(|number| number);
+        let page = ring.page(0, Duration::ZERO).await;
+        assert_eq!(
+            (page.records, page.next, page.dropped),
+            (vec![6, 7, 8], 8, 5)
+        );
     }
 
     #[tokio::test]
