@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | | [`NodeStatus`] |
 //! | `POST /v1/mirrors/{name}/command` | [`CommandRequest`] | [`CommandReply`] (409 with [`Refusal`]) |
 //! | `GET /v1/mirrors/{name}/explain` | | [`Explanation`] |
+//! | `GET /v1/mirrors/{name}/confirm?after=N&wait_ms=M` | | [`ConfirmWanted`]; waits up to M ms (default and most: 10 s) for a ticket above N |
 //! | `GET /v1/events?after=N&wait_ms=M` | | [`EventPage`]; waits up to M ms (default and most: 10 s) for newer ones |
 //!
 //! Every answer that is no success carries a [`Refusal`].
@@ -12,6 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::volume::event::Command;
+pub use crate::volume::event::Grant;
 pub use crate::volume::notice::{Notice, Severity};
 pub use crate::volume::refusal::Refusal;
 pub use crate::wire::message::{DiskState, InitialSync, Mode, Role};
@@ -44,6 +46,18 @@ pub struct MirrorStatus {
     pub sync: Option<SyncStatus>,
     pub lag_bytes: u64,
     pub lag_ms: u64,
+    /// Nothing is answered: by order, or because nothing proves that this node may answer (A3).
+    #[serde(default)]
+    pub frozen: bool,
+    /// The arbiter's leave to be primary here.
+    #[serde(default)]
+    pub lease: Option<LeaseStatus>,
+    /// Newest ticket of an answer that waits for a confirmed lease, or waited for one.
+    #[serde(default)]
+    pub confirm_wanted: u64,
+    /// It is on record here that the peer lacks answered writes.
+    #[serde(default)]
+    pub peer_outdated: bool,
     /// Requests wait for the word that the lost peer is really down, or for its return (`peer_loss = "hold"`).
     pub io_suspended: bool,
     pub generation: String,
@@ -78,6 +92,10 @@ impl MirrorStatus {
             sync: None,
             lag_bytes: 0,
             lag_ms: 0,
+            frozen: false,
+            lease: None,
+            confirm_wanted: 0,
+            peer_outdated: false,
             io_suspended: false,
             generation: "9f3c0123456789ab".into(),
             epoch: 3,
@@ -88,6 +106,15 @@ impl MirrorStatus {
             last_verify_mismatch_bytes: None,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    pub epoch: u64,
+    /// On the node's clock that also counts suspended time (`CLOCK_BOOTTIME`).
+    pub deadline_ms: u64,
+    /// The deadline has not passed.
+    pub live: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -154,6 +181,23 @@ pub enum CommandRequest {
         peer_down: bool,
         #[serde(default)]
         force: bool,
+        /// Needed where an arbiter is configured.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grant: Option<Grant>,
+    },
+    Lease {
+        epoch: u64,
+        deadline_ms: u64,
+        #[serde(default)]
+        confirmed: u64,
+    },
+    Freeze,
+    Thaw,
+    FailIo,
+    Outdate,
+    PeerDown,
+    EpochSeen {
+        epoch: u64,
     },
     Demote,
     Connect,
@@ -176,7 +220,30 @@ pub enum CommandRequest {
 impl From<CommandRequest> for Command {
     fn from(request: CommandRequest) -> Self {
         match request {
-            CommandRequest::Promote { peer_down, force } => Self::Promote { peer_down, force },
+            CommandRequest::Promote {
+                peer_down,
+                force,
+                grant,
+            } => Self::Promote {
+                peer_down,
+                force,
+                grant,
+            },
+            CommandRequest::Lease {
+                epoch,
+                deadline_ms,
+                confirmed,
+            } => Self::Lease {
+                epoch,
+                deadline_ms,
+                confirmed,
+            },
+            CommandRequest::Freeze => Self::Freeze,
+            CommandRequest::Thaw => Self::Thaw,
+            CommandRequest::FailIo => Self::FailIo,
+            CommandRequest::Outdate => Self::Outdate,
+            CommandRequest::PeerDown => Self::PeerDown,
+            CommandRequest::EpochSeen { epoch } => Self::EpochSeen { epoch },
             CommandRequest::Demote => Self::Demote,
             CommandRequest::Connect => Self::Connect,
             CommandRequest::Disconnect => Self::Disconnect,
@@ -193,6 +260,12 @@ impl From<CommandRequest> for Command {
             CommandRequest::Resize => Self::Resize,
         }
     }
+}
+
+/// The newest ticket of an answer that waits for a lease asked for after its work was done (`LeaseCheck::RoundTrip`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmWanted {
+    pub ticket: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -205,6 +205,7 @@ fn a_primary_that_stopped_or_died_comes_back_as_a_secondary() {
     let force = CommandRequest::Promote {
         peer_down: false,
         force: true,
+        grant: None,
     };
     block_on(site.client().command("md1", &force)).unwrap();
     assert_eq!(status(&site).mirrors[0].role, Role::Primary);
@@ -228,6 +229,7 @@ fn a_primary_that_stopped_or_died_comes_back_as_a_secondary() {
     let plain = CommandRequest::Promote {
         peer_down: false,
         force: false,
+        grant: None,
     };
     let refused = block_on(site.client().command("md1", &plain)).unwrap_err();
     assert!(matches!(refused, ClientError::Refused(_)), "{refused}");

@@ -123,6 +123,7 @@ impl Node {
                 peer_timeout_ms: 6000,
                 resync_rate_max: 0,
                 resync_in_flight: 8,
+                arbitration: None,
                 checkpoint_bytes: 4 << 20,
             },
             data: self.data(),
@@ -246,7 +247,12 @@ async fn start_and_sync(nodes: &[Node; 2]) -> [Running; 2] {
     .await;
     let force = true;
     let peer_down = false;
-    one.command(Command::Promote { peer_down, force }).await;
+    one.command(Command::Promote {
+        peer_down,
+        force,
+        grant: None,
+    })
+    .await;
     one.synced().await;
     [one, two]
 }
@@ -361,7 +367,13 @@ fn a_mirror_whose_thread_breaks_says_so_and_lets_go_of_its_disks() {
         .unwrap();
         let (peer_down, force) = (true, true);
         // Whether the command is still answered is of no matter here.
-        let _ = handle.command(Command::Promote { peer_down, force }).await;
+        let _ = handle
+            .command(Command::Promote {
+                peer_down,
+                force,
+                grant: None,
+            })
+            .await;
         let ended = tokio::time::timeout(LIMIT, handle.ended()).await.unwrap();
         assert!(matches!(ended, Ended::Panicked(_)), "{ended:?}");
         nodes[0].start().unwrap().stop().await;

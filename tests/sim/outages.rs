@@ -13,6 +13,7 @@ use mirror_tests::sim::world::World;
 const PROMOTE: Command = Command::Promote {
     peer_down: false,
     force: false,
+    grant: None,
 };
 
 fn pair(seed: u64) -> World {

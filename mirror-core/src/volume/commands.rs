@@ -98,7 +98,21 @@ impl Volume {
             return;
         }
         match command {
-            Command::Promote { peer_down, force } => self.promote(id, peer_down, force),
+            Command::Promote {
+                peer_down, force, ..
+            } => self.promote(id, peer_down, force),
+            Command::Lease { .. }
+            | Command::Freeze
+            | Command::Thaw
+            | Command::FailIo
+            | Command::Outdate
+            | Command::PeerDown
+            | Command::EpochSeen { .. } => self.refuse(
+                id,
+                "no-arbiter",
+                "this mirror runs without an arbiter",
+                "configure one and restart mirrord",
+            ),
             Command::Demote => self.demote(id),
             Command::Connect => {
                 self.set_connect(true);

@@ -41,6 +41,8 @@ pub struct VolumeConfig {
     pub resync_rate_max: u64,
     /// Resync steps in flight, each up to 1 MiB of buffer memory.
     pub resync_in_flight: u32,
+    /// An arbiter decides who may be primary, and every answer needs proof that this node still is (A3).
+    pub arbitration: Option<LeaseCheck>,
     /// Copied bytes after which a resync takes a checkpoint: what a cut may make us copy again.
     pub checkpoint_bytes: u64,
 }

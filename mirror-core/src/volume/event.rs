@@ -1,5 +1,7 @@
 //! Everything that can happen to a volume.
 
+use serde::{Deserialize, Serialize};
+
 use crate::buffer::Buffer;
 use crate::request::Request;
 use crate::units::{CommandId, IoToken, LinkId};
@@ -65,12 +67,43 @@ pub enum DiskFault {
     NoSpace,
 }
 
+/// The arbiter's leave to be primary (A3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grant {
+    /// Above every epoch that was granted before.
+    pub epoch: u64,
+    /// When the lease runs out, on the clock of [`Now::monotonic_ms`](crate::units::Now).
+    pub deadline_ms: u64,
+}
+
 /// What an operator or the agent asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     Promote {
         peer_down: bool,
         force: bool,
+        grant: Option<Grant>,
+    },
+    /// The lease of that epoch was renewed.
+    Lease {
+        epoch: u64,
+        deadline_ms: u64,
+        /// It was asked for after the volume had published this ticket.
+        confirmed: u64,
+    },
+    /// Nothing is answered until `Thaw`.
+    Freeze,
+    Thaw,
+    /// What waits and what comes is answered with errors until `Thaw`, a demotion or a promotion.
+    FailIo,
+    /// Records on a secondary that its primary goes on without it.
+    Outdate,
+    /// The lost peer is confirmed to be down or outdated.
+    PeerDown,
+    /// The arbiter granted that epoch to the other node.
+    EpochSeen {
+        epoch: u64,
     },
     Demote,
     Connect,

@@ -25,6 +25,10 @@ impl Volume {
             sync: self.sync_status(),
             lag_bytes: 0,
             lag_ms: 0,
+            frozen: false,
+            lease: None,
+            confirm_wanted: 0,
+            peer_outdated: self.superblock.peer.outdated,
             io_suspended: self.is_suspended()
                 && (self.requests.has_held() || self.requests.has_parked()),
             generation: self.superblock.generations.current.to_string(),

@@ -61,6 +61,7 @@ pub(super) fn config(side: usize) -> VolumeConfig {
         peer_timeout_ms: 6_000,
         resync_rate_max: 0,
         resync_in_flight: 4,
+        arbitration: None,
         checkpoint_bytes: 64 << 20,
     }
 }
@@ -298,7 +299,14 @@ impl Pair {
     }
 
     fn promote(&mut self, side: usize, peer_down: bool, force: bool) -> Result<String, Refusal> {
-        self.command(side, Command::Promote { peer_down, force })
+        self.command(
+            side,
+            Command::Promote {
+                peer_down,
+                force,
+                grant: None,
+            },
+        )
     }
 
     fn synced() -> Self {

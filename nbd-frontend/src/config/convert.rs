@@ -47,6 +47,7 @@ impl Config {
             peer_timeout_ms: u64::try_from(mirror.peer_timeout.as_millis()).unwrap_or(u64::MAX),
             resync_rate_max: mirror.resync_rate_max,
             resync_in_flight: RESYNC_IN_FLIGHT,
+            arbitration: None,
             checkpoint_bytes: RESYNC_CHECKPOINT_BYTES,
         }
     }

@@ -158,6 +158,7 @@ async fn commands_reach_the_mirror_and_refusals_come_back_whole() {
     let promote = CommandRequest::Promote {
         peer_down: false,
         force: true,
+        grant: None,
     };
     let reply = served.client.command("md1", &promote).await.unwrap();
     assert_eq!(reply.message, "md1 is primary");

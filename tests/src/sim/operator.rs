@@ -84,7 +84,14 @@ impl World {
         let node = self.random.below(2) as usize;
         if self.chance(10) && self.nodes[node].is_up() {
             let (peer_down, force) = (false, false);
-            self.give(node, Command::Promote { peer_down, force });
+            self.give(
+                node,
+                Command::Promote {
+                    peer_down,
+                    force,
+                    grant: None,
+                },
+            );
         }
     }
 
@@ -167,7 +174,14 @@ impl World {
         let may_go_on = self.may_be_told_down(node);
         let force = self.is_fresh() || (may_go_on && self.are_of_one_line() && self.chance(20));
         let peer_down = !force && may_go_on && self.chance(60);
-        self.give(node, Command::Promote { peer_down, force });
+        self.give(
+            node,
+            Command::Promote {
+                peer_down,
+                force,
+                grant: None,
+            },
+        );
     }
 
     fn tinker(&mut self, node: NodeIndex) {
@@ -186,6 +200,7 @@ impl World {
                     Command::Promote {
                         peer_down: true,
                         force: false,
+                        grant: None,
                     },
                 );
             }
@@ -261,6 +276,7 @@ impl World {
                         Command::Promote {
                             peer_down: true,
                             force: false,
+                            grant: None,
                         },
                     );
                     self.operator_split(Split::Promoted { since_ms: now_ms });

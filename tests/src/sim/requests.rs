@@ -78,7 +78,9 @@ impl World {
         self.next_command += 1;
         let id = CommandId(self.next_command);
         self.trace(|| format!("operator → {node}: {id:?} {command:?}"));
-        if let Command::Promote { peer_down, force } = command
+        if let Command::Promote {
+            peer_down, force, ..
+        } = command
             && (peer_down || force)
         {
             self.nodes[node].told_down = true;

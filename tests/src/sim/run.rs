@@ -219,6 +219,7 @@ impl World {
                     Command::Promote {
                         peer_down: false,
                         force: false,
+                        grant: None,
                     },
                 );
             } else if self.outstanding.is_empty() && self.is_fresh() {
@@ -227,6 +228,7 @@ impl World {
                     Command::Promote {
                         peer_down: false,
                         force: true,
+                        grant: None,
                     },
                 );
             }

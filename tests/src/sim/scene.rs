@@ -77,7 +77,11 @@ impl World {
         peer_down: bool,
         force: bool,
     ) -> Result<String, Refusal> {
-        let command = Command::Promote { peer_down, force };
+        let command = Command::Promote {
+            peer_down,
+            force,
+            grant: None,
+        };
         let outcome = self.command(node, command);
         self.assert_sound();
         outcome.unwrap_or_else(|| panic!("{command:?} on node {node} never ended"))

@@ -185,6 +185,7 @@ impl Command {
                 CommandRequest::Promote {
                     peer_down: *peer_down,
                     force: *force,
+                    grant: None,
                 },
             ),
             Self::Demote { mirror } => (mirror, CommandRequest::Demote),
