@@ -1,5 +1,19 @@
 //! The agent's part of the file, checked: who is heard how, who decides in a partition, who stops whom,
 //! and what runs where. `mirrord` reads of it only whether an arbiter is there.
+//!
+//! The sections are read by the module that knows their keys into a [`draft`], with the line of what
+//! is compared later; [`validate`] and [`addresses`] find what cannot be, [`weaknesses`] what can be
+//! and has a price. Nothing here looks at the machine.
+
+pub(super) mod addresses;
+mod authority;
+mod delay;
+pub(super) mod draft;
+mod group;
+mod monitor;
+mod partition;
+pub(super) mod validate;
+pub(super) mod weaknesses;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -311,3 +325,6 @@ pub enum MonitorKind {
         watchdog: Option<PathBuf>,
     },
 }
+
+#[cfg(test)]
+mod tests;

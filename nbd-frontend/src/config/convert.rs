@@ -1,8 +1,9 @@
 //! From configuration to what the engine takes.
 
 use mirror_core::units::{BLOCK_BYTES_MIN, Uuid};
-use mirror_core::volume::config::VolumeConfig;
+use mirror_core::volume::config::{LeaseCheck, VolumeConfig};
 
+use super::agent::ResourceKind;
 use super::{Config, Encryption, Mirror, PeerLoss};
 
 /// Resync steps in flight, each of up to 1 MiB.
@@ -52,6 +53,19 @@ impl Config {
         }
     }
 
+    /// How `mirror` checks its lease before it answers; `None` where it needs none. Only mirrors of a
+    /// group do: nobody asks the arbiter on behalf of the others.
+    pub fn arbitration(&self, mirror: &Mirror) -> Option<LeaseCheck> {
+        let agent = self.agent.as_ref()?;
+        let arbiter = agent.arbiter.as_ref()?;
+        let disks = agent.groups.iter().flat_map(|group| &group.resources);
+        let in_a_group = disks.into_iter().any(|resource| match &resource.kind {
+            ResourceKind::MirrorDisk(disk) => disk.mirror == mirror.name,
+            _ => false,
+        });
+        in_a_group.then_some(arbiter.lease_check)
+    }
+
     /// Digest over the settings that both sides must share: who takes part and how an answer is
     /// earned. Paths, addresses, rates and time-outs may differ while a file is being rolled out.
     pub fn digest(&self, mirror: &Mirror) -> [u8; 16] {
@@ -63,8 +77,13 @@ impl Config {
             Encryption::Tls => "tls",
             Encryption::Off => "off",
         };
+        // Nothing is added without one, so that such pairs keep the digest that they had.
+        let arbitration = match self.arbitration(mirror) {
+            Some(_) => "\narbiter",
+            None => "",
+        };
         let shared = format!(
-            "{}\n{}\n{}\n{}\n{:?}\n{:?}\n{peer_loss}\n{encryption}",
+            "{}\n{}\n{}\n{}\n{:?}\n{:?}\n{peer_loss}\n{encryption}{arbitration}",
             self.cluster,
             self.nodes[0],
             self.nodes[1],

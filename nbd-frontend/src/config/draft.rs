@@ -6,24 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mirror_core::control::{InitialSync, Mode};
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::agent::draft::AgentDraft;
+use super::machine::Machine;
 use super::problem::{Collector, Located, Problem};
-use super::section::{Complaint, Lines, Section, article, boolean, nearest_of, text};
+use super::section::{
+    Complaint, Lines, Section, article, boolean, table, tables, text, wrong_shape,
+};
+use super::value::{address, choice, duration, name, path, value_or};
 use super::{Config, Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, Side, units};
-
-/// Sections that belong to the agent.
-const AGENT_SECTIONS: [&str; 6] = [
-    "heartbeat",
-    "partition",
-    "forced_stop",
-    "arbiter",
-    "group",
-    "monitor",
-];
-/// Longest name of a cluster, node or mirror.
-const NAME_BYTES_MAX: usize = 48;
 
 const PEER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6);
 const PEER_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(600)];
@@ -39,6 +31,7 @@ pub(super) struct Draft {
     pub nodes: Vec<Located<String>>,
     pub mirrors: Vec<DraftMirror>,
     pub nbd_tls: Option<DraftNbdTls>,
+    pub agent: AgentDraft,
 }
 
 #[derive(Debug)]
@@ -54,7 +47,8 @@ pub(super) struct DraftMirror {
     pub name: Option<Located<String>>,
     pub mode: Located<Mode>,
     pub initial_sync: InitialSync,
-    pub peer_loss: PeerLoss,
+    /// Absent: see [`Draft::peer_loss`].
+    pub peer_loss: Option<Located<PeerLoss>>,
     pub encryption: Encryption,
     pub peer_timeout: Duration,
     pub resync_rate_max: u64,
@@ -72,6 +66,18 @@ pub(super) struct DraftSide {
     pub replication: Option<Located<SocketAddr>>,
     pub device: Option<Located<PathBuf>>,
     pub nbd: Vec<Located<NbdListen>>,
+}
+
+impl Draft {
+    /// What `mirror` does without its peer. Where somebody can find out what became of the peer, it
+    /// waits for that; where nobody can, it would wait for an operator, and goes on instead.
+    pub fn peer_loss(&self, mirror: &DraftMirror) -> PeerLoss {
+        match &mirror.peer_loss {
+            Some(written) => written.value,
+            None if self.agent.finds_out_about_the_peer() => PeerLoss::Hold,
+            None => PeerLoss::Continue,
+        }
+    }
 }
 
 impl DraftMirror {
@@ -102,7 +108,7 @@ pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
     let mut root = Section::new("", 1, lines, table.get_ref());
     let mut draft = Draft::default();
     read_cluster(&mut root, lines, problems, &mut draft);
-    for (entry, line) in tables(&mut root, "node", lines, problems) {
+    for (entry, line) in tables(&mut root, "node", "[[node]]", lines, problems) {
         let mut section = Section::new("node", line, lines, entry);
         draft
             .nodes
@@ -110,21 +116,12 @@ pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
         section.refuse_unknown_keys(problems);
     }
     draft.nbd_tls = read_nbd(&mut root, lines, problems);
-    for (entry, line) in tables(&mut root, "mirror", lines, problems) {
+    for (entry, line) in tables(&mut root, "mirror", "[[mirror]]", lines, problems) {
         draft
             .mirrors
             .push(read_mirror(entry, line, lines, problems));
     }
-    for section in AGENT_SECTIONS {
-        if let Some(found) = root.raw(section) {
-            problems.add(
-                Some(lines.at(found.span().start)),
-                section,
-                "this section is for the high-availability agent, which is not part of this version",
-                "remove the section; mirrors work without it",
-            );
-        }
-    }
+    draft.agent = AgentDraft::read(&mut root, problems);
     root.refuse_unknown_keys(problems);
     draft
 }
@@ -235,7 +232,7 @@ fn read_mirror(
         name,
         mode,
         initial_sync: value_or(initial_sync, InitialSync::Full),
-        peer_loss: value_or(peer_loss, PeerLoss::Continue),
+        peer_loss,
         encryption: value_or(encryption, Encryption::Tls),
         peer_timeout: value_or(peer_timeout, PEER_TIMEOUT_DEFAULT),
         resync_rate_max: value_or(resync_rate_max, 0),
@@ -346,104 +343,6 @@ fn read_exports(
     exports
 }
 
-/// The section `shape`, if it is there, with its line.
-fn table<'a, 'i>(
-    section: &mut Section<'a, 'i>,
-    key: &'static str,
-    shape: &str,
-    lines: Lines,
-    problems: &mut Collector,
-) -> Option<(&'a DeTable<'i>, usize)> {
-    let found: &'a Spanned<DeValue<'i>> = section.raw(key)?;
-    let line = lines.at(found.span().start);
-    match found.get_ref().as_table() {
-        Some(table) => Some((table, line)),
-        None => {
-            wrong_shape(&section.key(key), shape, line, found.get_ref(), problems);
-            None
-        }
-    }
-}
-
-/// The entries of `[[key]]`.
-fn tables<'a, 'i>(
-    root: &mut Section<'a, 'i>,
-    key: &'static str,
-    lines: Lines,
-    problems: &mut Collector,
-) -> Vec<(&'a DeTable<'i>, usize)> {
-    let Some(found): Option<&'a Spanned<DeValue<'i>>> = root.raw(key) else {
-        return Vec::new();
-    };
-    let shape = format!("[[{key}]]");
-    let line = lines.at(found.span().start);
-    let Some(entries) = found.get_ref().as_array() else {
-        wrong_shape(key, &shape, line, found.get_ref(), problems);
-        return Vec::new();
-    };
-    let mut found = Vec::new();
-    for entry in entries.iter() {
-        let line = lines.at(entry.span().start);
-        match entry.get_ref().as_table() {
-            Some(table) => found.push((table, line)),
-            None => wrong_shape(key, &shape, line, entry.get_ref(), problems),
-        }
-    }
-    found
-}
-
-fn wrong_shape(key: &str, shape: &str, line: usize, value: &DeValue, problems: &mut Collector) {
-    problems.add(
-        Some(line),
-        key,
-        format!("this is {} where a section {shape} belongs", article(value)),
-        format!("write it as {shape} with its keys below"),
-    );
-}
-
-fn name(value: &DeValue) -> Result<String, Complaint> {
-    let name = text(value)?;
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) || name.starts_with(['.', '-']) {
-        return Err(Complaint::new(
-            format!("{name:?} is no valid name"),
-            format!(
-                "use up to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.', \
-                 and begin with a letter or digit"
-            ),
-        ));
-    }
-    Ok(name.into())
-}
-
-fn path(value: &DeValue) -> Result<PathBuf, Complaint> {
-    let path = Path::new(text(value)?);
-    if !path.is_absolute() {
-        return Err(Complaint::new(
-            format!("{:?} is a relative path", path.display().to_string()),
-            "write the whole path, from / on, so that it means the same wherever the daemon starts",
-        ));
-    }
-    Ok(path.into())
-}
-
-fn address(text: &str) -> Result<SocketAddr, Complaint> {
-    let address: SocketAddr = text.parse().map_err(|_| {
-        Complaint::new(
-            format!("{text:?} is no IP address with a port"),
-            "write one such as \"10.5.0.5:29051\" or \"[fd00::5]:29051\"; \
-             host names are not looked up",
-        )
-    })?;
-    if address.port() == 0 {
-        return Err(Complaint::new(
-            format!("{text:?} has port 0"),
-            "choose a port, so that the other side can find it",
-        ));
-    }
-    Ok(address)
-}
-
 fn export(value: &DeValue) -> Result<NbdListen, Complaint> {
     let text = text(value)?;
     match text.strip_prefix("tcp:") {
@@ -454,36 +353,6 @@ fn export(value: &DeValue) -> Result<NbdListen, Complaint> {
             "write \"unix\" or \"tcp:ADDRESS:PORT\"",
         )),
     }
-}
-
-fn choice<T: Copy>(value: &DeValue, choices: &[(&str, T)]) -> Result<T, Complaint> {
-    let text = text(value)?;
-    choices
-        .iter()
-        .find(|(name, _)| *name == text)
-        .map(|(_, value)| *value)
-        .ok_or_else(|| {
-            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-            Complaint::new(
-                format!("{text:?} is none of {}", names.join(", ")),
-                nearest_of(text, names.into_iter()),
-            )
-        })
-}
-
-fn duration(value: &DeValue, [least, most]: [Duration; 2]) -> Result<Duration, Complaint> {
-    let duration = units::parse_duration(text(value)?)?;
-    if duration < least || duration > most {
-        return Err(Complaint::new(
-            format!("{} is out of range", humantime::format_duration(duration)),
-            format!(
-                "choose between {} and {}",
-                humantime::format_duration(least),
-                humantime::format_duration(most)
-            ),
-        ));
-    }
-    Ok(duration)
 }
 
 fn buffer_memory(value: &DeValue) -> Result<u64, Complaint> {
@@ -497,24 +366,27 @@ fn buffer_memory(value: &DeValue) -> Result<u64, Complaint> {
     Ok(bytes)
 }
 
-fn value_or<T>(found: Option<Located<T>>, default: T) -> T {
-    found.map_or(default, |found| found.value)
-}
-
 impl Draft {
     /// The checked configuration; `None` if anything is missing, which a check has reported then.
     pub(super) fn finish(
         self,
         file: &Path,
+        machine: Machine,
         unsupported: Vec<Problem>,
         warnings: Vec<Problem>,
     ) -> Option<Config> {
-        let names = self.nodes.into_iter().map(|node| node.value);
+        let names = self.nodes.iter().map(|node| node.value.clone());
         let nodes: [String; 2] = names.collect::<Vec<_>>().try_into().ok()?;
+        let peer_losses: Vec<_> = self
+            .mirrors
+            .iter()
+            .map(|mirror| self.peer_loss(mirror))
+            .collect();
         let mirrors = self
             .mirrors
             .into_iter()
-            .map(|mirror| finish_mirror(mirror, &nodes))
+            .zip(peer_losses)
+            .map(|(mirror, peer_loss)| finish_mirror(mirror, peer_loss, &nodes))
             .collect::<Option<_>>()?;
         let nbd_tls = match self.nbd_tls {
             None => None,
@@ -524,12 +396,17 @@ impl Draft {
                 client_ca_file: tls.client_ca_file,
             }),
         };
+        let agent = match self.agent.heartbeat {
+            None => None,
+            Some(_) => Some(self.agent.finish(&nodes, machine)?),
+        };
         Some(Config {
             path: file.into(),
             cluster: self.cluster?.value,
             key_file: self.key_file?.value,
             mirrors,
             nbd_tls,
+            agent,
             nodes,
             unsupported,
             warnings,
@@ -537,7 +414,7 @@ impl Draft {
     }
 }
 
-fn finish_mirror(mirror: DraftMirror, nodes: &[String; 2]) -> Option<Mirror> {
+fn finish_mirror(mirror: DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2]) -> Option<Mirror> {
     let mut sides = mirror.sides;
     let mut side = |node: &str| {
         let position = sides.iter().position(|side| side.node.value == node)?;
@@ -554,7 +431,7 @@ fn finish_mirror(mirror: DraftMirror, nodes: &[String; 2]) -> Option<Mirror> {
         name: mirror.name?.value,
         mode: mirror.mode.value,
         initial_sync: mirror.initial_sync,
-        peer_loss: mirror.peer_loss,
+        peer_loss,
         encryption: mirror.encryption,
         peer_timeout: mirror.peer_timeout,
         resync_rate_max: mirror.resync_rate_max,

@@ -8,14 +8,17 @@
 //! [`NbdTls::load`].
 
 pub mod agent;
+mod by_node;
 mod convert;
 mod draft;
 pub mod key;
+mod machine;
 mod problem;
 mod section;
 mod tls;
 pub mod units;
 mod validate;
+mod value;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,7 +29,9 @@ pub use mirror_core::io::open::MetadataPlace;
 pub use mirror_core::volume::config::PeerLoss;
 
 use crate::nbd::tls::ServerTls;
+use agent::AgentConfig;
 pub use key::{ClusterKey, KeyError};
+pub use machine::Machine;
 pub use problem::{Located, Problem, Problems};
 pub use tls::NbdTls;
 
@@ -48,6 +53,8 @@ pub struct Config {
     pub mirrors: Vec<Mirror>,
     /// With it, all exports over TCP need TLS.
     pub nbd_tls: Option<NbdTls>,
+    /// There if the file has `[heartbeat]`.
+    pub agent: Option<AgentConfig>,
     /// Settings that are valid but that this version cannot serve. `mirrord` does not start with
     /// any of them.
     pub unsupported: Vec<Problem>,
@@ -156,21 +163,27 @@ impl Config {
         }
         let text = String::from_utf8(bytes)
             .map_err(|_| failed(std::io::Error::other("it is not UTF-8 text")))?;
-        Ok(Self::parse(path, &text)?)
+        Ok(Self::parse_for(Machine::of_this_host(), path, &text)?)
     }
 
-    /// Checks `text`; `path` is only what problems call it.
+    /// Checks `text` with the defaults of a virtual machine, which are the stricter ones; `path` is
+    /// only what problems call it.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Problems> {
+        Self::parse_for(Machine::Virtual, path, text)
+    }
+
+    /// Checks `text` with the defaults that are right on `machine`.
+    pub fn parse_for(machine: Machine, path: &Path, text: &str) -> Result<Self, Problems> {
         let mut problems = problem::Collector::new(path);
         let draft = draft::read(text, &mut problems);
         validate::check(&draft, &mut problems);
         let mut unsupported = problem::Collector::new(path);
         validate::find_unsupported(&draft, &mut unsupported);
         let mut warnings = problem::Collector::new(path);
-        validate::find_weaknesses(&draft, &mut warnings);
+        validate::find_weaknesses(&draft, machine, &mut warnings);
         Problems::none_in(problems.into_vec())?;
         Ok(draft
-            .finish(path, unsupported.into_vec(), warnings.into_vec())
+            .finish(path, machine, unsupported.into_vec(), warnings.into_vec())
             .expect("a draft without problems is complete"))
     }
 

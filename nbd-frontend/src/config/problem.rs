@@ -106,6 +106,10 @@ impl Collector {
         });
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.found.len()
+    }
+
     pub(super) fn into_vec(self) -> Vec<Problem> {
         self.found
     }

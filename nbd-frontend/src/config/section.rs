@@ -43,7 +43,7 @@ impl Lines<'_> {
 pub(super) struct Section<'a, 'i> {
     pub(super) name: String,
     pub(super) line: usize,
-    lines: Lines<'a>,
+    pub(super) lines: Lines<'a>,
     table: &'a DeTable<'i>,
     asked: Vec<&'static str>,
 }
@@ -68,6 +68,87 @@ impl<'a, 'i> Section<'a, 'i> {
     pub(super) fn raw(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
         self.asked.push(key);
         self.table.get(key)
+    }
+
+    pub(super) fn line_of(&self, found: &Spanned<DeValue<'i>>) -> usize {
+        self.lines.at(found.span().start)
+    }
+
+    /// The section `shape` below this one, if it is there.
+    pub(super) fn section(
+        &mut self,
+        key: &'static str,
+        shape: &str,
+        problems: &mut Collector,
+    ) -> Option<Section<'a, 'i>> {
+        let lines = self.lines;
+        let (table, line) = table(self, key, shape, lines, problems)?;
+        Some(Section::new(
+            shape.trim_matches(['[', ']']),
+            line,
+            lines,
+            table,
+        ))
+    }
+
+    /// The list of sections `shape` below this one. Each is called `word` and its name, if it has one.
+    pub(super) fn sections(
+        &mut self,
+        key: &'static str,
+        shape: &str,
+        word: &str,
+        problems: &mut Collector,
+    ) -> Vec<Section<'a, 'i>> {
+        let lines = self.lines;
+        let titled = |(table, line): (&'a DeTable<'i>, usize)| {
+            let name = table.get("name").and_then(|name| name.get_ref().as_str());
+            let title = match name {
+                Some(name) => format!("{word} {name:?}"),
+                None => word.into(),
+            };
+            Section::new(title, line, lines, table)
+        };
+        let found = tables(self, key, shape, lines, problems);
+        found.into_iter().map(titled).collect()
+    }
+
+    /// A list of values. Those that `read` refuses are problems and left out.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        problems: &mut Collector,
+        mut read: impl FnMut(&DeValue<'i>) -> Result<T, Complaint>,
+    ) -> Option<Located<Vec<Located<T>>>> {
+        let found = self.raw(key)?;
+        let line = self.line_of(found);
+        let Some(entries) = found.get_ref().as_array() else {
+            problems.add(
+                Some(line),
+                self.key(key),
+                format!("this is {}, not a list", article(found.get_ref())),
+                format!("write a list such as {example}"),
+            );
+            return None;
+        };
+        let mut list = Vec::new();
+        for entry in entries.iter() {
+            let line = self.line_of(entry);
+            match read(entry.get_ref()) {
+                Ok(value) => list.push(Located { value, line }),
+                Err(complaint) => problems.add(
+                    Some(line),
+                    self.key(key),
+                    complaint.message,
+                    complaint.remedy,
+                ),
+            }
+        }
+        Some(Located { value: list, line })
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
     }
 
     /// An optional value. A value that `read` refuses becomes a problem and counts as absent.
@@ -138,6 +219,67 @@ impl<'a, 'i> Section<'a, 'i> {
             format!("{} {key}", self.name)
         }
     }
+}
+
+/// The section `shape`, if it is there, with its line.
+pub(super) fn table<'a, 'i>(
+    section: &mut Section<'a, 'i>,
+    key: &'static str,
+    shape: &str,
+    lines: Lines,
+    problems: &mut Collector,
+) -> Option<(&'a DeTable<'i>, usize)> {
+    let found: &'a Spanned<DeValue<'i>> = section.raw(key)?;
+    let line = lines.at(found.span().start);
+    match found.get_ref().as_table() {
+        Some(table) => Some((table, line)),
+        None => {
+            wrong_shape(&section.key(key), shape, line, found.get_ref(), problems);
+            None
+        }
+    }
+}
+
+/// The entries of the list of sections `shape`, each with its line.
+pub(super) fn tables<'a, 'i>(
+    section: &mut Section<'a, 'i>,
+    key: &'static str,
+    shape: &str,
+    lines: Lines,
+    problems: &mut Collector,
+) -> Vec<(&'a DeTable<'i>, usize)> {
+    let Some(found): Option<&'a Spanned<DeValue<'i>>> = section.raw(key) else {
+        return Vec::new();
+    };
+    let line = lines.at(found.span().start);
+    let Some(entries) = found.get_ref().as_array() else {
+        wrong_shape(&section.key(key), shape, line, found.get_ref(), problems);
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for entry in entries.iter() {
+        let line = lines.at(entry.span().start);
+        match entry.get_ref().as_table() {
+            Some(table) => found.push((table, line)),
+            None => wrong_shape(&section.key(key), shape, line, entry.get_ref(), problems),
+        }
+    }
+    found
+}
+
+pub(super) fn wrong_shape(
+    key: &str,
+    shape: &str,
+    line: usize,
+    value: &DeValue,
+    problems: &mut Collector,
+) {
+    problems.add(
+        Some(line),
+        key,
+        format!("this is {} where a section {shape} belongs", article(value)),
+        format!("write it as {shape} with its keys below"),
+    );
 }
 
 /// "did you mean …" where something is near, else what there is.

@@ -345,25 +345,6 @@ fn an_export_to_the_network_needs_tls_that_checks_its_clients() {
 }
 
 #[test]
-fn sections_of_the_agent_are_reserved() {
-    for section in [
-        "[heartbeat]\n",
-        "[[heartbeat.path]]\n",
-        "[[partition.resolver]]\n",
-        "[forced_stop]\n",
-        "[arbiter]\n",
-        "[[group]]\n",
-        "[[monitor]]\n",
-    ] {
-        check(
-            "[[node]]",
-            &format!("{section}[[node]]"),
-            &["not part of this version", "remove the section"],
-        );
-    }
-}
-
-#[test]
 fn what_this_version_cannot_serve_is_known_but_named() {
     let text = GOOD
         .replace("mode = \"sync\"", "mode = \"async\"")

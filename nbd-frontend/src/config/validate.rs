@@ -9,7 +9,7 @@ use mirror_core::control::Mode;
 use super::draft::{Draft, DraftMirror, DraftSide};
 use super::problem::{Collector, Located};
 use super::section::nearest_of;
-use super::{Encryption, MetadataPlace, NbdListen, PeerLoss};
+use super::{Encryption, Machine, MetadataPlace, NbdListen, PeerLoss, agent};
 
 /// Adds every violation to `problems`.
 pub(super) fn check(draft: &Draft, problems: &mut Collector) {
@@ -27,6 +27,7 @@ pub(super) fn check(draft: &Draft, problems: &mut Collector) {
         check_addresses(draft, &node.value, problems);
         check_shared_paths(draft, &node.value, problems);
     }
+    agent::validate::check(draft, problems);
 }
 
 /// Adds what is well-formed but not to be had from this version.
@@ -61,7 +62,8 @@ pub(super) fn find_unsupported(draft: &Draft, problems: &mut Collector) {
 }
 
 /// Adds what is allowed and has a price.
-pub(super) fn find_weaknesses(draft: &Draft, problems: &mut Collector) {
+pub(super) fn find_weaknesses(draft: &Draft, machine: Machine, problems: &mut Collector) {
+    agent::weaknesses::find(draft, machine, problems);
     for mirror in &draft.mirrors {
         let mut warn = |key: &str, message: &str, remedy: &str| {
             problems.add(
@@ -71,7 +73,7 @@ pub(super) fn find_weaknesses(draft: &Draft, problems: &mut Collector) {
                 remedy,
             );
         };
-        if mirror.peer_loss == PeerLoss::Continue {
+        if draft.peer_loss(mirror) == PeerLoss::Continue && draft.agent.heartbeat.is_none() {
             warn(
                 "peer_loss",
                 "with \"continue\", answered writes can be lost if both nodes lose each other, \
@@ -293,6 +295,9 @@ fn check_addresses(draft: &Draft, node: &str, problems: &mut Collector) {
         }
         taken.push((address.value, key));
     };
+    for (address, owner) in agent::addresses::probes(&draft.agent) {
+        claim(address, owner);
+    }
     for (mirror, side) in sides_of(draft, node) {
         if let Some(address) = &side.replication {
             claim(
@@ -312,7 +317,7 @@ fn check_addresses(draft: &Draft, node: &str, problems: &mut Collector) {
     }
 }
 
-fn addresses_clash(one: SocketAddr, other: SocketAddr) -> bool {
+pub(super) fn addresses_clash(one: SocketAddr, other: SocketAddr) -> bool {
     let any = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() == other.port() && (any || one.ip() == other.ip())
 }
@@ -351,7 +356,7 @@ fn check_shared_paths(draft: &Draft, node: &str, problems: &mut Collector) {
     }
 }
 
-fn sides_of<'a>(
+pub(super) fn sides_of<'a>(
     draft: &'a Draft,
     node: &'a str,
 ) -> impl Iterator<Item = (&'a DraftMirror, &'a DraftSide)> {
