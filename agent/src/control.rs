@@ -183,7 +183,7 @@ pub enum CommandRequest {
     MonitorResume,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandReply {
     pub message: String,
     /// Of a switchover: from the last moment online there to the first online here.

@@ -1,5 +1,5 @@
-//! One heartbeat on the wire: 128 bytes that nobody without the cluster key can make, and that count
-//! once. `docs/heartbeat.md` has the bytes.
+//! One heartbeat on the wire: bytes that nobody without the cluster key can make, and that count once.
+//! `docs/heartbeat.md` has the layout.
 //!
 //! A recorded beat is worth nothing to whoever sends it again: within a run the sequence must grow,
 //! and a beat speaks for its sender only while it names the run of the receiver that it answers.
@@ -10,10 +10,12 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 use mirror_core::link::preface::ClusterKey;
-use mirror_core::units::{Epoch, Uuid};
+use mirror_core::units::Uuid;
 
-/// Bytes of a beat.
-pub const BEAT_BYTES: usize = 128;
+/// Most bytes that a node says of itself in one beat.
+pub const BODY_BYTES_MAX: usize = 1024;
+/// Most bytes of a beat: it fits one frame of any network.
+pub const BEAT_BYTES_MAX: usize = at::BODY + BODY_BYTES_MAX + MAC_BYTES;
 const MAGIC: [u8; 4] = *b"MHB1";
 const MAC_BYTES: usize = 32;
 const KEY_LABEL: &str = "mirror heartbeat";
@@ -27,10 +29,9 @@ mod at {
     pub const RUN: usize = 40;
     pub const HEARD: usize = 48;
     pub const SEQUENCE: usize = 56;
-    pub const EPOCH: usize = 64;
-    pub const MAC: usize = 96;
+    pub const BODY: usize = 64;
 
-    const _: () = assert!(MAC + super::MAC_BYTES == super::BEAT_BYTES);
+    const _: () = assert!(super::BEAT_BYTES_MAX <= 1200);
 }
 
 /// One run of an agent, drawn at its start. Zero: none.
@@ -42,7 +43,7 @@ impl Run {
 }
 
 /// What a node says of itself, and of the other, several times a time-out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beat {
     pub cluster: Uuid,
     pub node: Uuid,
@@ -53,19 +54,10 @@ pub struct Beat {
     pub heard: Run,
     /// Grows with each beat of a run, over all paths.
     pub sequence: u64,
-    /// The highest epoch that the sender knows.
-    pub epoch: Epoch,
-    pub flags: BeatFlags,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BeatFlags {
-    /// Takes no groups: told so by an operator.
-    pub standby: bool,
-    /// Runs groups, or may start some.
-    pub has_groups: bool,
-    /// Stops on purpose: its silence after this is no failure.
+    /// The sender stops on purpose: its silence after this is no failure.
     pub leaving: bool,
+    /// What the sender says of its groups and mirrors, at most [`BODY_BYTES_MAX`].
+    pub body: Vec<u8>,
 }
 
 /// The key of heartbeats, derived from the cluster's.
@@ -99,64 +91,56 @@ pub enum BeatFault {
 }
 
 impl Beat {
-    pub fn encode(&self, key: &BeatKey) -> [u8; BEAT_BYTES] {
-        let mut bytes = [0; BEAT_BYTES];
+    pub fn encode(&self, key: &BeatKey) -> Vec<u8> {
+        assert!(self.body.len() <= BODY_BYTES_MAX, "a body has a limit");
+        let mut bytes = vec![0; at::BODY];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &MAGIC);
-        put(at::PATH, &[self.path, self.flags.bits()]);
+        put(at::PATH, &[self.path, u8::from(self.leaving)]);
         put(at::CLUSTER, &self.cluster.0);
         put(at::NODE, &self.node.0);
         put(at::RUN, &self.run.0.to_le_bytes());
         put(at::HEARD, &self.heard.0.to_le_bytes());
         put(at::SEQUENCE, &self.sequence.to_le_bytes());
-        put(at::EPOCH, &self.epoch.0.to_le_bytes());
+        bytes.extend_from_slice(&self.body);
         let mut mac = key.mac();
-        mac.update(&bytes[..at::MAC]);
+        mac.update(&bytes);
         let proof = mac.finalize().into_bytes();
-        bytes[at::MAC..].copy_from_slice(&proof);
+        bytes.extend_from_slice(&proof);
         bytes
     }
 
     /// Nothing of the content is looked at before the proof is.
     pub fn decode(bytes: &[u8], key: &BeatKey) -> Result<Self, BeatFault> {
-        let bytes: &[u8; BEAT_BYTES] = bytes.try_into().map_err(|_| BeatFault::NotABeat)?;
-        if bytes[..MAGIC.len()] != MAGIC {
+        let sized = (at::BODY + MAC_BYTES..=BEAT_BYTES_MAX).contains(&bytes.len());
+        if !sized || bytes[..MAGIC.len()] != MAGIC {
             return Err(BeatFault::NotABeat);
         }
+        let (content, proof) = bytes.split_at(bytes.len() - MAC_BYTES);
         let mut mac = key.mac();
-        mac.update(&bytes[..at::MAC]);
-        mac.verify_slice(&bytes[at::MAC..])
-            .map_err(|_| BeatFault::Forged)?;
-        let u64_at = |at: usize| u64::from_le_bytes(field(bytes, at));
+        mac.update(content);
+        mac.verify_slice(proof).map_err(|_| BeatFault::Forged)?;
+        let u64_at = |at: usize| u64::from_le_bytes(field(content, at));
         Ok(Self {
-            cluster: Uuid(field(bytes, at::CLUSTER)),
-            node: Uuid(field(bytes, at::NODE)),
-            path: bytes[at::PATH],
+            cluster: Uuid(field(content, at::CLUSTER)),
+            node: Uuid(field(content, at::NODE)),
+            path: content[at::PATH],
             run: Run(u64_at(at::RUN)),
             heard: Run(u64_at(at::HEARD)),
             sequence: u64_at(at::SEQUENCE),
-            epoch: Epoch(u64_at(at::EPOCH)),
-            flags: BeatFlags::from_bits(bytes[at::FLAGS]).ok_or(BeatFault::Flags)?,
+            leaving: match content[at::FLAGS] {
+                0 => false,
+                1 => true,
+                _ => return Err(BeatFault::Flags),
+            },
+            body: content[at::BODY..].to_vec(),
         })
     }
 }
 
-impl BeatFlags {
-    const fn bits(self) -> u8 {
-        self.standby as u8 | (self.has_groups as u8) << 1 | (self.leaving as u8) << 2
-    }
-
-    fn from_bits(bits: u8) -> Option<Self> {
-        (bits < 8).then_some(Self {
-            standby: bits & 1 != 0,
-            has_groups: bits & 2 != 0,
-            leaving: bits & 4 != 0,
-        })
-    }
-}
-
-fn field<const N: usize>(bytes: &[u8; BEAT_BYTES], at: usize) -> [u8; N] {
+/// `at + N` lies within the header.
+fn field<const N: usize>(content: &[u8], at: usize) -> [u8; N] {
     let mut field = [0; N];
-    field.copy_from_slice(&bytes[at..at + N]);
+    field.copy_from_slice(&content[at..at + N]);
     field
 }

@@ -14,15 +14,16 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use mirror_core::units::{Epoch, Uuid};
+use mirror_core::units::Uuid;
 
-pub use beat::{BEAT_BYTES, Beat, BeatFault, BeatFlags, BeatKey, Run};
+pub use beat::{BEAT_BYTES_MAX, BODY_BYTES_MAX, Beat, BeatFault, BeatKey, Run};
 
 /// Runs of the peer that have ended and are never believed again.
 const ENDED_RUNS_MAX: usize = 64;
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct MembershipConfig {
+    pub key: BeatKey,
     pub cluster: Uuid,
     pub node: Uuid,
     pub peer: Uuid,
@@ -44,7 +45,7 @@ pub enum Event {
 pub enum Effect {
     Send {
         path: usize,
-        beat: Beat,
+        bytes: Vec<u8>,
     },
     PathUp {
         path: usize,
@@ -53,9 +54,9 @@ pub enum Effect {
         path: usize,
     },
     /// Heard over at least one path, in a run that was not known before.
-    PeerUp {
-        flags: BeatFlags,
-    },
+    PeerUp,
+    /// What it says of itself, newer than all before.
+    Body(Vec<u8>),
     /// Silent on every path for the whole time-out.
     PeerLost {
         silent_ms: u64,
@@ -102,13 +103,13 @@ pub struct Membership {
     config: MembershipConfig,
     run: Run,
     sequence: u64,
-    flags: BeatFlags,
-    epoch: Epoch,
+    leaving: bool,
+    body: Vec<u8>,
     paths: Vec<Path>,
     peer: Peer,
     peer_run: Run,
-    peer_flags: BeatFlags,
-    peer_epoch: Epoch,
+    /// Last sequence of the peer's run whose body was taken in, over all paths.
+    body_sequence: u64,
     ended: VecDeque<Run>,
     stepped_ms: u64,
     sent_ms: Option<u64>,
@@ -124,13 +125,12 @@ impl Membership {
             config,
             run,
             sequence: 0,
-            flags: BeatFlags::default(),
-            epoch: Epoch(0),
+            leaving: false,
+            body: Vec::new(),
             paths,
             peer: Peer::Unknown,
             peer_run: Run::NONE,
-            peer_flags: BeatFlags::default(),
-            peer_epoch: Epoch(0),
+            body_sequence: 0,
             ended: VecDeque::new(),
             stepped_ms: now_ms,
             sent_ms: None,
@@ -142,29 +142,44 @@ impl Membership {
         self.peer
     }
 
-    pub fn peer_flags(&self) -> BeatFlags {
-        self.peer_flags
+    /// When the peer was last heard in its present run; the start of this run if never.
+    pub fn heard_ms(&self) -> u64 {
+        self.heard_ms
     }
 
-    pub fn peer_epoch(&self) -> Epoch {
-        self.peer_epoch
+    pub fn interval_ms(&self) -> u64 {
+        self.config.interval_ms
+    }
+
+    pub fn timeout_ms(&self) -> u64 {
+        self.config.timeout_ms
+    }
+
+    pub fn path_name(&self, path: usize) -> &str {
+        &self.config.paths[path]
+    }
+
+    pub fn paths(&self) -> usize {
+        self.paths.len()
     }
 
     pub fn is_path_up(&self, path: usize) -> bool {
         self.paths[path].up
     }
 
-    /// What the next beats say of this node.
-    pub fn describe(&mut self, flags: BeatFlags, epoch: Epoch) {
-        self.flags = flags;
-        self.epoch = epoch;
+    /// What the next beats say of this node. `at_once`: they go with the next step.
+    pub fn describe(&mut self, leaving: bool, body: Vec<u8>, at_once: bool) {
+        self.leaving = leaving;
+        self.body = body;
+        if at_once {
+            self.sent_ms = None;
+        }
     }
 
-    /// `key` is only needed for what is received; beats to send are sealed by the driver.
-    pub fn step(&mut self, now_ms: u64, event: &Event, key: &BeatKey, out: &mut Vec<Effect>) {
+    pub fn step(&mut self, now_ms: u64, event: &Event, out: &mut Vec<Effect>) {
         self.notice_freeze(now_ms, out);
         match event {
-            Event::Received { path, bytes } => self.on_received(now_ms, *path, bytes, key, out),
+            Event::Received { path, bytes } => self.on_received(now_ms, *path, bytes, out),
             Event::Tick => {}
         }
         self.send_due(now_ms, out);
@@ -184,15 +199,8 @@ impl Membership {
         }
     }
 
-    fn on_received(
-        &mut self,
-        now_ms: u64,
-        index: usize,
-        bytes: &[u8],
-        key: &BeatKey,
-        out: &mut Vec<Effect>,
-    ) {
-        let beat = match Beat::decode(bytes, key) {
+    fn on_received(&mut self, now_ms: u64, index: usize, bytes: &[u8], out: &mut Vec<Effect>) {
+        let beat = match Beat::decode(bytes, &self.config.key) {
             Ok(beat) => beat,
             Err(fault) => return self.refuse(index, fault.to_string(), out),
         };
@@ -232,16 +240,24 @@ impl Membership {
         if !std::mem::replace(&mut path.up, true) {
             out.push(Effect::PathUp { path: index });
         }
-        self.peer_flags = beat.flags;
-        self.peer_epoch = self.peer_epoch.max(beat.epoch);
-        if beat.flags.leaving {
+        let newest = beat.sequence > self.body_sequence;
+        if newest {
+            self.body_sequence = beat.sequence;
+        } else if self.peer == Peer::Left || self.peer == Peer::Up {
+            // An older word over a slower path: a sign of life and no more.
+            return;
+        }
+        if beat.leaving {
             if self.peer != Peer::Left {
                 self.peer = Peer::Left;
                 out.push(Effect::PeerLeft);
             }
         } else if self.peer != Peer::Up {
             self.peer = Peer::Up;
-            out.push(Effect::PeerUp { flags: beat.flags });
+            out.push(Effect::PeerUp);
+        }
+        if newest {
+            out.push(Effect::Body(beat.body));
         }
     }
 
@@ -256,8 +272,8 @@ impl Membership {
             return;
         }
         path.answered_ms = Some(now_ms);
-        let beat = self.beat(index, run);
-        out.push(Effect::Send { path: index, beat });
+        let bytes = self.beat(index, run).encode(&self.config.key);
+        out.push(Effect::Send { path: index, bytes });
     }
 
     /// False if the run has ended. A new one begins its sequences anew.
@@ -277,6 +293,7 @@ impl Membership {
         self.peer_run = run;
         // It forgot what it was: whoever cares learns of the new run as of a new node.
         self.peer = Peer::Unknown;
+        self.body_sequence = 0;
         for path in &mut self.paths {
             path.sequence = 0;
         }
@@ -303,8 +320,8 @@ impl Membership {
         }
         self.sent_ms = Some(now_ms);
         for path in 0..self.paths.len() {
-            let beat = self.beat(path, self.peer_run);
-            out.push(Effect::Send { path, beat });
+            let bytes = self.beat(path, self.peer_run).encode(&self.config.key);
+            out.push(Effect::Send { path, bytes });
         }
     }
 
@@ -317,8 +334,8 @@ impl Membership {
             run: self.run,
             heard,
             sequence: self.sequence,
-            epoch: self.epoch,
-            flags: self.flags,
+            leaving: self.leaving,
+            body: self.body.clone(),
         }
     }
 

@@ -1,0 +1,545 @@
+//! What the other node's silence means (A1, A2).
+//!
+//! ```text
+//! together ── silent ──► resolving ──► consent (arbiter) ──► fencing ──► alone
+//!                            │                                  └─────► barred
+//!                            └──► cut off ──► final
+//! ```
+//!
+//! Heard again, the two are together, from whatever stage but the last of "cut off": a node that has
+//! begun to stop its groups for good sees that through. A forced stop that was called is seen through
+//! too. A node that runs nothing has nothing to protect: cut off, it waits, and takes no final action.
+
+use nbd_frontend::config::agent::FinalAction;
+
+use super::Node;
+use super::config::Reach;
+use super::event::{Effect, MirrorCommand};
+use super::resolving::{Change, Said, Verdict, verdict};
+use crate::alert;
+use crate::control::State;
+use crate::fencing::{self, Phase, Plan, Situation, plan};
+use crate::membership::Peer;
+
+/// Longest wait for the first answers of the resolvers, unless `isolation_timeout` is longer.
+const RESOLVING_MS_MAX: u64 = 15_000;
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) enum Stage {
+    #[default]
+    Together,
+    /// The resolvers are asked.
+    Resolving,
+    /// The arbiter is asked.
+    Consent {
+        since_ms: u64,
+    },
+    CutOff {
+        since_ms: u64,
+    },
+    /// Cut off for good: groups stop; then the final action.
+    Final {
+        acted: bool,
+    },
+    /// A forced stop is planned or under way.
+    Fencing,
+    Barred {
+        reason: String,
+    },
+    Alone {
+        proof: Proof,
+    },
+}
+
+/// By what this node acts alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// The other node is confirmed to be down.
+    Stopped,
+    /// Each mirror has its grant and its record.
+    Arbiter,
+    /// By the resolvers alone: both nodes may come to the same conclusion.
+    Unproven,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Partition {
+    stage: Stage,
+    /// The heartbeats stopped: for how long they had been silent, until the alert is given.
+    silent_ms: Option<u64>,
+    /// When the questions that count began.
+    asked_ms: u64,
+    /// The other node is confirmed to be down since it was last heard.
+    peer_stopped: bool,
+}
+
+impl Partition {
+    pub(super) fn heartbeat_lost(&mut self, silent_ms: u64) {
+        self.silent_ms = Some(silent_ms);
+    }
+
+    pub(super) fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    pub(super) fn is_isolated(&self) -> bool {
+        matches!(self.stage, Stage::CutOff { .. } | Stage::Final { .. })
+    }
+
+    pub(super) fn is_peer_stopped(&self) -> bool {
+        self.peer_stopped
+    }
+
+    /// The silence is decided on, and this node goes on.
+    pub(super) fn may_act(&self) -> bool {
+        matches!(self.stage, Stage::Alone { .. })
+    }
+
+    pub(super) fn is_unproven(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Alone {
+                proof: Proof::Unproven
+            }
+        )
+    }
+}
+
+impl Node {
+    pub(super) fn probe_resolvers(&mut self) {
+        for index in 0..self.resolvers.len() {
+            // The arbiter is asked by `rights`; its answers count for these.
+            if matches!(
+                self.resolvers[index].config.kind,
+                Reach::Arbiter | Reach::Majority
+            ) {
+                continue;
+            }
+            let number = self.next_number;
+            if self.resolvers[index].ask(self.now_ms, number) {
+                self.next_number += 1;
+                self.fx.push(Effect::Resolve {
+                    number,
+                    resolver: index,
+                });
+            }
+        }
+    }
+
+    pub(super) fn on_resolved(&mut self, number: u64, result: &Result<(), String>) {
+        for index in 0..self.resolvers.len() {
+            let Some(change) = self.resolvers[index].on_answer(number, result) else {
+                continue;
+            };
+            let name = &self.resolvers[index].config.name;
+            match change {
+                Change::None => {}
+                Change::Up => {
+                    let text = format!("Resolver {name} reaches its target.");
+                    self.alert(alert::RESOLVER_UP, text);
+                }
+                Change::Down(reason) => {
+                    let text = format!("Resolver {name} does not reach its target: {reason}.");
+                    self.alert(alert::RESOLVER_DOWN, text);
+                }
+            }
+            return;
+        }
+    }
+
+    pub(super) fn on_peer_up(&mut self) {
+        self.partition.silent_ms = None;
+        self.partition.peer_stopped = false;
+        self.fence(fencing::Event::Cancel);
+        match self.partition.stage {
+            Stage::Final { .. } | Stage::Together => {}
+            Stage::CutOff { .. } => {
+                self.alert(alert::ISOLATION_ENDED, "The other node is heard again.");
+                self.partition.stage = Stage::Together;
+            }
+            _ => self.partition.stage = Stage::Together,
+        }
+    }
+
+    /// What was decided before this node was frozen may have been overtaken.
+    pub(super) fn decide_anew(&mut self) {
+        self.partition.peer_stopped = false;
+        if !matches!(
+            self.partition.stage,
+            Stage::Together | Stage::Final { .. } | Stage::Fencing
+        ) {
+            self.partition.stage = Stage::Resolving;
+            self.ask_anew();
+        }
+    }
+
+    pub(super) fn on_peer_left(&mut self) {
+        self.partition.silent_ms = None;
+        for mirror in &mut self.mirrors {
+            mirror.in_step_at_leave = mirror
+                .view
+                .is_some_and(|view| view.connected && view.current);
+        }
+        self.fence(fencing::Event::Cancel);
+        if !matches!(self.partition.stage, Stage::Final { .. }) {
+            self.partition.stage = Stage::Together;
+        }
+    }
+
+    pub(super) fn advance_partition(&mut self) {
+        match self.partition.stage.clone() {
+            Stage::Together => self.notice_loss(),
+            Stage::Resolving => match self.verdict() {
+                // A driver that never answers must not keep this node undecided for ever.
+                Verdict::Undecided => {
+                    let waited_ms = self.now_ms.saturating_sub(self.partition.asked_ms);
+                    if waited_ms >= self.config.isolation_timeout_ms.max(RESOLVING_MS_MAX) {
+                        self.cut_off("its resolvers gave no answer");
+                    }
+                }
+                Verdict::CutOff => self.cut_off("no resolver reaches its target"),
+                Verdict::Reached => {
+                    self.partition.stage = Stage::Consent {
+                        since_ms: self.now_ms,
+                    };
+                    self.seek_consent();
+                }
+            },
+            Stage::Consent { .. } => self.seek_consent(),
+            Stage::CutOff { since_ms } => self.stay_cut_off(since_ms),
+            Stage::Final { acted } => self.finish_cut_off(acted),
+            Stage::Fencing | Stage::Barred { .. } | Stage::Alone { .. } => {}
+        }
+    }
+
+    fn notice_loss(&mut self) {
+        let Some(silent_ms) = self.partition.silent_ms else {
+            return;
+        };
+        if self.membership.peer() != Peer::Lost || self.is_peer_heard_by_a_mirror() {
+            return;
+        }
+        self.partition.silent_ms = None;
+        let text = format!(
+            "{} was not heard on any path for {silent_ms} ms.",
+            self.config.peer_name()
+        );
+        self.alert(alert::PEER_DOWN, text);
+        self.partition.stage = Stage::Resolving;
+        self.ask_anew();
+    }
+
+    /// Questions put from now on count.
+    fn ask_anew(&mut self) {
+        self.partition.asked_ms = self.now_ms;
+        for resolver in &mut self.resolvers {
+            resolver.hurry(self.now_ms);
+        }
+        if let Some(rights) = &mut self.rights {
+            rights.hurry(self.now_ms);
+        }
+        self.probe_resolvers();
+    }
+
+    fn verdict(&self) -> Verdict {
+        let since_ms = self.partition.asked_ms;
+        let arbiter = || match self
+            .rights
+            .as_ref()
+            .and_then(|rights| rights.said_since(since_ms))
+        {
+            None => Said::Nothing,
+            Some(true) => Said::Reached,
+            Some(false) => Said::Unreached,
+        };
+        let said: Vec<Said> = self
+            .resolvers
+            .iter()
+            .map(|resolver| match resolver.config.kind {
+                Reach::Ping | Reach::Http => resolver.said_since(since_ms),
+                Reach::Arbiter | Reach::Majority => arbiter(),
+            })
+            .collect();
+        if said.is_empty() && self.rights.is_some() {
+            // An arbiter that is there and answers is as good a witness as any.
+            return verdict(self.config.need, [arbiter()].into_iter());
+        }
+        verdict(self.config.need, said.into_iter())
+    }
+
+    /// The arbiter's leave first, where there is one, so that only one of two healthy nodes goes on to
+    /// stop the other.
+    fn seek_consent(&mut self) {
+        let Stage::Consent { since_ms } = self.partition.stage else {
+            return;
+        };
+        let Some(rights) = &self.rights else {
+            return self.fence_or_go_on();
+        };
+        let mine =
+            self.mirrors_of(|node, group| node.controls[group].group.state() != State::Offline);
+        let theirs = self.mirrors_of(Node::would_fail_over);
+        let live = |mirror: &usize| rights.is_live(*mirror, self.now_ms);
+        let kept = mine.iter().all(live);
+        if kept && theirs.iter().all(live) {
+            return self.fence_or_go_on();
+        }
+        let asked = rights.said_since(self.partition.asked_ms);
+        if !kept && asked != Some(true) {
+            let waited_ms = self.now_ms.saturating_sub(since_ms);
+            if waited_ms >= self.config.isolation_timeout_ms {
+                self.cut_off("the arbiter is not reached and the lease ran out");
+            }
+            return;
+        }
+        for mirror in theirs {
+            if let Some(rights) = &mut self.rights {
+                rights.want(mirror, true);
+            }
+        }
+    }
+
+    fn mirrors_of(&self, which: impl Fn(&Self, usize) -> bool) -> Vec<usize> {
+        (0..self.controls.len())
+            .filter(|group| which(self, *group))
+            .flat_map(|group| self.config.groups[group].mirrors.iter().flatten().copied())
+            .collect()
+    }
+
+    fn fence_or_go_on(&mut self) {
+        let situation = Situation {
+            configured: self.fencing.is_some(),
+            peer: self.membership.peer(),
+            peer_down: self.partition.peer_stopped,
+            peer_group_fails_over: (0..self.controls.len())
+                .any(|group| self.would_fail_over(group)),
+            peer_could_start: (0..self.controls.len()).any(|group| self.could_start_there(group)),
+            starting_up: self.starting_until_ms.is_some(),
+            owns_group: self
+                .controls
+                .iter()
+                .any(|control| control.group.state() != State::Offline),
+            isolated: self.partition.is_isolated(),
+            is_first_node: self.config.me == 0,
+        };
+        let delay = self
+            .config
+            .forced_stop
+            .as_ref()
+            .map_or_else(Default::default, |stop| stop.fence_delay);
+        match plan(&situation, delay) {
+            Plan::Now => self.begin_fencing(0),
+            Plan::After(delay) => self.begin_fencing(delay.as_millis() as u64),
+            Plan::Never(_) => self.go_on_alone(),
+        }
+    }
+
+    fn go_on_alone(&mut self) {
+        let proof = if self.partition.peer_stopped {
+            Proof::Stopped
+        } else if self.rights.is_some() {
+            Proof::Arbiter
+        } else {
+            Proof::Unproven
+        };
+        self.partition.stage = Stage::Alone { proof };
+    }
+
+    /// The other node could start a group that this one does not know of, and no arbiter would stop it.
+    fn could_start_there(&self, group: usize) -> bool {
+        let placed = &self.config.groups[group];
+        let arbitrated = self.rights.is_some() && placed.mirrors.iter().any(Option::is_some);
+        placed.nodes.contains(&(1 - self.config.me))
+            && (placed.automatic_start || placed.failover)
+            && !self.controls[group].stopped
+            && !arbitrated
+    }
+
+    fn begin_fencing(&mut self, after_ms: u64) {
+        self.partition.stage = Stage::Fencing;
+        self.fence(fencing::Event::Begin { after_ms });
+    }
+
+    pub(super) fn is_fencing(&self) -> bool {
+        self.fencing
+            .as_ref()
+            .is_some_and(|fencing| fencing.phase() != Phase::Idle)
+    }
+
+    pub(super) fn fence(&mut self, event: fencing::Event) {
+        let Some(fencing) = &mut self.fencing else {
+            return;
+        };
+        let mut effects = Vec::new();
+        fencing.step(self.now_ms, event, &mut effects);
+        for effect in effects {
+            self.on_fencing(effect);
+        }
+    }
+
+    fn on_fencing(&mut self, effect: fencing::Effect) {
+        let peer = self.config.peer_name().to_owned();
+        match effect {
+            fencing::Effect::Stop { .. } => {
+                let text = format!("The forced stop of {peer} is requested.");
+                self.alert(alert::STOP_REQUESTED, text);
+                self.fx.push(Effect::Fence(effect));
+            }
+            fencing::Effect::Query { .. } | fencing::Effect::Check { .. } => {
+                self.fx.push(Effect::Fence(effect));
+            }
+            fencing::Effect::Completed { took_ms } => {
+                let text =
+                    format!("{peer} is confirmed to be down, {took_ms} ms after the request.");
+                self.alert(alert::STOP_COMPLETED, text);
+                // Heard meanwhile in a new run, it is another matter.
+                if self.partition.stage == Stage::Fencing {
+                    self.partition.peer_stopped = true;
+                    self.go_on_alone();
+                }
+            }
+            fencing::Effect::Failed { reason } => {
+                let text = format!("The forced stop of {peer} failed: {reason}.");
+                self.alert(alert::STOP_FAILED, text);
+                if self.partition.stage == Stage::Fencing {
+                    self.on_stop_failed(reason);
+                }
+            }
+            fencing::Effect::Cancelled => {}
+            fencing::Effect::HealthChanged { ok: true, .. } => {
+                self.alert(
+                    alert::STOP_CHECK_RECOVERED,
+                    format!("A forced stop of {peer} would work."),
+                );
+            }
+            fencing::Effect::HealthChanged { ok: false, reason } => {
+                let reason = reason.unwrap_or_else(|| "no reason was given".into());
+                let text = format!("A forced stop of {peer} would not work: {reason}.");
+                self.alert(alert::STOP_CHECK_FAILED, text);
+            }
+        }
+    }
+
+    fn on_stop_failed(&mut self, reason: String) {
+        let anyway = self
+            .config
+            .forced_stop
+            .as_ref()
+            .is_some_and(|stop| stop.failover_on_failure);
+        if anyway {
+            return self.go_on_alone();
+        }
+        if (0..self.controls.len()).any(|group| self.would_fail_over(group)) {
+            self.alert(
+                alert::FAILOVER_CANCELLED,
+                "The failover does not take place: the other node may still run.",
+            );
+        }
+        self.partition.stage = Stage::Barred { reason };
+    }
+
+    fn cut_off(&mut self, why: &str) {
+        let text = format!("{} is cut off: {why}.", self.config.my_name());
+        self.alert(alert::ISOLATED, text);
+        self.partition.stage = Stage::CutOff {
+            since_ms: self.now_ms,
+        };
+        self.fence(fencing::Event::Cancel);
+        self.freeze_all();
+        self.ask_anew();
+    }
+
+    fn stay_cut_off(&mut self, since_ms: u64) {
+        // Only an answer to a question put after the last verdict ends it.
+        if self.verdict() == Verdict::Reached && self.has_its_leases() {
+            self.alert(
+                alert::ISOLATION_ENDED,
+                "A resolver reaches its target again.",
+            );
+            self.partition.stage = Stage::Resolving;
+            return;
+        }
+        if self.now_ms.saturating_sub(since_ms) < self.config.isolation_timeout_ms {
+            return;
+        }
+        let runs = self
+            .controls
+            .iter()
+            .any(|control| control.group.state() != State::Offline);
+        if !runs {
+            // Nothing to protect; it waits to be heard.
+            return;
+        }
+        self.alert(
+            alert::ISOLATION_FINAL,
+            "This node stays cut off: I/O fails and its groups stop.",
+        );
+        self.partition.stage = Stage::Final { acted: false };
+        self.fail_io();
+        for group in 0..self.controls.len() {
+            self.group_step(group, crate::group::Event::Stop { force: true });
+        }
+    }
+
+    fn has_its_leases(&self) -> bool {
+        self.rights.as_ref().is_none_or(|rights| {
+            (0..self.mirrors.len()).all(|mirror| {
+                !self.mirrors[mirror].is_primary() || rights.is_live(mirror, self.now_ms)
+            })
+        })
+    }
+
+    fn finish_cut_off(&mut self, acted: bool) {
+        let over = self
+            .controls
+            .iter()
+            .all(|control| matches!(control.group.state(), State::Offline | State::Failed));
+        if over && !acted {
+            self.partition.stage = Stage::Final { acted: true };
+            self.take_final_action(self.config.final_action, "this node is cut off");
+        }
+        // All is down: what remains is a node without groups, which may join again.
+        let clean = self
+            .controls
+            .iter()
+            .all(|control| control.group.state() == State::Offline);
+        let reached = self.membership.peer() == Peer::Up || self.verdict() == Verdict::Reached;
+        if clean && acted && reached {
+            self.alert(alert::ISOLATION_ENDED, "This node is no longer cut off.");
+            self.partition.stage = if self.membership.peer() == Peer::Lost {
+                Stage::Resolving
+            } else {
+                Stage::Together
+            };
+            self.ask_anew();
+        }
+    }
+
+    pub(super) fn take_final_action(&mut self, action: FinalAction, why: &str) {
+        let what = match action {
+            FinalAction::None | FinalAction::StopGroup => return,
+            FinalAction::StopService => "the service on this node stops",
+            FinalAction::StopServiceAndShutdown => "the service stops and the machine shuts down",
+            FinalAction::Reboot => "the machine reboots",
+            FinalAction::SysrqPanic => "the kernel panics",
+            FinalAction::WatchdogReset => "the watchdog resets the machine",
+        };
+        self.alert(
+            alert::FINAL_ACTION,
+            format!("Final action, because {why}: {what}."),
+        );
+        self.fx.push(Effect::Act(action));
+    }
+
+    /// Another node holds the right to a mirror now: what stands on it here stops, and answers nothing.
+    pub(super) fn on_lease_lost(&mut self, mirror: usize) {
+        if self.mirrors[mirror].is_primary() {
+            self.command_mirror(mirror, MirrorCommand::FailIo);
+        }
+        for group in 0..self.controls.len() {
+            if self.config.groups[group].mirrors.contains(&Some(mirror)) {
+                self.group_step(group, crate::group::Event::Stop { force: true });
+            }
+        }
+    }
+}

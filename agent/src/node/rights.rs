@@ -1,0 +1,513 @@
+//! The rights that the arbiter gave: epochs, leases, and the record of who holds current data (A3).
+//!
+//! A lease is counted here from before the question was sent, less the margin for drift, and given to
+//! `mirrord` as an absolute time. "This node alone is current" is on the arbiter's record before
+//! `mirrord` may answer alone; "both are" only once the peer's resync is durable. One question of a kind
+//! is out at a time, so that an answer that was given up can never overtake a later one.
+
+use mirror_core::units::Epoch;
+
+use super::config::{ArbiterConfig, MirrorConfig, NodeConfig};
+use super::event::{Answer, Grant, MirrorCommand, MirrorView};
+use crate::arbiter::call::{Claim, Holding, Refusal, Renewal, Reply, Request};
+
+/// Renewals in a lease.
+const RENEWALS_IN_LEASE: u64 = 4;
+/// Pause between tries of what the arbiter refused or did not answer.
+const RETRY_MS: u64 = 250;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    Ask {
+        number: u64,
+        request: Request,
+    },
+    Mirror {
+        mirror: usize,
+        command: MirrorCommand,
+    },
+    /// The arbiter answers, or does no longer.
+    Up,
+    Down {
+        reason: String,
+    },
+    Granted {
+        mirror: usize,
+    },
+    Refused {
+        mirror: usize,
+        refusal: Refusal,
+    },
+    /// Another node was granted a later epoch.
+    Lost {
+        mirror: usize,
+        epoch: Epoch,
+    },
+    Enrolled {
+        mirror: usize,
+    },
+    /// On its record: this node alone holds current data, or both do.
+    Recorded {
+        mirror: usize,
+        alone: bool,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Asked {
+    Beat {
+        /// Mirrors of the renewals, in order, with the confirmation each had asked for.
+        held: Vec<(usize, u64)>,
+    },
+    Acquire(usize),
+    Release(usize),
+    Record {
+        mirror: usize,
+        alone: bool,
+    },
+    Enrol(usize),
+}
+
+#[derive(Debug, Default)]
+struct Right {
+    held: Option<Held>,
+    wanted: bool,
+    retry_ms: u64,
+    refused: Option<Refusal>,
+    /// What is known to be on record: `Some(true)` this node alone, `Some(false)` both.
+    recorded: Option<bool>,
+    /// It has to be enrolled.
+    unknown: bool,
+    view: Option<MirrorView>,
+    /// Highest confirmation that was asked for, and that was given.
+    confirming: u64,
+    confirmed: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    epoch: Epoch,
+    deadline_ms: u64,
+}
+
+#[derive(Debug)]
+pub struct Rights {
+    config: ArbiterConfig,
+    names: [String; 2],
+    me: usize,
+    mirrors: Vec<MirrorConfig>,
+    rights: Vec<Right>,
+    asked: Vec<(u64, u64, Asked)>,
+    next_number: u64,
+    beat_due_ms: u64,
+    /// When the last answered question was put, and whether it was answered.
+    heard: Option<(u64, bool)>,
+}
+
+impl Rights {
+    /// `None` where no arbiter is configured.
+    pub fn for_node(config: &NodeConfig, now_ms: u64) -> Option<Self> {
+        Some(Self {
+            config: config.arbiter.clone()?,
+            names: config.names.clone(),
+            me: config.me,
+            rights: config.mirrors.iter().map(|_| Right::default()).collect(),
+            mirrors: config.mirrors.clone(),
+            asked: Vec::new(),
+            next_number: 1,
+            beat_due_ms: now_ms,
+            heard: None,
+        })
+    }
+
+    /// Nothing is held, nor being given back.
+    pub fn is_free(&self) -> bool {
+        self.rights.iter().all(|right| right.held.is_none())
+            && !self.is_asking(|asked| matches!(asked, Asked::Release(_)))
+    }
+
+    /// Whether the arbiter answered a question that was put since.
+    pub fn said_since(&self, since_ms: u64) -> Option<bool> {
+        self.heard
+            .filter(|(asked_ms, _)| *asked_ms >= since_ms)
+            .map(|(_, answered)| answered)
+    }
+
+    pub fn is_up(&self) -> Option<bool> {
+        self.heard.map(|(_, answered)| answered)
+    }
+
+    /// The next beat does not wait for its time.
+    pub fn hurry(&mut self, now_ms: u64) {
+        self.beat_due_ms = now_ms;
+    }
+
+    pub fn grant(&self, mirror: usize) -> Option<Grant> {
+        self.rights[mirror].held.map(|held| Grant {
+            epoch: held.epoch.0,
+            deadline_ms: held.deadline_ms,
+        })
+    }
+
+    /// A lease here is trusted at this time.
+    pub fn is_live(&self, mirror: usize, now_ms: u64) -> bool {
+        self.rights[mirror]
+            .held
+            .is_some_and(|held| now_ms < held.deadline_ms)
+    }
+
+    /// What the arbiter said the last time it refused this mirror.
+    pub fn refusal(&self, mirror: usize) -> Option<&Refusal> {
+        self.rights[mirror].refused.as_ref()
+    }
+
+    /// A group wants to be primary of it, or does no longer.
+    pub fn want(&mut self, mirror: usize, wanted: bool) {
+        let right = &mut self.rights[mirror];
+        if wanted && !right.wanted {
+            right.refused = None;
+            right.retry_ms = 0;
+        }
+        right.wanted = wanted;
+    }
+
+    /// The mirror is demoted: the lease goes back.
+    fn release(&mut self, now_ms: u64, mirror: usize, out: &mut Vec<Effect>) {
+        let Some(held) = self.rights[mirror].held.take() else {
+            return;
+        };
+        let holding = self.holding(mirror, held.epoch);
+        self.ask(
+            now_ms,
+            Asked::Release(mirror),
+            Request::Release { holding },
+            out,
+        );
+    }
+
+    /// What was promised is no longer believed: asked again before anything is built on it.
+    pub fn distrust(&mut self, now_ms: u64) {
+        for right in &mut self.rights {
+            if let Some(held) = &mut right.held {
+                held.deadline_ms = 0;
+            }
+        }
+        self.heard = None;
+        self.beat_due_ms = now_ms;
+    }
+
+    pub fn on_view(&mut self, mirror: usize, view: Option<MirrorView>) {
+        let right = &mut self.rights[mirror];
+        right.view = view;
+        let Some(view) = view else { return };
+        // In step with its peer again: what the arbiter said before is worth another question.
+        if view.connected && view.current && matches!(right.refused, Some(Refusal::Outdated { .. }))
+        {
+            right.refused = None;
+        }
+        // This agent was restarted and the mirror was not: its epoch is the claim to the lease.
+        if view.primary && right.held.is_none() && view.epoch > 0 && right.refused.is_none() {
+            right.held = Some(Held {
+                epoch: Epoch(view.epoch),
+                deadline_ms: 0,
+            });
+        }
+    }
+
+    pub fn step(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        self.forget_unanswered(now_ms, out);
+        for mirror in 0..self.rights.len() {
+            self.advance(now_ms, mirror, out);
+        }
+        self.beat(now_ms, out);
+    }
+
+    fn forget_unanswered(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        // The driver answers within the time-out; this is the backstop for one that does not.
+        let limit_ms = self.config.timeout_ms * 2 + 1_000;
+        let late: Vec<u64> = self
+            .asked
+            .iter()
+            .filter(|(_, asked_ms, _)| now_ms.saturating_sub(*asked_ms) > limit_ms)
+            .map(|(number, _, _)| *number)
+            .collect();
+        for number in late {
+            let error = Err("no answer".to_owned());
+            self.on_answer(now_ms, number, error, out);
+        }
+    }
+
+    fn advance(&mut self, now_ms: u64, mirror: usize, out: &mut Vec<Effect>) {
+        let right = &self.rights[mirror];
+        if now_ms < right.retry_ms {
+            return;
+        }
+        if right.unknown {
+            let Some(view) = right.view else { return };
+            if !self.is_asking(|asked| *asked == Asked::Enrol(mirror)) {
+                let claim = Claim {
+                    epoch: Epoch(view.epoch),
+                    current: view.current,
+                    peer_outdated: view.peer_outdated,
+                    primary: view.primary,
+                };
+                let request = Request::Enrol {
+                    mirror: self.mirrors[mirror].name.clone(),
+                    claim,
+                };
+                self.ask(now_ms, Asked::Enrol(mirror), request, out);
+            }
+            return;
+        }
+        let Some(held) = right.held else {
+            if right.wanted && !self.is_asking(|asked| *asked == Asked::Acquire(mirror)) {
+                let request = Request::Acquire {
+                    mirror: self.mirrors[mirror].name.clone(),
+                };
+                self.ask(now_ms, Asked::Acquire(mirror), request, out);
+            }
+            return;
+        };
+        let Some(view) = right.view else { return };
+        if !view.primary {
+            // Demoted, or granted too late to be of use.
+            if !right.wanted {
+                self.release(now_ms, mirror, out);
+            }
+            return;
+        }
+        let alone = match (view.connected, view.peer_current) {
+            (false, _) => true,
+            // Its resync is durable.
+            (true, true) if view.out_of_sync_bytes == 0 => false,
+            // Behind, and being brought up to date: the record stays what it is.
+            (true, _) => return,
+        };
+        let asking = self.is_asking(
+            |asked| matches!(asked, Asked::Record { mirror: other, .. } if *other == mirror),
+        );
+        if right.recorded == Some(alone) {
+            if alone && view.suspended {
+                // Said before, and the mirror has not taken it up.
+                out.push(Effect::Mirror {
+                    mirror,
+                    command: MirrorCommand::PeerDown,
+                });
+                self.rights[mirror].retry_ms = now_ms + RETRY_MS;
+            }
+        } else if !asking {
+            let current = if alone {
+                vec![self.names[self.me].clone()]
+            } else {
+                self.names.to_vec()
+            };
+            let holding = self.holding(mirror, held.epoch);
+            let request = Request::Record { holding, current };
+            // Until it is answered, either may be on record.
+            self.rights[mirror].recorded = None;
+            self.ask(now_ms, Asked::Record { mirror, alone }, request, out);
+        }
+    }
+
+    fn beat(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        if self.is_asking(|asked| matches!(asked, Asked::Beat { .. })) {
+            return;
+        }
+        let wanted = |right: &Right| right.view.map_or(0, |view| view.confirm_wanted);
+        let confirm = self
+            .rights
+            .iter()
+            .any(|right| right.held.is_some() && wanted(right) > right.confirming);
+        if now_ms < self.beat_due_ms && !confirm {
+            return;
+        }
+        self.beat_due_ms = now_ms + self.config.lease_ms / RENEWALS_IN_LEASE;
+        let mut held = Vec::new();
+        let mut renew = Vec::new();
+        for mirror in 0..self.rights.len() {
+            let Some(Held { epoch, .. }) = self.rights[mirror].held else {
+                continue;
+            };
+            let ticket = wanted(&self.rights[mirror]);
+            self.rights[mirror].confirming = ticket;
+            held.push((mirror, ticket));
+            renew.push(self.holding(mirror, epoch));
+        }
+        self.ask(now_ms, Asked::Beat { held }, Request::Beat { renew }, out);
+    }
+
+    pub fn on_answer(
+        &mut self,
+        now_ms: u64,
+        number: u64,
+        result: Result<Answer, String>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(position) = self.asked.iter().position(|(asked, _, _)| *asked == number) else {
+            return;
+        };
+        let (_, asked_ms, asked) = self.asked.swap_remove(position);
+        let was_up = self.is_up();
+        self.heard = Some((asked_ms, result.is_ok()));
+        match result {
+            Ok(answer) => {
+                if was_up != Some(true) {
+                    out.push(Effect::Up);
+                }
+                self.on_reply(now_ms, &asked, answer, out);
+            }
+            Err(reason) => {
+                if was_up != Some(false) {
+                    out.push(Effect::Down { reason });
+                }
+                self.give_up(now_ms, &asked);
+            }
+        }
+    }
+
+    fn give_up(&mut self, now_ms: u64, asked: &Asked) {
+        match asked {
+            Asked::Beat { held } => {
+                for (mirror, _) in held {
+                    let right = &mut self.rights[*mirror];
+                    right.confirming = right.confirmed;
+                }
+                self.beat_due_ms = self.beat_due_ms.min(now_ms + RETRY_MS);
+            }
+            Asked::Acquire(mirror)
+            | Asked::Release(mirror)
+            | Asked::Record { mirror, .. }
+            | Asked::Enrol(mirror) => self.rights[*mirror].retry_ms = now_ms + RETRY_MS,
+        }
+    }
+
+    fn on_reply(&mut self, now_ms: u64, asked: &Asked, answer: Answer, out: &mut Vec<Effect>) {
+        let deadline_ms = answer.sent_ms + self.config.trusted_ms();
+        match (asked, answer.reply) {
+            (Asked::Beat { held }, Reply::Beat { leases, .. }) => {
+                for ((mirror, ticket), renewal) in held.iter().zip(leases) {
+                    self.on_renewal(now_ms, *mirror, *ticket, renewal, deadline_ms, out);
+                }
+            }
+            (Asked::Acquire(mirror), Reply::Granted { epoch }) => {
+                let right = &mut self.rights[*mirror];
+                right.refused = None;
+                right.recorded = None;
+                right.held = Some(Held { epoch, deadline_ms });
+                out.push(Effect::Granted { mirror: *mirror });
+            }
+            (Asked::Record { mirror, alone }, Reply::Recorded) => {
+                let right = &mut self.rights[*mirror];
+                right.recorded = Some(*alone);
+                out.push(Effect::Recorded {
+                    mirror: *mirror,
+                    alone: *alone,
+                });
+                if *alone && right.view.is_some_and(|view| !view.connected) {
+                    out.push(Effect::Mirror {
+                        mirror: *mirror,
+                        command: MirrorCommand::PeerDown,
+                    });
+                }
+            }
+            (Asked::Enrol(mirror), Reply::Enrolled { complete }) => {
+                let right = &mut self.rights[*mirror];
+                right.retry_ms = now_ms + RETRY_MS;
+                if complete {
+                    right.unknown = false;
+                    right.refused = None;
+                    out.push(Effect::Enrolled { mirror: *mirror });
+                }
+            }
+            (Asked::Beat { .. } | Asked::Release(_), _) => {}
+            (
+                Asked::Acquire(mirror) | Asked::Record { mirror, .. } | Asked::Enrol(mirror),
+                Reply::Refused(refusal),
+            ) => self.on_refused(now_ms, *mirror, refusal, out),
+            // An answer to something else: as good as none.
+            (asked, _) => self.give_up(now_ms, asked),
+        }
+    }
+
+    fn on_renewal(
+        &mut self,
+        now_ms: u64,
+        mirror: usize,
+        ticket: u64,
+        renewal: Renewal,
+        deadline_ms: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let right = &mut self.rights[mirror];
+        let Some(held) = &mut right.held else { return };
+        match renewal {
+            Renewal::Renewed => {
+                held.deadline_ms = deadline_ms;
+                right.confirmed = ticket;
+                out.push(Effect::Mirror {
+                    mirror,
+                    command: MirrorCommand::Lease {
+                        epoch: held.epoch.0,
+                        deadline_ms,
+                        confirmed: ticket,
+                    },
+                });
+            }
+            Renewal::Lost { epoch, .. } => self.on_lost(mirror, epoch, out),
+            Renewal::Unknown => {
+                right.unknown = true;
+                right.retry_ms = now_ms;
+            }
+        }
+    }
+
+    fn on_lost(&mut self, mirror: usize, epoch: Epoch, out: &mut Vec<Effect>) {
+        let right = &mut self.rights[mirror];
+        right.held = None;
+        right.wanted = false;
+        right.recorded = None;
+        right.refused = Some(Refusal::Superseded { epoch });
+        out.push(Effect::Mirror {
+            mirror,
+            command: MirrorCommand::EpochSeen { epoch: epoch.0 },
+        });
+        out.push(Effect::Lost { mirror, epoch });
+    }
+
+    fn on_refused(&mut self, now_ms: u64, mirror: usize, refusal: Refusal, out: &mut Vec<Effect>) {
+        let right = &mut self.rights[mirror];
+        right.retry_ms = now_ms + RETRY_MS;
+        if refusal == Refusal::Unknown {
+            right.unknown = true;
+            right.retry_ms = now_ms;
+        }
+        if let (Refusal::Superseded { epoch }, true) = (&refusal, right.held.is_some()) {
+            let epoch = *epoch;
+            return self.on_lost(mirror, epoch, out);
+        }
+        let kind = |refusal: &Refusal| std::mem::discriminant(refusal);
+        let told = right.refused.as_ref().map(kind) == Some(kind(&refusal));
+        right.refused = Some(refusal.clone());
+        if !told {
+            out.push(Effect::Refused { mirror, refusal });
+        }
+    }
+
+    fn is_asking(&self, what: impl Fn(&Asked) -> bool) -> bool {
+        self.asked.iter().any(|(_, _, asked)| what(asked))
+    }
+
+    fn holding(&self, mirror: usize, epoch: Epoch) -> Holding {
+        Holding {
+            mirror: self.mirrors[mirror].name.clone(),
+            epoch,
+        }
+    }
+
+    fn ask(&mut self, now_ms: u64, asked: Asked, request: Request, out: &mut Vec<Effect>) {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.asked.push((number, now_ms, asked));
+        out.push(Effect::Ask { number, request });
+    }
+}

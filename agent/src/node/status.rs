@@ -1,0 +1,280 @@
+//! What people see of a node. The mirrors' own state is added by the driver, which has it from `mirrord`.
+
+use super::Node;
+use super::config::Reach;
+use super::partition::Stage;
+use crate::control::{
+    ArbiterStatus, ClusterStatus, ForcedStopStatus, GroupStatus, Health, HealthStatus, LeaseStatus,
+    MonitorStatus, NodeState, NodeStatus, ResourceStatus, StartupStatus, State,
+};
+use crate::fencing;
+use crate::membership::Peer;
+
+impl Node {
+    /// `monitor_kinds`: what each monitor is, for people.
+    pub fn status(&self, monitor_kinds: &[String]) -> ClusterStatus {
+        ClusterStatus {
+            cluster: self.config.cluster.clone(),
+            node: self.config.my_name().into(),
+            nodes: (0..2).map(|node| self.node_status(node)).collect(),
+            groups: (0..self.controls.len())
+                .map(|group| self.group_status(group))
+                .collect(),
+            monitors: (0..self.config.monitors.len())
+                .map(|monitor| self.monitor_status(monitor, monitor_kinds))
+                .collect(),
+            monitors_suspended: self.monitors_suspended,
+            mirrors: Vec::new(),
+            arbiter: self.arbiter_status(),
+            forced_stop: self.forced_stop_status(),
+            startup: self.starting_until_ms.map(|until_ms| StartupStatus {
+                delay_ms: self.config.startup_delay_ms,
+                remaining_ms: until_ms.saturating_sub(self.now_ms),
+            }),
+            warnings: self.warnings(),
+        }
+    }
+
+    fn node_status(&self, node: usize) -> NodeStatus {
+        let me = node == self.config.me;
+        let report = self.peer_report.as_ref();
+        let state = if me {
+            if self.starting_until_ms.is_some() || self.is_freezing() {
+                NodeState::Pending
+            } else {
+                NodeState::Online
+            }
+        } else {
+            match self.membership.peer() {
+                Peer::Unknown => NodeState::Unknown,
+                Peer::Lost => NodeState::Lost,
+                Peer::Left => NodeState::Offline,
+                Peer::Up if report.is_some_and(|report| report.starting || report.isolated) => {
+                    NodeState::Pending
+                }
+                Peer::Up => NodeState::Online,
+            }
+        };
+        NodeStatus {
+            name: self.config.names[node].clone(),
+            state,
+            standby: if me {
+                self.standby
+            } else {
+                report.is_some_and(|report| report.standby)
+            },
+            paths: if me { Vec::new() } else { self.path_status() },
+            resolvers: if me {
+                self.resolver_status()
+            } else {
+                Vec::new()
+            },
+        }
+    }
+
+    fn path_status(&self) -> Vec<HealthStatus> {
+        (0..self.membership.paths())
+            .map(|path| HealthStatus {
+                name: self.membership.path_name(path).into(),
+                kind: "LAN heartbeat".into(),
+                health: match (self.membership.is_path_up(path), self.membership.peer()) {
+                    (true, _) => Health::Normal,
+                    (false, Peer::Up) => Health::Error,
+                    (false, _) => Health::Unknown,
+                },
+                detail: None,
+            })
+            .collect()
+    }
+
+    fn resolver_status(&self) -> Vec<HealthStatus> {
+        let status = |resolver: &super::Resolver| {
+            let arbiter = self
+                .rights
+                .as_ref()
+                .and_then(super::rights::Rights::is_up)
+                .map(|up| if up { Ok(()) } else { Err("no answer".into()) });
+            let last = match resolver.config.kind {
+                Reach::Ping | Reach::Http => resolver.last().cloned(),
+                Reach::Arbiter | Reach::Majority => arbiter,
+            };
+            HealthStatus {
+                name: resolver.config.name.clone(),
+                kind: resolver.config.kind.name().into(),
+                health: match &last {
+                    None => Health::Unknown,
+                    Some(Ok(())) => Health::Normal,
+                    Some(Err(_)) => Health::Error,
+                },
+                detail: last.and_then(Result::err),
+            }
+        };
+        self.resolvers.iter().map(status).collect()
+    }
+
+    fn group_status(&self, group: usize) -> GroupStatus {
+        let placed = &self.config.groups[group];
+        let control = &self.controls[group];
+        let here = control.group.state();
+        let there = match (self.membership.peer(), self.peer_group(group)) {
+            (Peer::Up, Some(there)) => there.state,
+            (Peer::Left, _) => State::Offline,
+            (Peer::Lost, _) if self.partition.is_peer_stopped() => State::Offline,
+            _ => State::Unknown,
+        };
+        let mut states = vec![here, there];
+        if self.config.me == 1 {
+            states.reverse();
+        }
+        let active =
+            |state: &State| !matches!(state, State::Offline | State::Failed | State::Unknown);
+        GroupStatus {
+            name: placed.config.name.clone(),
+            state: here,
+            current: states
+                .iter()
+                .zip(&self.config.names)
+                .filter(|(state, _)| active(state))
+                .map(|(_, name)| name.clone())
+                .collect(),
+            states,
+            waits_for: control.waits_for.clone(),
+            resources: control
+                .group
+                .resource_states()
+                .into_iter()
+                .enumerate()
+                .map(|(index, state)| ResourceStatus {
+                    name: placed.config.resources[index].name.clone(),
+                    kind: placed.kinds[index].clone(),
+                    state,
+                    error: control.group.resource_error(index).map(Into::into),
+                })
+                .collect(),
+        }
+    }
+
+    fn monitor_status(&self, monitor: usize, kinds: &[String]) -> MonitorStatus {
+        let config = &self.config.monitors[monitor];
+        let fault = &self.monitor_faults[monitor];
+        let resting = config
+            .group
+            .is_some_and(|group| self.controls[group].group.state() != State::Online);
+        MonitorStatus {
+            name: config.name.clone(),
+            kind: kinds.get(monitor).cloned().unwrap_or_default(),
+            health: match fault {
+                _ if self.monitors_suspended => Health::Suspend,
+                _ if resting => Health::Unused,
+                None => Health::Normal,
+                Some(_) if config.warn_only => Health::Caution,
+                Some(_) => Health::Error,
+            },
+            detail: fault.clone(),
+        }
+    }
+
+    fn arbiter_status(&self) -> Option<ArbiterStatus> {
+        let rights = self.rights.as_ref()?;
+        let leases = (0..self.mirrors.len()).filter_map(|mirror| {
+            let grant = rights.grant(mirror)?;
+            Some(LeaseStatus {
+                mirror: self.config.mirrors[mirror].name.clone(),
+                epoch: grant.epoch,
+                remaining_ms: grant.deadline_ms.saturating_sub(self.now_ms),
+            })
+        });
+        let refused = (0..self.mirrors.len()).find_map(|mirror| rights.refusal(mirror));
+        Some(ArbiterStatus {
+            url: self
+                .config
+                .arbiter
+                .as_ref()
+                .map_or_else(String::new, |arbiter| arbiter.url.clone()),
+            health: match rights.is_up() {
+                None => Health::Unknown,
+                Some(true) => Health::Normal,
+                Some(false) => Health::Error,
+            },
+            detail: refused.map(ToString::to_string),
+            leases: leases.collect(),
+        })
+    }
+
+    fn forced_stop_status(&self) -> Option<ForcedStopStatus> {
+        let fencing = self.fencing.as_ref()?;
+        let kind = &self.config.forced_stop.as_ref()?.kind;
+        let (health, detail) = match fencing.health() {
+            fencing::Health::Unknown => (Health::Unknown, None),
+            fencing::Health::Works => (Health::Normal, None),
+            fencing::Health::Fails { reason } => (Health::Error, Some(reason.clone())),
+        };
+        Some(ForcedStopStatus {
+            kind: kind.clone(),
+            health,
+            detail,
+        })
+    }
+
+    /// Gravest first.
+    fn warnings(&self) -> Vec<String> {
+        let peer = self.config.peer_name();
+        let mut warnings = Vec::new();
+        for group in self.orders.active_twice() {
+            let name = &self.config.groups[*group].config.name;
+            warnings.push(format!(
+                "{name} is active on both nodes; `mirrorctl group resolve {name} --keep NODE` keeps one"
+            ));
+        }
+        for (mirror, state) in self.mirrors.iter().enumerate() {
+            let name = &self.config.mirrors[mirror].name;
+            match state.view {
+                None => warnings.push(format!("mirrord does not answer for {name}")),
+                Some(view) if view.split_brain => {
+                    warnings.push(format!("both sides of {name} were written to"));
+                }
+                Some(view) if view.suspended => warnings.push(format!(
+                    "{name} holds its answers until {peer} is known to be down"
+                )),
+                Some(_) => {}
+            }
+        }
+        match self.partition.stage() {
+            Stage::CutOff { .. } => {
+                warnings.push("this node is cut off; its mirrors are frozen".into());
+            }
+            Stage::Final { .. } => {
+                warnings.push("this node is cut off for good; its groups stop".into());
+            }
+            Stage::Barred { reason } => warnings.push(format!(
+                "the forced stop of {peer} failed ({reason}); nothing fails over"
+            )),
+            Stage::Resolving | Stage::Consent { .. } => {
+                warnings.push(format!(
+                    "{peer} is silent; what that means is being found out"
+                ));
+            }
+            Stage::Fencing => warnings.push(format!("{peer} is silent and is being stopped")),
+            Stage::Alone { .. } if self.partition.is_unproven() => {
+                let runs = self
+                    .controls
+                    .iter()
+                    .any(|control| control.group.state() != State::Offline);
+                if runs {
+                    warnings.push(format!(
+                        "nothing proves that {peer} is down: groups may be active on both nodes"
+                    ));
+                }
+            }
+            Stage::Alone { .. } | Stage::Together => {}
+        }
+        if self.doubtful_since_ms.is_some() {
+            warnings
+                .push("this node was frozen; its mirrors wait until its rights are known".into());
+        }
+        if self.config_differs {
+            warnings.push(format!("{peer} runs with another configuration"));
+        }
+        warnings
+    }
+}
