@@ -22,3 +22,4 @@ pub mod call;
 pub mod enrolment;
 pub mod envelope;
 pub mod registry;
+pub mod session;

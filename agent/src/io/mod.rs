@@ -3,3 +3,4 @@
 pub mod arbiter;
 pub mod clock;
 pub mod forced_stop;
+pub mod witness;

@@ -19,6 +19,7 @@ mod tls;
 pub mod units;
 mod validate;
 mod value;
+pub mod witness;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -147,22 +148,7 @@ fn unknown_node(unknown: &UnknownNode) -> String {
 impl Config {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |source| ConfigError::Read {
-            path: path.into(),
-            source,
-        };
-        let file = std::fs::File::open(path).map_err(failed)?;
-        let mut bytes = Vec::new();
-        std::io::Read::read_to_end(
-            &mut std::io::Read::take(file, FILE_BYTES_MAX + 1),
-            &mut bytes,
-        )
-        .map_err(failed)?;
-        if bytes.len() as u64 > FILE_BYTES_MAX {
-            return Err(failed(std::io::Error::other("it is larger than 1 MiB")));
-        }
-        let text = String::from_utf8(bytes)
-            .map_err(|_| failed(std::io::Error::other("it is not UTF-8 text")))?;
+        let text = read_text(path)?;
         Ok(Self::parse_for(Machine::of_this_host(), path, &text)?)
     }
 
@@ -222,6 +208,25 @@ impl Config {
     pub fn mirror(&self, name: &str) -> Option<&Mirror> {
         self.mirrors.iter().find(|mirror| mirror.name == name)
     }
+}
+
+/// The text of a configuration file, not longer than any that makes sense.
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read {
+        path: path.into(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(
+        &mut std::io::Read::take(file, FILE_BYTES_MAX + 1),
+        &mut bytes,
+    )
+    .map_err(failed)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(failed(std::io::Error::other("it is larger than 1 MiB")));
+    }
+    String::from_utf8(bytes).map_err(|_| failed(std::io::Error::other("it is not UTF-8 text")))
 }
 
 #[cfg(test)]
