@@ -62,7 +62,7 @@ impl AlertLog {
     /// log, to go on where it ended.
     pub fn open(path: &Path, node: &str) -> Self {
         let trouble = Trouble::default();
-        let ring = AlertRing::restored(tail::unbroken(&json_path(path)));
+        let ring = AlertRing::restored(tail::unbroken(&json_path(path), node));
         let (writer, jobs) = sync_channel(WAITING_MAX);
         let files = [LogFile::new(path.into()), LogFile::new(json_path(path))];
         let thread_trouble = trouble.clone();

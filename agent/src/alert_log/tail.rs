@@ -12,8 +12,8 @@ use crate::control::AlertRecord;
 /// Most bytes of the file that are read.
 const TAIL_BYTES_MAX: u64 = 4 << 20;
 
-/// The last `count` alerts of the JSON file, oldest first.
-pub fn tail(json: &Path, count: usize) -> io::Result<Vec<AlertRecord>> {
+/// The last `count` alerts of `node` in the JSON file, oldest first. Nodes on one machine may share a file.
+pub fn tail(json: &Path, node: &str, count: usize) -> io::Result<Vec<AlertRecord>> {
     let mut file = File::open(json)?;
     let length = file.metadata()?.len();
     let skipped = length.saturating_sub(TAIL_BYTES_MAX);
@@ -23,15 +23,16 @@ pub fn tail(json: &Path, count: usize) -> io::Result<Vec<AlertRecord>> {
     let records = bytes
         .split(|byte| *byte == b'\n')
         .rev()
-        .filter_map(|line| serde_json::from_slice(line).ok());
+        .filter_map(|line| serde_json::from_slice::<AlertRecord>(line).ok())
+        .filter(|record| record.node == node);
     let mut records: Vec<_> = records.take(count).collect();
     records.reverse();
     Ok(records)
 }
 
 /// What a ring can go on after: the last records whose numbers follow each other.
-pub fn unbroken(json: &Path) -> Vec<AlertRecord> {
-    let records = match tail(json, RECORDS_KEPT_MAX) {
+pub fn unbroken(json: &Path, node: &str) -> Vec<AlertRecord> {
+    let records = match tail(json, node, RECORDS_KEPT_MAX) {
         Ok(records) => records,
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
@@ -82,7 +83,10 @@ mod tests {
     #[track_caller]
     fn check(numbers: &[u64], expected: &[u64]) {
         let file = written(numbers);
-        let found: Vec<_> = unbroken(file.path()).iter().map(|r| r.number).collect();
+        let found: Vec<_> = unbroken(file.path(), "server1")
+            .iter()
+            .map(|r| r.number)
+            .collect();
         assert_eq!(found, expected);
     }
 
@@ -99,9 +103,10 @@ mod tests {
     #[test]
     fn the_last_lines_come_oldest_first_and_torn_ones_are_passed_over() {
         let file = written(&[1, 2, 3]);
-        let found = tail(file.path(), 2).unwrap();
+        let found = tail(file.path(), "server1", 2).unwrap();
         let numbers: Vec<_> = found.iter().map(|record| record.number).collect();
         assert_eq!(numbers, [2, 3]);
-        assert!(tail(Path::new("/nonexistent"), 2).is_err());
+        assert!(tail(file.path(), "server2", 2).unwrap().is_empty());
+        assert!(tail(Path::new("/nonexistent"), "server1", 2).is_err());
     }
 }
