@@ -8,13 +8,15 @@ use mirror_core::control::CommandRequest;
 use nbd_frontend::config::{PATH_DEFAULT, RUN_DIR_DEFAULT, units};
 use nbd_frontend::control::client::Client;
 
+use crate::cluster;
+
 /// Time for one call when --timeout says nothing.
 const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(65);
 
-/// Look after the mirrors of this node.
+/// Look after the mirrors of this node, and the cluster.
 ///
 /// Exit codes: 0 done; 1 refused or failed, with the reason and the next step on standard error;
-/// 2 wrong usage; 3 mirrord cannot be reached; 4 timed out.
+/// 2 wrong usage; 3 the daemon cannot be reached; 4 timed out.
 #[derive(Debug, Parser)]
 #[command(name = "mirrorctl", version, disable_help_subcommand = true)]
 pub struct Arguments {
@@ -32,13 +34,13 @@ pub struct Global {
     /// Which node of the configuration this is [default: the host name]
     #[arg(long, global = true, value_name = "NAME")]
     pub node: Option<String>,
-    /// Where mirrord has its sockets
+    /// Where the daemons have their sockets
     #[arg(long, global = true, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
     pub run_dir: PathBuf,
     /// Print results as JSON
     #[arg(long, global = true)]
     pub json: bool,
-    /// Give up after this long, for example 30s; with --watch and --follow, when mirrord does not answer for so long
+    /// Give up after this long, for example 30s; with --watch and --follow, when the daemon does not answer for so long
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
     pub timeout: Option<Duration>,
     /// Print results only: no confirmations, no progress
@@ -141,6 +143,8 @@ pub enum Command {
     },
     /// Say why a mirror is in its state and what can be done
     Explain { mirror: String },
+    #[command(flatten)]
+    Cluster(cluster::Command),
     /// Check the configuration file and name every problem
     Check,
     /// Two nodes in a temporary folder: one dies, the other carries on, the first comes back

@@ -2,6 +2,7 @@
 //! arguments to them and turns outcomes into exit codes.
 
 mod arguments;
+mod cluster;
 mod demo;
 mod events;
 mod explain;
@@ -62,6 +63,7 @@ async fn run_online(global: &arguments::Global, command: &Command) -> Outcome {
             no_wait,
         } => verify::run(global, mirror, *repair, *no_wait).await,
         Command::Events { follow } => events::run(global, *follow).await,
+        Command::Cluster(command) => cluster::run(global, command).await,
         Command::Explain { mirror } => explain::run(global, mirror).await,
         command => {
             let (mirror, request) = command

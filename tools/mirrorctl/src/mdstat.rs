@@ -63,7 +63,7 @@ fn select(mut status: NodeStatus, mirror: Option<&str>) -> Outcome<NodeStatus> {
     Ok(status)
 }
 
-fn render(status: &NodeStatus) -> String {
+pub fn render(status: &NodeStatus) -> String {
     let mut text = String::new();
     for mirror in &status.mirrors {
         render_mirror(&mut text, &status.node, mirror);
@@ -78,7 +78,7 @@ fn render(status: &NodeStatus) -> String {
     text
 }
 
-fn render_mirror(text: &mut String, node: &str, mirror: &MirrorStatus) {
+pub fn render_mirror(text: &mut String, node: &str, mirror: &MirrorStatus) {
     let mode = match mirror.mode {
         Mode::Sync => "sync",
         Mode::Semisync => "semisync",

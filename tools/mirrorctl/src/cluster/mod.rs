@@ -1,0 +1,154 @@
+//! What is asked of the agent: the state of the cluster, groups, nodes, monitors, and the alert log.
+
+mod log;
+mod screen;
+mod status;
+
+use std::time::Duration;
+
+use agent::console::client::{AgentClient, ClientError};
+use agent::control::CommandRequest;
+use clap::Subcommand;
+
+use crate::arguments::Global;
+use crate::outcome::{Failure, Outcome};
+
+/// Time for a question when --timeout says nothing.
+const QUERY_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// Time for a command when --timeout says nothing. A group may take minutes to stop and to start.
+const COMMAND_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the cluster: nodes, groups, monitors, mirrors, and what needs attention
+    Status,
+    /// Move a group to the other node, and say how long it was without service
+    Switchover {
+        group: String,
+        /// Which node is to run it [default: the one that does not]
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+    },
+    /// Start or stop a group, or end its being active on both nodes
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Take a node out of use for maintenance, and back
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Suspend all monitors, or let them go on
+    #[command(subcommand)]
+    Monitor(MonitorCommand),
+    /// Show the alert log: what was decided and why, newest last
+    Log {
+        /// Keep showing what is decided until interrupted
+        #[arg(long)]
+        follow: bool,
+        /// Only the last of them
+        #[arg(short = 'n', long = "lines", value_name = "N")]
+        lines: Option<usize>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Start a group on this node
+    Start { group: String },
+    /// Stop a group wherever it runs; it stays stopped until `group start`
+    Stop { group: String },
+    /// After both nodes were active: one side goes on, the other gives up what it wrote
+    Resolve {
+        group: String,
+        /// The node whose data is kept
+        #[arg(long, value_name = "NODE")]
+        keep: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Groups leave the node, and none starts there
+    Standby {
+        // `node` is the global option.
+        #[arg(value_name = "NODE")]
+        name: String,
+    },
+    /// Groups may run on the node again
+    Active {
+        #[arg(value_name = "NODE")]
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum MonitorCommand {
+    /// Faults are not looked for, on this node
+    Suspend,
+    /// Faults are looked for again
+    Resume,
+}
+
+pub async fn run(global: &Global, command: &Command) -> Outcome {
+    let request = match command {
+        Command::Status => return status::run(global).await,
+        Command::Log { follow, lines } => return log::run(global, *follow, *lines).await,
+        Command::Switchover { group, to } => CommandRequest::Switchover {
+            group: group.clone(),
+            to: to.clone(),
+        },
+        Command::Group(GroupCommand::Start { group }) => CommandRequest::GroupStart {
+            group: group.clone(),
+        },
+        Command::Group(GroupCommand::Stop { group }) => CommandRequest::GroupStop {
+            group: group.clone(),
+        },
+        Command::Group(GroupCommand::Resolve { group, keep }) => CommandRequest::GroupResolve {
+            group: group.clone(),
+            keep: keep.clone(),
+        },
+        Command::Node(NodeCommand::Standby { name }) => {
+            CommandRequest::NodeStandby { node: name.clone() }
+        }
+        Command::Node(NodeCommand::Active { name }) => {
+            CommandRequest::NodeActive { node: name.clone() }
+        }
+        Command::Monitor(MonitorCommand::Suspend) => CommandRequest::MonitorSuspend,
+        Command::Monitor(MonitorCommand::Resume) => CommandRequest::MonitorResume,
+    };
+    tell(global, &request).await
+}
+
+/// Passes a command on and waits for its outcome.
+async fn tell(global: &Global, request: &CommandRequest) -> Outcome {
+    let client = client(global, COMMAND_TIMEOUT_DEFAULT);
+    let reply = client.command(request).await.map_err(goes_on)?;
+    if global.json {
+        let text = serde_json::to_string(&reply).map_err(anyhow::Error::from)?;
+        println!("{text}");
+    } else if !global.quiet {
+        println!("{}", reply.message);
+        if let Some(without_ms) = reply.without_service_ms {
+            println!("{} without service", seconds(without_ms));
+        }
+    }
+    Ok(())
+}
+
+/// Who stops waiting for a command does not stop the command.
+fn goes_on(error: ClientError) -> Failure {
+    match error {
+        ClientError::TimedOut { .. } => Failure::TimedOut(format!(
+            "{error}. The command goes on: see `mirrorctl status` and `mirrorctl log`"
+        )),
+        other => other.into(),
+    }
+}
+
+fn client(global: &Global, timeout_default: Duration) -> AgentClient {
+    let timeout = global.timeout.unwrap_or(timeout_default);
+    AgentClient::new(&global.run_dir, timeout)
+}
+
+/// Milliseconds as people read them.
+fn seconds(ms: u64) -> String {
+    format!("{}.{:03} s", ms / 1000, ms % 1000)
+}
