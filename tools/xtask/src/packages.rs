@@ -32,7 +32,7 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 10] = [
+const NEEDED: [Needed; 11] = [
     needed(
         "e2fsprogs",
         &["mke2fs", "e2fsck", "debugfs"],
@@ -59,6 +59,8 @@ const NEEDED: [Needed; 10] = [
         &["qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"],
         &[Demo, Tests, Bench],
     ),
+    // Reads our units.
+    needed("systemd", &["systemd-analyze"], &[Tests]),
     needed("util-linux", &["setpriv", "losetup"], &[Demo, Tests, Bench]),
 ];
 

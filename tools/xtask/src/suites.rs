@@ -29,7 +29,7 @@ const SUITES: &str = "mirror-tests";
 const PROGRAMS: &str = "programs";
 
 /// Groups that start no program from outside of this repository.
-const SELF_CONTAINED: [&str; 4] = ["golden", "crash", PROGRAMS, "sim"];
+const SELF_CONTAINED: [&str; 3] = ["golden", "crash", "sim"];
 
 /// Names the folder of built programs to the tests, so that they never start stale ones.
 const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
