@@ -160,7 +160,7 @@ pub(super) fn url(value: &DeValue) -> Result<String, Complaint> {
     let refused = |message: String| {
         Complaint::new(
             message,
-            "write one such as \"http://10.5.0.9:29080\" or \"https://witness.example/\"",
+            "write one such as \"http://10.5.0.9:29004\" or \"https://witness.example/\"",
         )
     };
     let uri: Uri = text

@@ -2,6 +2,7 @@
 //! arguments to them and turns outcomes into exit codes.
 
 mod arguments;
+mod check;
 mod cluster;
 mod demo;
 mod events;
@@ -33,7 +34,7 @@ fn run(arguments: &Arguments) -> Outcome {
     let global = &arguments.global;
     match &arguments.command {
         Command::Keygen { file } => offline::keygen(global, file),
-        Command::Check => offline::check(global),
+        Command::Check => check::run(global),
         Command::Demo { attach } => Ok(demo::run(*attach)?),
         Command::Completions { shell } => {
             offline::completions(*shell);

@@ -1,14 +1,14 @@
-//! Commands that need no daemon: keygen, check, init, completions.
+//! Commands that need no daemon: keygen, init, completions.
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use clap::CommandFactory as _;
 use mirror_core::io::init::{InitSettings, init_mirror};
-use nbd_frontend::config::{Config, ConfigError, Problem, key};
+use nbd_frontend::config::{Config, key};
 
 use crate::arguments::{Arguments, Global};
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::Outcome;
 
 pub fn keygen(global: &Global, file: &Path) -> Outcome {
     key::generate(file).map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -24,64 +24,6 @@ pub fn keygen(global: &Global, file: &Path) -> Outcome {
 pub fn completions(shell: clap_complete::Shell) {
     let mut command = Arguments::command();
     clap_complete::generate(shell, &mut command, "mirrorctl", &mut std::io::stdout());
-}
-
-/// Names every problem of the file at once. Warnings alone are no failure.
-pub fn check(global: &Global) -> Outcome {
-    let mut problems = Vec::new();
-    let mut warnings = Vec::new();
-    match Config::load(&global.config) {
-        Ok(config) => {
-            if global.node.is_some() {
-                config
-                    .node_index(global.node.as_deref())
-                    .map_err(anyhow::Error::from)?;
-            }
-            problems.extend(config.unsupported.iter().cloned());
-            warnings.extend(config.warnings.iter().cloned());
-            if let Err(error) = key::load(&config.key_file) {
-                problems.push(Problem {
-                    file: config.path.clone(),
-                    line: None,
-                    key: "cluster key_file".into(),
-                    message: error.to_string(),
-                    remedy: "every node needs the same key".into(),
-                });
-            }
-            if let Err(found) = config.load_nbd_tls() {
-                problems.extend(found.into_vec());
-            }
-        }
-        Err(ConfigError::Invalid(found)) => problems.extend(found.into_vec()),
-        Err(error) => return Err(anyhow::Error::from(error).into()),
-    }
-    if global.json {
-        println!(
-            "{}",
-            serde_json::json!({ "problems": problems, "warnings": warnings })
-        );
-    } else {
-        for problem in &problems {
-            println!("{problem}");
-        }
-        for warning in &warnings {
-            println!("warning: {warning}");
-        }
-    }
-    if problems.is_empty() {
-        if !global.json && !global.quiet {
-            println!("{}: no problems", global.config.display());
-        }
-        return Ok(());
-    }
-    Err(Failure::Failed(anyhow::anyhow!(
-        "{} has {}; mend what is listed and check again",
-        global.config.display(),
-        match problems.len() {
-            1 => "1 problem".into(),
-            count => format!("{count} problems"),
-        }
-    )))
 }
 
 pub fn init(global: &Global, name: &str, adopt: bool, force: bool) -> Outcome {

@@ -215,7 +215,7 @@ impl DraftArbiter {
     pub fn read(root: &mut Section, problems: &mut Collector) -> Option<Self> {
         let mut section = root.section("arbiter", "[arbiter]", problems)?;
         let line = section.line;
-        let url = section.required("url", "\"http://10.5.0.9:29080\"", problems, url);
+        let url = section.required("url", "\"http://10.5.0.9:29004\"", problems, url);
         let lease = section.optional("lease", problems, |value| duration(value, LEASE_RANGE));
         let drift_ppm_max = section.optional("drift_ppm_max", problems, |value| {
             integer(value, DRIFT_PPM_RANGE)

@@ -10,6 +10,7 @@ use super::*;
 use crate::config::{Config, Machine, PeerLoss, Problems};
 
 mod bad_values;
+mod between_keys;
 mod warnings;
 
 /// A pair with everything: no problem and no warning.
@@ -75,7 +76,7 @@ instance = "i-0123456789abcdef0"
 instance = "i-0123456789abcdef1"
 
 [arbiter]
-url = "http://192.0.2.9:29080"
+url = "http://192.0.2.9:29004"
 lease = "12s"
 
 [[group]]
@@ -145,6 +146,12 @@ fn refused(from: &str, to: &str, parts: &[&str]) {
         .map(ToString::to_string)
         .any(|problem| parts.iter().all(|part| problem.contains(part)));
     assert!(found, "no problem has all of {parts:?}:\n{problems}");
+}
+
+/// Adds `lines` below `section`, the first line of which is in the good file.
+#[track_caller]
+fn refused_below(section: &str, lines: &str, parts: &[&str]) {
+    refused(section, &format!("{section}\n{lines}\n"), parts);
 }
 
 fn agent(text: &str) -> AgentConfig {

@@ -1,0 +1,301 @@
+//! `mirrorctl check` with the agent's sections: what it prints, and what it finds on this machine.
+
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const CONFIG: &str = r#"
+[cluster]
+name = "test"
+key_file = "FOLDER/key"
+[[node]]
+name = "a"
+[[node]]
+name = "b"
+[[mirror]]
+name = "md1"
+[mirror.on.a]
+data = "/nonexistent/a"
+metadata = "internal"
+replication = "127.0.0.1:29051"
+[mirror.on.b]
+data = "/nonexistent/b"
+metadata = "internal"
+replication = "127.0.0.1:29052"
+
+[heartbeat]
+[[heartbeat.path]]
+name = "first"
+on = { a = "127.0.0.1:HEARTBEAT", b = "127.0.0.2:HEARTBEAT" }
+
+[[partition.resolver]]
+kind = "ping"
+targets = ["192.0.2.1"]
+
+[forced_stop]
+kind = "custom"
+script = "FOLDER/stop"
+
+[[group]]
+name = "g"
+[[group.resource]]
+kind = "mirror-disk"
+name = "disk"
+mirror = "md1"
+mount = "FOLDER/mnt"
+fsck = "never"
+[[group.resource]]
+kind = "floating-ip"
+name = "address"
+address = "192.0.2.100/24"
+interface = "lo"
+[[group.resource]]
+kind = "exec"
+name = "app"
+start = ["FOLDER/app", "start"]
+stop = ["FOLDER/mnt/bin/stop"]
+[[group.resource]]
+kind = "probe-port"
+name = "probe"
+tcp = "127.0.0.1:PROBE"
+
+[[monitor]]
+kind = "disk"
+name = "disk"
+folder = "FOLDER/watched"
+"#;
+
+/// A machine on which everything is in its place, but for what a test changes.
+struct Site {
+    folder: tempfile::TempDir,
+    heartbeat: u16,
+    probe: u16,
+}
+
+impl Site {
+    fn new() -> Self {
+        let free = |bound: std::io::Result<std::net::SocketAddr>| bound.unwrap().port();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let site = Self {
+            folder: tempfile::tempdir().unwrap(),
+            heartbeat: free(udp.local_addr()),
+            probe: free(tcp.local_addr()),
+        };
+        for program in ["stop", "app"] {
+            site.write(program, 0o755);
+        }
+        for folder in ["mnt", "watched"] {
+            fs::create_dir(site.path(folder)).unwrap();
+        }
+        site.write_config(|text| text);
+        let key = site.path("key");
+        let done = site.run(&["keygen", key.to_str().unwrap()]);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+        site
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, mode: u32) {
+        fs::write(self.path(name), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn write_config(&self, change: impl FnOnce(String) -> String) {
+        let text = CONFIG
+            .replace("FOLDER", self.folder.path().to_str().unwrap())
+            .replace("HEARTBEAT", &self.heartbeat.to_string())
+            .replace("PROBE", &self.probe.to_string());
+        fs::write(self.path("cluster.toml"), change(text)).unwrap();
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_mirrorctl"))
+            .arg("--config")
+            .arg(self.path("cluster.toml"))
+            .arg("--run-dir")
+            .arg(self.folder.path())
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// The messages of the problems and of the warnings, each with its key and remedy.
+    fn found(&self) -> [Vec<String>; 2] {
+        let done = self.run(&["check", "--json", "--node", "a"]);
+        let out: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        ["problems", "warnings"].map(|kind| {
+            let list = out[kind].as_array().unwrap().iter();
+            let word =
+                |entry: &serde_json::Value, key: &str| entry[key].as_str().unwrap().to_owned();
+            list.map(|entry| {
+                ["key", "message", "remedy"]
+                    .map(|key| word(entry, key))
+                    .join(": ")
+            })
+            .collect()
+        })
+    }
+
+    /// Expects exactly one problem, with all of `parts`.
+    #[track_caller]
+    fn refused(&self, parts: &[&str]) {
+        let [problems, _] = self.found();
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        assert!(
+            parts.iter().all(|part| problems[0].contains(part)),
+            "{problems:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_machine_with_everything_in_place_has_no_problem() {
+    let site = Site::new();
+    let [problems, warnings] = site.found();
+    assert!(problems.is_empty(), "{problems:#?}");
+    assert!(
+        !warnings.iter().any(|warning| warning.contains("mount")),
+        "{warnings:#?}"
+    );
+    let done = site.run(&["check", "--node", "a"]);
+    let out = String::from_utf8(done.stdout).unwrap();
+    assert!(
+        out.contains(
+            "service start-up delay: 153 s = 60 s forced stop + 0 s stop wait + 90 s heartbeat \
+             timeout + 3 s heartbeat interval"
+        ),
+        "{out}"
+    );
+    let done = site.run(&["check", "--json", "--node", "b"]);
+    let out: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(out["startup_delay"]["ms"], 153_000);
+    assert_eq!(out["startup_delay"]["needed_ms"], 153_000);
+}
+
+#[test]
+fn a_host_that_is_no_node_checks_the_file_alone() {
+    let site = Site::new();
+    fs::remove_file(site.path("stop")).unwrap();
+    let done = site.run(&["check"]);
+    let out = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(0), "{out}");
+    assert!(
+        out.contains("note: this host is none of the nodes"),
+        "{out}"
+    );
+}
+
+#[test]
+fn programs_must_be_there_and_nobody_elses_to_change() {
+    let site = Site::new();
+    fs::remove_file(site.path("stop")).unwrap();
+    site.refused(&["forced_stop script", "stop: No such file", "put it there"]);
+    site.write("stop", 0o644);
+    site.refused(&["forced_stop script", "cannot be executed", "chmod +x"]);
+    site.write("stop", 0o777);
+    site.refused(&["forced_stop script", "everybody may change", "chmod o-w"]);
+    site.write("stop", 0o755);
+    fs::remove_file(site.path("app")).unwrap();
+    site.refused(&["group \"g\" resource \"app\" start", "No such file"]);
+    fs::create_dir(site.path("app")).unwrap();
+    site.refused(&["group \"g\" resource \"app\" start", "is not a file"]);
+}
+
+#[test]
+fn folders_must_be_there_and_should_be_empty() {
+    let site = Site::new();
+    fs::write(site.path("mnt/file"), "").unwrap();
+    let [problems, warnings] = site.found();
+    assert!(problems.is_empty(), "{problems:#?}");
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.contains("mnt is not empty")),
+        "{warnings:#?}"
+    );
+    fs::remove_dir_all(site.path("mnt")).unwrap();
+    site.refused(&[
+        "resource \"disk\" mount",
+        "is no folder on this machine",
+        "mkdir -p",
+    ]);
+    fs::create_dir(site.path("mnt")).unwrap();
+    fs::remove_dir(site.path("watched")).unwrap();
+    site.refused(&["monitor \"disk\" folder", "is no folder on this machine"]);
+    site.write_config(|text| {
+        let folder = format!("folder = {:?}", site.path("watched"));
+        assert!(text.contains(&folder));
+        text.replace(&folder, "folder = \"/proc\"").replace(
+            &format!("mount = {:?}", site.path("mnt")),
+            "mount = \"/proc\"",
+        )
+    });
+    let [_, warnings] = site.found();
+    let mounted = "something is mounted on /proc already";
+    assert!(
+        warnings.iter().any(|warning| warning.contains(mounted)),
+        "{warnings:#?}"
+    );
+}
+
+#[test]
+fn interfaces_and_addresses_must_be_those_of_this_machine() {
+    let site = Site::new();
+    site.write_config(|text| text.replace("\"lo\"", "\"absent0\""));
+    site.refused(&[
+        "resource \"address\" interface",
+        "no network interface \"absent0\"",
+        "ip link",
+    ]);
+    site.write_config(|text| {
+        text.replace("a = \"127.0.0.1:", "a = \"192.0.2.5:")
+            .replace("b = \"127.0.0.2:", "b = \"192.0.2.6:")
+    });
+    site.refused(&[
+        "heartbeat.path \"first\"",
+        "192.0.2.5 is no address of this machine",
+    ]);
+    // A floating address comes with the group.
+    site.write_config(|text| text.replace("tcp = \"127.0.0.1:", "tcp = \"192.0.2.100:"));
+    assert!(site.found()[0].is_empty(), "{:#?}", site.found());
+}
+
+#[test]
+fn ports_are_free_unless_the_agent_runs() {
+    let site = Site::new();
+    let heartbeat = UdpSocket::bind(("127.0.0.1", site.heartbeat)).unwrap();
+    site.refused(&[
+        "heartbeat.path \"first\"",
+        "(UDP) is in use by another program",
+        "ss -ulpn",
+    ]);
+    drop(heartbeat);
+    let probe = TcpListener::bind(("127.0.0.1", site.probe)).unwrap();
+    site.refused(&[
+        "resource \"probe\"",
+        "(TCP) is in use by another program",
+        "ss -tlpn",
+    ]);
+    let _agent = UnixListener::bind(site.path("agent.sock")).unwrap();
+    assert!(site.found()[0].is_empty(), "{:#?}", site.found());
+    drop(probe);
+}
+
+#[test]
+fn a_fuse_disk_needs_its_tools_or_says_so() {
+    let site = Site::new();
+    site.write_config(|text| {
+        text.replace("fsck = \"never\"", "fsck = \"never\"\nattach = \"fuse\"")
+    });
+    let is_there = |path: &str| Path::new(path).exists();
+    let [problems, _] = site.found();
+    let expected = usize::from(!is_there("/usr/bin/nbdfuse")) + usize::from(!is_there("/dev/fuse"));
+    assert_eq!(problems.len(), expected, "{problems:#?}");
+}
