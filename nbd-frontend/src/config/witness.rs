@@ -62,7 +62,13 @@ fn read(source: &str, problems: &mut Collector) -> WitnessConfig {
             "mend the line",
         );
     }
-    let mut root = Section::new("", 1, lines, table.get_ref());
+    // What the parser made of a broken line is not what its author meant.
+    let nothing = DeTable::new();
+    let table = match &errors[..] {
+        [] => table.get_ref(),
+        _ => &nothing,
+    };
+    let mut root = Section::new("", 1, lines, table);
     let listen = root.optional("listen", problems, |value| address(text(value)?));
     let state_file = root.optional("state_file", problems, path);
     let mut clusters: Vec<(Located<String>, PathBuf)> = Vec::new();
@@ -95,9 +101,7 @@ fn read(source: &str, problems: &mut Collector) -> WitnessConfig {
             "add [[cluster]] with name and key_file",
         );
     }
-    if errors.is_empty() {
-        root.refuse_unknown_keys(problems);
-    }
+    root.refuse_unknown_keys(problems);
     let cluster = |(name, key_file): (Located<String>, PathBuf)| WitnessCluster {
         name: name.value,
         key_file,
