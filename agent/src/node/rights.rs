@@ -84,6 +84,27 @@ struct Right {
     confirmed: u64,
 }
 
+impl Right {
+    /// What this node knows, for an arbiter that knows nothing. A right that was granted counts as used:
+    /// the mirror may take it up at any moment while it lasts.
+    fn claim(&self, view: MirrorView, now_ms: u64) -> Claim {
+        let held = self.held.map_or(0, |held| held.epoch.0);
+        Claim {
+            epoch: Epoch(view.epoch.max(held)),
+            current: view.current,
+            peer_outdated: view.peer_outdated,
+            primary: view.primary || self.held.is_some_and(|held| now_ms <= held.deadline_ms),
+        }
+    }
+
+    /// The arbiter does not know the mirror any more, nor what was recorded of it.
+    fn forget_record(&mut self, now_ms: u64) {
+        self.unknown = true;
+        self.recorded = None;
+        self.retry_ms = now_ms;
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Held {
     epoch: Epoch,
@@ -243,17 +264,14 @@ impl Rights {
             return;
         }
         if right.unknown {
-            let Some(view) = right.view else { return };
-            if !self.is_asking(|asked| *asked == Asked::Enrol(mirror)) {
-                let claim = Claim {
-                    epoch: Epoch(view.epoch),
-                    current: view.current,
-                    peer_outdated: view.peer_outdated,
-                    primary: view.primary,
-                };
+            // An epoch that is on its way belongs into the claim.
+            let waits = self.is_asking(|asked| {
+                matches!(asked, Asked::Enrol(other) | Asked::Acquire(other) if *other == mirror)
+            });
+            if let (Some(view), false) = (right.view, waits) {
                 let request = Request::Enrol {
                     mirror: self.mirrors[mirror].name.clone(),
-                    claim,
+                    claim: right.claim(view, now_ms),
                 };
                 self.ask(now_ms, Asked::Enrol(mirror), request, out);
             }
@@ -454,10 +472,7 @@ impl Rights {
                 });
             }
             Renewal::Lost { epoch, .. } => self.on_lost(mirror, epoch, out),
-            Renewal::Unknown => {
-                right.unknown = true;
-                right.retry_ms = now_ms;
-            }
+            Renewal::Unknown => right.forget_record(now_ms),
         }
     }
 
@@ -478,8 +493,7 @@ impl Rights {
         let right = &mut self.rights[mirror];
         right.retry_ms = now_ms + RETRY_MS;
         if refusal == Refusal::Unknown {
-            right.unknown = true;
-            right.retry_ms = now_ms;
+            right.forget_record(now_ms);
         }
         if let (Refusal::Superseded { epoch }, true) = (&refusal, right.held.is_some()) {
             let epoch = *epoch;
@@ -509,5 +523,47 @@ impl Rights {
         self.next_number += 1;
         self.asked.push((number, now_ms, asked));
         out.push(Effect::Ask { number, request });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_counts_a_granted_right_as_used_while_it_lasts() {
+        let view = MirrorView {
+            current: true,
+            epoch: 5,
+            ..MirrorView::default()
+        };
+        let granted = Right {
+            held: Some(Held {
+                epoch: Epoch(6),
+                deadline_ms: 100,
+            }),
+            ..Right::default()
+        };
+        let claim = |right: &Right, now_ms| {
+            let claim = right.claim(view, now_ms);
+            (claim.epoch.0, claim.primary)
+        };
+        assert_eq!(claim(&Right::default(), 0), (5, false));
+        assert_eq!(
+            claim(&granted, 100),
+            (6, true),
+            "not promoted yet, but may be"
+        );
+        assert_eq!(claim(&granted, 101), (6, false));
+    }
+
+    #[test]
+    fn what_was_recorded_is_forgotten_with_the_mirror() {
+        let mut right = Right {
+            recorded: Some(true),
+            ..Right::default()
+        };
+        right.forget_record(7);
+        assert!(right.unknown && right.recorded.is_none() && right.retry_ms == 7);
     }
 }
