@@ -53,7 +53,7 @@ pub enum ArbiterError {
     SetUp { url: String, source: reqwest::Error },
     #[error("cannot read random numbers: {0}; see that /dev/urandom is there")]
     Random(io::Error),
-    #[error("the witness {url} cannot be reached: {reason}; see that mirror-witness runs there and that no firewall stands between", reason = innermost(.source))]
+    #[error("the witness {url} cannot be reached: {reason}; see that mirror-witness runs there, that no firewall stands between and, for https, that its certificate is valid", reason = innermost(.source))]
     Unreachable { url: String, source: reqwest::Error },
     #[error(
         "the witness {url} did not answer within {timeout_ms} ms; look at its load, its disk and the network, or raise `arbiter` `timeout`"
