@@ -174,6 +174,8 @@ fn message(kind: Kind) -> Message {
         Kind::Goodbye => Message::Goodbye { clean: true },
         Kind::Ping => Message::Ping { stamp_ms },
         Kind::Pong => Message::Pong { stamp_ms },
+        Kind::Confirm => Message::Confirm { number: 0x77 },
+        Kind::Confirmed => Message::Confirmed { number: 0x77 },
         Kind::ResizePropose => Message::ResizePropose { usable_bytes },
         Kind::ResizeOffer => Message::ResizeOffer { usable_bytes },
         Kind::ResizeCommit => Message::ResizeCommit { size_bytes },

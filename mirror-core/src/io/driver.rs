@@ -8,8 +8,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{info, warn};
 
@@ -55,7 +56,6 @@ pub(super) struct Driver {
     volume: RefCell<Volume>,
     events: RefCell<VecDeque<Event>>,
     stepping: Cell<bool>,
-    started: Instant,
     resources: Resources,
     wanted: Wanted,
     link: RefCell<Option<Rc<Link>>>,
@@ -64,6 +64,7 @@ pub(super) struct Driver {
     commands: RefCell<HashMap<CommandId, oneshot::Sender<CommandResult>>>,
     next_id: Cell<u64>,
     export: watch::Sender<ExportState>,
+    tickets: watch::Sender<u64>,
     notices: broadcast::Sender<Notice>,
     last_refused: RefCell<String>,
     /// Operations that the disks have not answered yet.
@@ -77,8 +78,8 @@ impl Driver {
     pub fn new(
         volume: Volume,
         resources: Resources,
-        started: Instant,
         wanted: Wanted,
+        tickets: watch::Sender<u64>,
         notices: broadcast::Sender<Notice>,
     ) -> Rc<Self> {
         let export = ExportState {
@@ -89,7 +90,6 @@ impl Driver {
             volume: RefCell::new(volume),
             events: RefCell::default(),
             stepping: Cell::new(false),
-            started,
             resources,
             wanted,
             link: RefCell::default(),
@@ -98,6 +98,7 @@ impl Driver {
             commands: RefCell::default(),
             next_id: Cell::new(1),
             export: watch::Sender::new(export),
+            tickets,
             notices,
             last_refused: RefCell::default(),
             in_flight: Cell::new(0),
@@ -134,9 +135,7 @@ impl Driver {
                 }) => Reserve::Normal,
                 _ => Reserve::Internal,
             };
-            self.volume
-                .borrow_mut()
-                .step(now(self.started), event, &mut effects);
+            self.volume.borrow_mut().step(now(), event, &mut effects);
             for effect in effects.drain(..) {
                 self.carry_out(effect, reserve);
             }
@@ -317,6 +316,9 @@ impl Driver {
                     done(answer);
                 }
             }
+            Effect::ConfirmWanted { ticket } => {
+                self.tickets.send_replace(ticket);
+            }
             Effect::CommandDone { id, result } => {
                 let reply = self.commands.borrow_mut().remove(&id);
                 if let Some(reply) = reply {
@@ -436,10 +438,19 @@ impl Driver {
     }
 }
 
-/// The time since `started`, for a step.
-pub(super) fn now(started: Instant) -> Now {
+/// Milliseconds on the clock that runs from the boot of the machine and also while it is suspended. The
+/// agent names deadlines on it, so both daemons of a node read the same one.
+pub fn boot_clock_ms() -> u64 {
+    let time =
+        clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has had this clock since 2.6.39");
+    let ms = i128::from(time.tv_sec()) * 1000 + i128::from(time.tv_nsec()) / 1_000_000;
+    u64::try_from(ms).expect("the time since boot is not negative")
+}
+
+/// The time of a step.
+pub(super) fn now() -> Now {
     Now {
-        monotonic_ms: started.elapsed().as_millis() as u64,
+        monotonic_ms: boot_clock_ms(),
         unix_s: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_secs()),

@@ -84,6 +84,8 @@ pub struct MirrorHandle {
     /// From before the mirror was opened; the first to ask gets it, so that nothing is missed.
     first_notices: Arc<Mutex<Option<broadcast::Receiver<Notice>>>>,
     ended: watch::Receiver<Option<Ended>>,
+    /// Newest ticket of an answer that waits for a confirmed lease.
+    tickets: watch::Receiver<u64>,
 }
 
 impl std::fmt::Debug for Ask {
@@ -104,13 +106,14 @@ impl MirrorHandle {
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let (notices, first_notices) = broadcast::channel(NOTICES_MAX);
         let (ending, ended) = watch::channel(None);
+        let (publish, tickets) = watch::channel(0);
         let (opened, opening) = std::sync::mpsc::sync_channel(1);
         let thread_notices = notices.clone();
         std::thread::Builder::new()
             .name(format!("mirror-{name}"))
             .spawn(move || {
                 let work = AssertUnwindSafe(|| {
-                    run_thread(settings, front, asked, thread_notices, &opened)
+                    run_thread(settings, front, asked, publish, thread_notices, &opened)
                 });
                 let how = match catch_unwind(work) {
                     Ok(how) => how,
@@ -129,6 +132,7 @@ impl MirrorHandle {
             notices,
             first_notices: Arc::new(Mutex::new(Some(first_notices))),
             ended,
+            tickets,
         })
     }
 
@@ -138,6 +142,13 @@ impl MirrorHandle {
 
     pub async fn command(&self, command: Command) -> Result<Result<String, Refusal>, Gone> {
         self.ask(|reply| Ask::Command { command, reply }).await
+    }
+
+    /// Waits until an answer wants a lease that is asked for after a ticket above `after`.
+    pub async fn confirm_wanted(&self, after: u64) -> Result<u64, Gone> {
+        let mut tickets = self.tickets.clone();
+        let ticket = tickets.wait_for(|ticket| *ticket > after).await;
+        ticket.map(|ticket| *ticket).map_err(|_| Gone)
     }
 
     pub async fn status(&self) -> Result<MirrorStatus, Gone> {
@@ -189,6 +200,7 @@ fn run_thread(
     settings: MirrorSettings,
     front: impl FnOnce(LocalMirror),
     asked: mpsc::Receiver<Ask>,
+    tickets: watch::Sender<u64>,
     notices: broadcast::Sender<Notice>,
     opened: &Opening,
 ) -> Ended {
@@ -200,7 +212,7 @@ fn run_thread(
         }
     };
     runtime.block_on(async {
-        match Mirror::open(settings, notices) {
+        match Mirror::open(settings, tickets, notices) {
             Ok(mirror) => {
                 front(LocalMirror::new(Rc::clone(&mirror.driver)));
                 let _ = opened.send(Ok(()));
@@ -224,6 +236,7 @@ struct Mirror {
 impl Mirror {
     fn open(
         mut settings: MirrorSettings,
+        tickets: watch::Sender<u64>,
         notices: broadcast::Sender<Notice>,
     ) -> Result<Self, OpenError> {
         let system = |action| move |source| OpenError::System { action, source };
@@ -270,7 +283,6 @@ impl Mirror {
             link_makers.push(tokio_uring::spawn(connector.run()));
         }
 
-        let started = Instant::now();
         let resources = Resources {
             geometry: opened.loaded.geometry,
             data: opened.data,
@@ -278,14 +290,8 @@ impl Mirror {
             pool,
         };
         let mut effects = Vec::new();
-        let volume = Volume::open(
-            settings.volume,
-            opened.loaded,
-            seed,
-            now(started),
-            &mut effects,
-        );
-        let driver = Driver::new(volume, resources, started, wanted, notices);
+        let volume = Volume::open(settings.volume, opened.loaded, seed, now(), &mut effects);
+        let driver = Driver::new(volume, resources, wanted, tickets, notices);
         refused.set(&driver);
         driver.start(effects);
         Ok(Self {

@@ -4,6 +4,7 @@
 //! function with the roles swapped and must come to mirror images; the order of the nodes in the
 //! configuration breaks ties. `docs/resync.md` has the rules in words.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use crate::generation::GenerationSet;
@@ -146,10 +147,13 @@ pub enum Rule {
     Unrelated,
     SourceInconsistent,
     TargetIsPrimary,
+    /// An arbiter granted the peer a later epoch than any that this side has seen.
+    SelfSuperseded,
+    PeerSuperseded,
 }
 
 impl Rule {
-    const ALL: [(Self, &'static str); 24] = [
+    const ALL: [(Self, &'static str); 26] = [
         (Self::BothFresh, "both-fresh"),
         (Self::SelfFresh, "fresh-side"),
         (Self::PeerFresh, "fresh-side"),
@@ -189,6 +193,8 @@ impl Rule {
             "same-generation-one-outdated",
         ),
         (Self::SameGenerationSurvivor, "same-generation-survivor"),
+        (Self::SelfSuperseded, "later-epoch"),
+        (Self::PeerSuperseded, "later-epoch"),
     ];
 
     /// The name both sides log.
@@ -222,8 +228,10 @@ pub struct Verdict {
 }
 
 /// Decides for `me` against `peer`. `initial_sync` is the shared setting for the first sync.
-pub fn decide(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict {
-    let mut verdict = decide_lineage(me, peer, initial_sync);
+/// `arbitrated`: epochs come from an arbiter, and so does their authority (D8).
+pub fn decide(me: &Side, peer: &Side, initial_sync: InitialSync, arbitrated: bool) -> Verdict {
+    let later = decide_epoch(me, peer).filter(|_| arbitrated);
+    let mut verdict = later.unwrap_or_else(|| decide_lineage(me, peer, initial_sync));
     verdict.strategy = match verdict.strategy {
         Strategy::Source(scope) => Strategy::Source(rescope(scope, me, peer)),
         Strategy::Target(scope) => Strategy::Target(rescope(scope, peer, me)),
@@ -249,6 +257,36 @@ fn is_continued(source: &Side, target: &Side) -> bool {
     !source.full_sync.is_none()
         && source.full_sync == target.full_sync
         && target.disk == DiskState::Inconsistent
+}
+
+/// Where the data of two sides has grown apart and an arbiter granted one a later epoch than the other has seen,
+/// that one holds everything that was answered, or it would not have been granted; what the other wrote
+/// meanwhile it answered to nobody. A side that is itself in doubt has no such claim.
+fn decide_epoch(me: &Side, peer: &Side) -> Option<Verdict> {
+    let verdict = |rule, strategy| Some(Verdict { rule, strategy });
+    let (later, earlier) = match me.epoch.cmp(&peer.epoch) {
+        Ordering::Greater => (me, peer),
+        Ordering::Less => (peer, me),
+        Ordering::Equal => return None,
+    };
+    let failed = DiskState::Failed;
+    let fresh = later.is_fresh() || earlier.is_fresh();
+    if fresh || later.disk != DiskState::UpToDate || later.discard_local || earlier.disk == failed {
+        return None;
+    }
+    let (ahead, behind) = (&later.generations, &earlier.generations);
+    if ahead.current == behind.current || !ahead.shares_ancestor(behind) {
+        return None;
+    }
+    let same_base = !ahead.base.is_none() && ahead.base == behind.base;
+    let reached =
+        ahead.bitmap_reaches(behind.current) || behind.bitmap_reaches(ahead.current) || same_base;
+    let scope = if reached { Scope::Bitmap } else { Scope::Full };
+    if me.epoch > peer.epoch {
+        verdict(Rule::PeerSuperseded, Strategy::Source(scope))
+    } else {
+        verdict(Rule::SelfSuperseded, Strategy::Target(scope))
+    }
 }
 
 fn decide_lineage(me: &Side, peer: &Side, initial_sync: InitialSync) -> Verdict {
@@ -426,8 +464,8 @@ mod tests {
     }
 
     fn check(me: &Side, peer: &Side, rule: &str, strategy: Strategy) {
-        let mine = decide(me, peer, InitialSync::Full);
-        let theirs = decide(peer, me, InitialSync::Full);
+        let mine = decide(me, peer, InitialSync::Full, false);
+        let theirs = decide(peer, me, InitialSync::Full, false);
         assert_eq!((mine.rule.name(), mine.strategy), (rule, strategy));
         assert_eq!(
             (theirs.rule.code(), theirs.strategy),
@@ -502,6 +540,35 @@ mod tests {
     }
 
     #[test]
+    fn a_later_epoch_of_an_arbiter_decides_what_generations_cannot() {
+        use Scope::{Bitmap, Full};
+        let cases = [
+            // What the earlier side wrote alone it answered to nobody.
+            (set(5, 0, &[]), set(6, 5, &[5]), Bitmap),
+            (set(7, 5, &[5]), set(6, 5, &[5]), Bitmap),
+            (set(9, 6, &[6, 5]), set(8, 7, &[7, 5]), Full),
+            (set(7, 5, &[5]), set(5, 0, &[]), Bitmap),
+        ];
+        for (later, earlier, scope) in cases {
+            let mut later = side(later, true);
+            let mut earlier = side(earlier, false);
+            later.epoch = Epoch(2);
+            later.role = Role::Primary;
+            earlier.role = Role::Primary;
+            let mine = decide(&later, &earlier, InitialSync::Full, true);
+            let theirs = decide(&earlier, &later, InitialSync::Full, true);
+            assert_eq!(mine.rule, Rule::PeerSuperseded);
+            assert_eq!(mine.strategy, Strategy::Source(scope));
+            assert_eq!(theirs.rule, Rule::SelfSuperseded);
+            assert_eq!(theirs.strategy, Strategy::Target(scope));
+            // One that was itself overtaken has no say.
+            later.disk = DiskState::Outdated;
+            let without = decide(&later, &earlier, InitialSync::Full, false);
+            assert_eq!(decide(&later, &earlier, InitialSync::Full, true), without);
+        }
+    }
+
+    #[test]
     fn the_side_that_ran_on_is_the_source_for_a_primary_that_lost_power() {
         let mut crashed = side(set(5, 0, &[]), true);
         crashed.crashed_primary = true;
@@ -562,7 +629,7 @@ mod tests {
     fn once_a_copy_has_begun_nothing_is_declared_equal_any_more() {
         let mut source = side(set(5, 0, &[]), true);
         let fresh = side(set(0, 0, &[]), false);
-        let scope = |source: &Side| decide(source, &fresh, InitialSync::Skip).strategy;
+        let scope = |source: &Side| decide(source, &fresh, InitialSync::Skip, false).strategy;
         assert_eq!(scope(&source), Strategy::Source(Scope::Nothing));
         source.had_copy = true;
         assert_eq!(scope(&source), Strategy::Source(Scope::Full));
@@ -617,13 +684,23 @@ mod tests {
                     first: false,
                     ..*peer
                 };
-                for initial in [InitialSync::Full, InitialSync::Skip] {
-                    let mine = decide(me, &peer, initial);
-                    let theirs = decide(&peer, me, initial);
+                let settings = [InitialSync::Full, InitialSync::Skip]
+                    .into_iter()
+                    .flat_map(|initial| [(initial, false), (initial, true)]);
+                for (initial, arbitrated) in settings {
+                    let mine = decide(me, &peer, initial, arbitrated);
+                    let theirs = decide(&peer, me, initial, arbitrated);
                     assert_eq!(mine.strategy, theirs.strategy.mirrored(), "{me:?} {peer:?}");
                     assert_eq!(mine.rule.code(), theirs.rule.code(), "{me:?} {peer:?}");
                     if let Strategy::Source(_) = mine.strategy {
                         assert!(me.can_serve(), "{me:?} {peer:?}");
+                        let later = peer.epoch > me.epoch && peer.disk == DiskState::UpToDate;
+                        let apart = me.generations.current != peer.generations.current;
+                        let granted = later && apart && !peer.discard_local;
+                        assert!(
+                            !arbitrated || !granted || peer.is_fresh(),
+                            "the later epoch is overwritten: {me:?} {peer:?}"
+                        );
                         assert!(
                             peer.role != Role::Primary || me.epoch > peer.epoch,
                             "{me:?} {peer:?}"

@@ -315,8 +315,9 @@ impl Volume {
         let peer = &self.superblock.peer;
         self.config.peer_loss == PeerLoss::Continue
             || peer.confirmed_down
-            // It said itself that it will not go on alone, to this run.
-            || (peer.stopped_cleanly && self.peering.peer_seen)
+            // It said itself that it will not go on alone, to this run. Where an arbiter may grant it the
+            // role when it is back, that is no word for ever.
+            || (peer.stopped_cleanly && self.peering.peer_seen && !self.has_arbiter())
     }
 
     /// The facts of D5, in memory; the caller makes them durable. The generation is always a new one:

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::Volume;
 use super::effect::Effect;
-use super::event::Command;
+use super::event::{Command, Grant};
 use super::refusal::Refusal;
 use super::resizing::Resizing;
 use super::store::After;
@@ -22,6 +22,7 @@ const DEFERRED_MAX: usize = 64;
 pub(super) struct Promoting {
     pub(super) id: CommandId,
     pub(super) force: bool,
+    pub(super) grant: Option<Grant>,
     /// The role is being recorded; it is taken on when that is durable.
     pub(super) recording: bool,
 }
@@ -81,9 +82,17 @@ impl Volume {
         }
         // What a lost primary had under way here must not land among what this side is told next.
         let unfinished = matches!(command, Command::Promote { .. }) && !self.replica.is_drained();
-        let waits = !self.recovered
-            || unfinished && self.link().is_none()
-            || self.is_greeting() && !matches!(command, Command::Disconnect | Command::Stop);
+        let granted = self.has_arbiter()
+            && matches!(command, Command::Promote { grant: Some(grant), force: false, .. }
+                if grant.epoch > self.superblock.epoch.0);
+        if granted && self.recovered {
+            self.leave_primary();
+        }
+        let waits = !command.is_urgent()
+            && (!self.recovered
+                || unfinished && self.link().is_none()
+                || granted && !self.may_overrule()
+                || self.is_greeting() && !matches!(command, Command::Disconnect | Command::Stop));
         if waits {
             if self.commands.deferred.len() < DEFERRED_MAX {
                 self.commands.deferred.push_back((id, command, until));
@@ -99,20 +108,21 @@ impl Volume {
         }
         match command {
             Command::Promote {
-                peer_down, force, ..
-            } => self.promote(id, peer_down, force),
-            Command::Lease { .. }
-            | Command::Freeze
-            | Command::Thaw
-            | Command::FailIo
-            | Command::Outdate
-            | Command::PeerDown
-            | Command::EpochSeen { .. } => self.refuse(
-                id,
-                "no-arbiter",
-                "this mirror runs without an arbiter",
-                "configure one and restart mirrord",
-            ),
+                peer_down,
+                force,
+                grant,
+            } => self.promote(id, peer_down, force, grant),
+            Command::Lease {
+                epoch,
+                deadline_ms,
+                confirmed,
+            } => self.on_lease(id, epoch, deadline_ms, confirmed),
+            Command::Freeze => self.freeze(id),
+            Command::Thaw => self.thaw(id),
+            Command::FailIo => self.fail_io(id),
+            Command::Outdate => self.on_outdate(id),
+            Command::PeerDown => self.peer_down(id),
+            Command::EpochSeen { epoch } => self.on_epoch_seen(id, epoch),
             Command::Demote => self.demote(id),
             Command::Connect => {
                 self.set_connect(true);
@@ -148,7 +158,7 @@ impl Volume {
 
     /// Takes deferred commands up again: the handshake ended one way or the other.
     pub(super) fn retry_commands(&mut self) {
-        if self.is_greeting() || !self.recovered {
+        if !self.recovered {
             return;
         }
         for (id, command, until) in std::mem::take(&mut self.commands.deferred) {
@@ -209,6 +219,18 @@ impl Volume {
             );
         }
         self.abort_resize();
+    }
+
+    /// What a promotion that is not on record yet was meant for is no longer this side's.
+    pub(super) fn give_up_promotion(&mut self) {
+        if let Some(promoting) = self.commands.promoting.take() {
+            self.refuse(
+                promoting.id,
+                "superseded",
+                "a later epoch was granted to the other node",
+                "look at mirrorctl status on both nodes",
+            );
+        }
     }
 
     pub(super) fn stop_serving(&mut self) {

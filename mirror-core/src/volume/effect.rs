@@ -65,6 +65,10 @@ pub enum Effect {
         id: RequestId,
         answer: Answer,
     },
+    /// An answer waits for a lease that is asked for after this (`Command::Lease`).
+    ConfirmWanted {
+        ticket: u64,
+    },
     CommandDone {
         id: CommandId,
         result: Result<String, Refusal>,

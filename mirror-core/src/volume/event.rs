@@ -122,3 +122,19 @@ pub enum Command {
     /// Finish what is in flight, make everything durable, take leave of the peer.
     Stop,
 }
+
+impl Command {
+    /// About answers and epochs: it waits for no handshake.
+    pub(super) fn is_urgent(&self) -> bool {
+        matches!(
+            self,
+            Self::Lease { .. }
+                | Self::Freeze
+                | Self::Thaw
+                | Self::FailIo
+                | Self::Outdate
+                | Self::PeerDown
+                | Self::EpochSeen { .. }
+        )
+    }
+}

@@ -19,6 +19,10 @@ impl Volume {
             Connection::Connecting if self.peering.last_problem.is_some() => self.explain_refused(),
             Connection::Connecting => self.explain_alone(),
         };
+        let summary = match self.why_frozen() {
+            Some(why) => format!("{why}; {summary}"),
+            None => summary,
+        };
         Explanation {
             mirror: self.config.name.clone(),
             rule: self.peering.last_rule.map(|rule| rule.name().to_owned()),
@@ -226,6 +230,7 @@ impl Volume {
         if self.is_suspended() {
             facts.push("answers wait for the word that the peer is down".into());
         }
+        facts.extend(self.why_frozen());
         if let Some(problem) = &self.peering.last_problem {
             facts.push(format!("the handshake is refused: {problem}"));
         }

@@ -40,6 +40,8 @@ enum Leg {
 struct Round {
     local: Leg,
     peer: Leg,
+    /// When the peer was asked.
+    asked_ms: u64,
     waiters: Vec<FlushFor>,
 }
 
@@ -98,6 +100,7 @@ impl Volume {
         self.flushing.round = Some(Round {
             local,
             peer,
+            asked_ms: self.now.monotonic_ms,
             waiters,
         });
         self.advance_flush();
@@ -151,7 +154,7 @@ impl Volume {
     /// Answers flushes that had to wait for D5.
     pub(super) fn release_held_flushes(&mut self) {
         for id in std::mem::take(&mut self.flushing.held) {
-            self.answer_flush(id);
+            self.answer_flush(id, None);
         }
     }
 
@@ -187,6 +190,7 @@ impl Volume {
         let Some(Round {
             local,
             peer,
+            asked_ms,
             waiters,
         }) = self.flushing.round.take()
         else {
@@ -204,7 +208,7 @@ impl Volume {
                 FlushFor::Request(id) if (!here && !there) || self.has_no_disk() => {
                     self.answer(id, Answer::Failed(Failure::Io));
                 }
-                FlushFor::Request(id) => self.answer_flush(id),
+                FlushFor::Request(id) => self.answer_flush(id, there.then_some(asked_ms)),
                 FlushFor::LogClean => self.on_log_flushed(),
                 FlushFor::Checkpoint(number) => self.on_checkpoint(number, there),
                 FlushFor::Demote(id) => self.on_demote_flushed(id),
@@ -230,10 +234,10 @@ impl Volume {
         }
     }
 
-    fn answer_flush(&mut self, id: RequestId) {
+    fn answer_flush(&mut self, id: RequestId, asked_ms: Option<u64>) {
         if self.may_answer_now() {
             self.counters.flushes += 1;
-            self.answer(id, Answer::Done);
+            self.release(id, Answer::Done, asked_ms);
         } else {
             self.flushing.held.push(id);
             self.want_alone();

@@ -11,7 +11,7 @@ use crate::layout::superblock::FEATURES_SUPPORTED;
 use crate::link::handshake::{Rule, Scope, Side, Strategy, Verdict, decide};
 use crate::request::{Answer, Failure};
 use crate::units::Epoch;
-use crate::wire::message::{Hello, Message, Role, VERSION_MAX, VERSION_MIN};
+use crate::wire::message::{Hello, Message, Role, VERSION_CONFIRM, VERSION_MAX, VERSION_MIN};
 
 impl Volume {
     pub(super) fn hello(&self) -> Hello {
@@ -88,6 +88,11 @@ impl Volume {
             return Some(format!(
                 "{peer} speaks protocol versions {} to {}, this node {VERSION_MIN} to {VERSION_MAX}: upgrade the older one",
                 hello.version_min, hello.version_max
+            ));
+        }
+        if self.has_arbiter() && hello.version_max < VERSION_CONFIRM {
+            return Some(format!(
+                "{peer} does not know the questions that an arbiter makes necessary: upgrade it"
             ));
         }
         if hello.cluster != me.cluster || hello.mirror != me.mirror {
@@ -178,7 +183,7 @@ impl Volume {
         let ours = self.hello();
         let me = Side::of(&ours, &theirs, self.superblock.epoch, first);
         let peer = Side::of(&theirs, &ours, peer_epoch, !first);
-        let verdict = decide(&me, &peer, self.config.initial_sync);
+        let verdict = decide(&me, &peer, self.config.initial_sync, self.has_arbiter());
         if let Some(link) = &mut self.peering.link {
             link.verdict = Some(verdict);
         }

@@ -7,6 +7,7 @@ use super::effect::Effect;
 use super::flushing::FlushFor;
 use super::notice::Notice;
 use super::store::After;
+use crate::request::{Answer, Failure};
 use crate::units::CommandId;
 use crate::wire::message::{DiskState, Message, Role};
 
@@ -20,6 +21,13 @@ impl Volume {
                 "io-suspended",
                 "answered writes would be lost: requests wait for the peer",
                 "bring the peer back, or confirm its stop with promote --peer-down",
+            );
+        } else if self.is_ordered_frozen() {
+            self.refuse(
+                id,
+                "frozen",
+                "answers wait by order of the agent, and a demotion waits for them",
+                "thaw, or fail-io first",
             );
         } else {
             self.leave(id, false);
@@ -78,7 +86,12 @@ impl Volume {
             );
             return;
         }
+        if !self.can_prove() {
+            // Nobody would renew a lease for a side that is on its way down.
+            self.fail_waiting(&Answer::Failed(Failure::Io));
+        }
         let drained = self.requests.is_empty()
+            && self.gate.is_empty()
             && self.flushing.is_idle()
             && self.replica.is_drained()
             && self.strays.is_empty()
@@ -129,6 +142,7 @@ impl Volume {
         self.role = Role::Secondary;
         self.log.reset(self.superblock.log_epoch);
         self.end_alone();
+        self.end_authority();
         self.report(Notice::info("demoted", "secondary"));
         self.send_state();
         self.finish_command(id, Ok("secondary".into()));

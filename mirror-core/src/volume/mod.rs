@@ -13,6 +13,7 @@
 //! | `requests` | client requests, from arrival to answer |
 //! | `log` | heating extents, group commit, cleaning |
 //! | `flushing` | one flush at a time over both sides, shared by all that wait for one |
+//! | `lease` | the gate before every answer: who proves that this node may give it |
 //! | `store` | ordered metadata writes: superblock copies and bitmap pages |
 //! | `alone` | going on without the peer, or without the own disk (D5, D13) |
 //! | `peering` | the life of a link, keepalive, who handles which message |
@@ -36,6 +37,7 @@ mod exchange;
 mod explain;
 mod flushing;
 mod greeting;
+mod lease;
 mod leaving;
 mod log;
 pub mod notice;
@@ -78,6 +80,7 @@ use effect::Effect;
 use event::{DiskFault, Event, Output};
 use exchange::Exchange;
 use flushing::Flushing;
+use lease::Gate;
 use log::LogQueue;
 use notice::Notice;
 use peering::{Link, Peering};
@@ -148,6 +151,7 @@ pub struct Volume {
     sent: HashMap<Sequence, Awaited>,
     requests: Requests,
     flushing: Flushing,
+    gate: Gate,
     alone: Alone,
     peering: Peering,
     replica: Replica,
@@ -193,6 +197,7 @@ impl Volume {
         let size_bytes = superblock.size_bytes;
         let bitmap = Bitmap::new(words, superblock.block_shift, size_bytes);
         let slots = superblock.log_slots as u16;
+        let gate = Gate::new(config.arbitration, now.monotonic_ms);
         let mut volume = Self {
             log: ActivityLog::new(slots, log.next_number, superblock.log_epoch),
             log_queue: LogQueue::default(),
@@ -217,6 +222,7 @@ impl Volume {
             sent: HashMap::with_capacity(1024),
             requests: Requests::default(),
             flushing: Flushing::default(),
+            gate,
             alone: Alone::default(),
             peering: Peering::default(),
             replica: Replica::default(),
@@ -254,6 +260,7 @@ impl Volume {
             Event::Tick => self.on_tick(),
         }
         self.resume_handshake();
+        self.advance_gate();
         self.advance_leaving();
         self.advance_deferred();
         std::mem::swap(&mut self.fx, out);

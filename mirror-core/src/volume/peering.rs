@@ -64,6 +64,10 @@ impl Link {
         self.phase == Phase::Ready
     }
 
+    pub(super) fn is_older_than(&self, age_ms: u64, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.opened_ms) > age_ms
+    }
+
     pub(super) fn peer_fast_zero(&self) -> bool {
         self.hello.as_ref().is_none_or(|hello| hello.fast_zero)
     }
@@ -141,6 +145,12 @@ impl Volume {
     }
 
     pub(super) fn send(&mut self, message: Message) {
+        if matches!(
+            message,
+            Message::Ack { .. } | Message::ReadReply { .. } | Message::Confirmed { .. }
+        ) {
+            self.gate.note_word(self.now.monotonic_ms);
+        }
         if let Some(link) = &self.peering.link {
             let envelope = Envelope {
                 epoch: self.superblock.epoch,
@@ -160,8 +170,8 @@ impl Volume {
         sequence
     }
 
-    fn take_sent(&mut self, sequence: Sequence) -> Option<Sent> {
-        self.sent.remove(&sequence).map(|awaited| awaited.what)
+    fn take_sent(&mut self, sequence: Sequence) -> Option<Awaited> {
+        self.sent.remove(&sequence)
     }
 
     pub(super) fn send_state(&mut self) {
@@ -253,23 +263,54 @@ impl Volume {
         };
         link.heard_ms = now;
         link.peer_epoch = link.peer_epoch.max(envelope.epoch);
-        match (envelope.message, link.phase) {
-            (Message::Hello(hello), Phase::Draining | Phase::Hello) if link.hello.is_none() => {
+        let (phase, greeted) = (link.phase, link.hello.is_some());
+        if self.has_arbiter() && self.judge_epoch(&envelope) {
+            return;
+        }
+        match (envelope.message, phase) {
+            (Message::Hello(hello), Phase::Draining | Phase::Hello) if !greeted => {
                 self.on_hello(hello, envelope.epoch);
             }
             (
                 Message::Verdict { rule, strategy },
                 Phase::Draining | Phase::Hello | Phase::Verdict,
             ) => {
-                link.their_verdict = Some((rule, strategy));
+                if let Some(link) = &mut self.peering.link {
+                    link.their_verdict = Some((rule, strategy));
+                }
                 self.compare_verdicts();
             }
             (Message::Ping { stamp_ms }, _) => self.send(Message::Pong { stamp_ms }),
             (Message::Pong { .. }, _) => {}
+            (Message::Confirm { number }, _) => self.on_confirm(envelope.epoch, number),
+            (Message::Confirmed { number }, _) => self.on_confirmed(number),
             (Message::Goodbye { clean }, _) => self.on_goodbye(clean),
             (message, Phase::Settling | Phase::Ready) => self.on_session_message(id, message),
             (_, _) => self.break_link("a message came before its time"),
         }
+    }
+
+    /// Epochs that an arbiter granted bind (D8): a primary that meets a later one is none any more, and
+    /// nobody takes writes from an earlier one. True if that was the end of the link.
+    fn judge_epoch(&mut self, envelope: &Envelope) -> bool {
+        let own = self.superblock.epoch;
+        if envelope.epoch > own && self.role == Role::Primary {
+            self.step_aside(envelope.epoch);
+            self.persist(After::Nothing);
+            return true;
+        }
+        let is_order = matches!(
+            envelope.message,
+            Message::Write { .. }
+                | Message::Trim { .. }
+                | Message::WriteZeroes { .. }
+                | Message::Flush { .. }
+        );
+        if envelope.epoch < own && is_order {
+            self.break_link("it orders writes of an earlier epoch");
+            return true;
+        }
+        false
     }
 
     pub(super) fn tick_link(&mut self) {
@@ -401,17 +442,25 @@ impl Volume {
                 range,
                 data,
             } => {
-                if let Some(Sent::Read(owner)) = self.take_sent(sequence) {
-                    self.on_peer_read_reply(owner, range, data);
+                if let Some(Awaited {
+                    what: Sent::Read(owner),
+                    since_ms,
+                }) = self.take_sent(sequence)
+                {
+                    self.on_peer_read_reply(owner, since_ms, range, data);
                 }
             }
             Message::ReadFailed { sequence } => {
-                if let Some(Sent::Read(owner)) = self.take_sent(sequence) {
+                if let Some(Sent::Read(owner)) =
+                    self.take_sent(sequence).map(|awaited| awaited.what)
+                {
                     self.fail_peer_read(owner);
                 }
             }
             Message::CompareResult { sequence, unequal } => {
-                if let Some(Sent::Walk(owner)) = self.take_sent(sequence) {
+                if let Some(Sent::Walk(owner)) =
+                    self.take_sent(sequence).map(|awaited| awaited.what)
+                {
                     self.on_compared(owner, &unequal);
                 }
             }
@@ -428,7 +477,7 @@ impl Volume {
                 self.on_promote_request(id, sequence, epoch)
             }
             Message::PromoteReply { sequence, granted } => {
-                if let Some(Sent::Promote) = self.take_sent(sequence) {
+                if let Some(Sent::Promote) = self.take_sent(sequence).map(|awaited| awaited.what) {
                     self.on_promote_reply(granted);
                 }
             }
@@ -443,18 +492,23 @@ impl Volume {
             | Message::Verdict { .. }
             | Message::Ping { .. }
             | Message::Pong { .. }
+            | Message::Confirm { .. }
+            | Message::Confirmed { .. }
             | Message::Goodbye { .. } => self.break_link("a message came out of turn"),
         }
     }
 
     fn on_acknowledged(&mut self, sequence: Sequence) {
-        match self.take_sent(sequence) {
-            Some(Sent::Write(owner)) => self.on_write_acknowledged(owner),
-            Some(Sent::Flush) => self.on_peer_flushed(),
-            Some(Sent::Walk(owner)) => self.on_walk_acknowledged(owner),
-            Some(Sent::Detached) => self.on_detach_acknowledged(),
-            Some(Sent::Chunk) => self.on_chunk_acknowledged(),
-            Some(Sent::Read(_) | Sent::Promote) | None => {}
+        let Some(Awaited { what, since_ms }) = self.take_sent(sequence) else {
+            return;
+        };
+        match what {
+            Sent::Write(owner) => self.on_write_acknowledged(owner, since_ms),
+            Sent::Flush => self.on_peer_flushed(),
+            Sent::Walk(owner) => self.on_walk_acknowledged(owner),
+            Sent::Detached => self.on_detach_acknowledged(),
+            Sent::Chunk => self.on_chunk_acknowledged(),
+            Sent::Read(_) | Sent::Promote => {}
         }
     }
 

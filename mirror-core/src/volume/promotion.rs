@@ -3,6 +3,8 @@
 
 use super::commands::Promoting;
 use super::effect::Effect;
+use super::event::Grant;
+use super::lease::WORD_MS;
 use super::notice::Notice;
 use super::store::After;
 use super::{Sent, Volume};
@@ -12,14 +14,25 @@ use crate::units::{CommandId, Epoch, FullSyncId, LinkId, Sequence};
 use crate::wire::message::{DiskState, Message, Role};
 
 impl Volume {
-    pub(super) fn promote(&mut self, id: CommandId, peer_down: bool, force: bool) {
+    pub(super) fn promote(
+        &mut self,
+        id: CommandId,
+        peer_down: bool,
+        force: bool,
+        grant: Option<Grant>,
+    ) {
         if self.role == Role::Primary {
-            if peer_down && !self.link_ready() {
-                self.on_peer_confirmed_down();
-                self.finish_command(id, Ok("already primary; the peer counts as down".into()));
-            } else {
-                self.finish_command(id, Ok("already primary".into()));
+            match grant {
+                Some(grant) if self.has_arbiter() => self.take_later_grant(id, grant),
+                _ if peer_down && !self.link_ready() => {
+                    self.on_peer_confirmed_down();
+                    self.finish_command(id, Ok("already primary; the peer counts as down".into()));
+                }
+                _ => self.finish_command(id, Ok("already primary".into())),
             }
+            return;
+        }
+        if self.refuse_grant(id, grant) {
             return;
         }
         if self.commands.promoting.is_some() || self.commands.leaving.is_some() {
@@ -35,14 +48,95 @@ impl Volume {
             );
             return;
         }
+        if grant.is_some() && !self.superblock.flags.outdated {
+            // The arbiter's record confirms what a lost superblock copy left in doubt (D9).
+            self.superblock.flags.doubtful = false;
+        }
         if self.link_ready() {
-            self.promote_connected(id, force);
+            self.promote_connected(id, force, grant);
         } else {
-            self.promote_alone(id, peer_down, force);
+            self.promote_alone(id, peer_down, force, grant);
         }
     }
 
-    fn promote_connected(&mut self, id: CommandId, force: bool) {
+    /// With an arbiter nobody is primary without its grant, whoever insists. True if it refused.
+    fn refuse_grant(&mut self, id: CommandId, grant: Option<Grant>) -> bool {
+        let own = self.superblock.epoch.0;
+        match (grant, self.has_arbiter()) {
+            (None, false) => return false,
+            (Some(grant), true) if grant.epoch > own => return false,
+            (Some(grant), true) => self.refuse(
+                id,
+                "grant-is-old",
+                format!("epoch {} was granted, and this side has seen epoch {own}", grant.epoch),
+                "ask the arbiter again",
+            ),
+            (None, true) => self.refuse(
+                id,
+                "no-grant",
+                "an arbiter decides who may be primary, and it has granted this node nothing",
+                "start the group (mirrorctl group start) or switch it over: the agent asks the arbiter",
+            ),
+            (Some(_), false) => self.refuse(
+                id,
+                "no-arbiter",
+                "this mirror runs without an arbiter, so nobody's grant counts",
+                "configure the arbiter on both nodes and restart mirrord",
+            ),
+        }
+        true
+    }
+
+    /// A primary whose agent asked anew goes on in the epoch that it was given.
+    fn take_later_grant(&mut self, id: CommandId, grant: Grant) {
+        if self.commands.promoting.is_some() || self.commands.leaving.is_some() {
+            self.refuse_busy(id);
+            return;
+        }
+        if self.refuse_grant(id, Some(grant)) {
+            return;
+        }
+        // The peer follows the new epoch from its next hello on.
+        self.renegotiate();
+        self.record_promotion(id, false, Some(grant));
+    }
+
+    /// With a grant this side takes over from whatever primary it follows: it stops acknowledging
+    /// before it is one itself.
+    pub(super) fn leave_primary(&mut self) {
+        let now = self.now.monotonic_ms;
+        let follows = self.link().is_some_and(|link| {
+            link.peer_role == Role::Primary || !link.is_ready() && link.is_older_than(WORD_MS, now)
+        });
+        if follows && self.role != Role::Primary && self.commands.promoting.is_none() {
+            self.break_link("this side was granted a later epoch");
+        }
+    }
+
+    /// A lost primary may no longer answer on what this side acknowledged to it.
+    pub(super) fn may_overrule(&self) -> bool {
+        self.role == Role::Primary
+            || self.link_ready()
+            || self.gate.word_is_over(self.now.monotonic_ms)
+    }
+
+    pub(super) fn peer_down(&mut self, id: CommandId) {
+        if self.role != Role::Primary {
+            self.refuse(
+                id,
+                "not-primary",
+                "only a primary goes on without its peer",
+                "promote this side first",
+            );
+        } else if self.link_ready() {
+            self.finish_command(id, Ok("the peer is connected".into()));
+        } else {
+            self.on_peer_confirmed_down();
+            self.finish_command(id, Ok("the peer counts as down".into()));
+        }
+    }
+
+    fn promote_connected(&mut self, id: CommandId, force: bool, grant: Option<Grant>) {
         let peer = self.config.peer_name.clone();
         let (peer_role, idle) = self.link().map_or((Role::Unknown, false), |link| {
             (link.peer_role, link.strategy() == Some(Strategy::Idle))
@@ -88,14 +182,21 @@ impl Volume {
         self.commands.promoting = Some(Promoting {
             id,
             force,
+            grant,
             recording: false,
         });
         let sequence = self.next_sequence(Sent::Promote);
-        let epoch = Epoch(self.superblock.epoch.0 + 1);
+        let epoch = self.next_epoch(grant);
         self.send(Message::PromoteRequest { sequence, epoch });
     }
 
-    fn promote_alone(&mut self, id: CommandId, peer_down: bool, force: bool) {
+    fn next_epoch(&self, grant: Option<Grant>) -> Epoch {
+        grant.map_or(Epoch(self.superblock.epoch.0 + 1), |grant| {
+            Epoch(grant.epoch)
+        })
+    }
+
+    fn promote_alone(&mut self, id: CommandId, peer_down: bool, force: bool, grant: Option<Grant>) {
         let peer = self.config.peer_name.clone();
         let fresh = self.superblock.generations.current.is_none();
         if !force {
@@ -131,7 +232,8 @@ impl Volume {
             }
             // While this side was down the peer may have gone on, and stopped since, cleanly or not:
             // its being down says nothing about who has the newest data.
-            if !self.peering.peer_seen {
+            // An arbiter's record says it.
+            if grant.is_none() && !self.peering.peer_seen {
                 self.refuse(
                     id,
                     "peer-not-seen",
@@ -140,7 +242,7 @@ impl Volume {
                 );
                 return;
             }
-            if !peer_down && !self.superblock.peer.stopped_cleanly {
+            if grant.is_none() && !peer_down && !self.superblock.peer.stopped_cleanly {
                 self.refuse(
                     id,
                     "peer-may-be-ahead",
@@ -153,7 +255,7 @@ impl Volume {
         if peer_down || force {
             self.superblock.peer.confirmed_down = true;
         }
-        self.record_promotion(id, force);
+        self.record_promotion(id, force, grant);
     }
 
     pub(super) fn on_promote_request(&mut self, link: LinkId, sequence: Sequence, epoch: Epoch) {
@@ -165,8 +267,12 @@ impl Volume {
             .walk
             .as_ref()
             .is_some_and(|walk| walk.kind != SyncKind::Verify);
-        let refuse =
-            self.role == Role::Primary || racing || copying || self.commands.leaving.is_some();
+        let old = self.has_arbiter() && epoch <= self.superblock.epoch;
+        let refuse = old
+            || self.role == Role::Primary
+            || racing
+            || copying
+            || self.commands.leaving.is_some();
         if refuse {
             self.send(Message::PromoteReply {
                 sequence,
@@ -214,7 +320,7 @@ impl Volume {
                 .link()
                 .is_some_and(|link| link.strategy() == Some(Strategy::Idle));
         if granted && still && self.target.is_none() {
-            self.record_promotion(promoting.id, promoting.force);
+            self.record_promotion(promoting.id, promoting.force, promoting.grant);
         } else {
             self.commands.promoting = None;
             self.refuse(
@@ -229,17 +335,19 @@ impl Volume {
         }
     }
 
-    fn record_promotion(&mut self, id: CommandId, force: bool) {
+    fn record_promotion(&mut self, id: CommandId, force: bool, grant: Option<Grant>) {
         self.commands.promoting = Some(Promoting {
             id,
             force,
+            grant,
             recording: true,
         });
         if force {
             self.force_truth();
         }
+        let epoch = self.next_epoch(grant);
         let superblock = &mut self.superblock;
-        superblock.epoch.0 += 1;
+        superblock.epoch = epoch;
         superblock.flags.primary = true;
         superblock.flags.last_primary = true;
         superblock.flags.log_active = true;
@@ -293,6 +401,11 @@ impl Volume {
         let Some(promoting) = self.commands.promoting.take() else {
             return;
         };
+        self.begin_authority(promoting.grant.map(|grant| grant.deadline_ms));
+        if self.role == Role::Primary {
+            self.on_later_grant(id);
+            return;
+        }
         self.role = Role::Primary;
         self.serving = true;
         self.end_alone();
@@ -321,5 +434,14 @@ impl Volume {
             id,
             Ok(format!("primary, epoch {}", self.superblock.epoch.0)),
         );
+    }
+
+    fn on_later_grant(&mut self, id: CommandId) {
+        let epoch = self.superblock.epoch.0;
+        self.report(Notice::info(
+            "promoted",
+            format!("primary still, from epoch {epoch} on"),
+        ));
+        self.finish_command(id, Ok(format!("primary still, epoch {epoch}")));
     }
 }

@@ -25,9 +25,9 @@ impl Volume {
             sync: self.sync_status(),
             lag_bytes: 0,
             lag_ms: 0,
-            frozen: false,
-            lease: None,
-            confirm_wanted: 0,
+            frozen: self.is_frozen(),
+            lease: self.lease_status(),
+            confirm_wanted: self.gate.ticket(),
             peer_outdated: self.superblock.peer.outdated,
             io_suspended: self.is_suspended()
                 && (self.requests.has_held() || self.requests.has_parked()),

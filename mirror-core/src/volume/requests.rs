@@ -79,6 +79,8 @@ struct Write {
     stage: Stage,
     local: Leg,
     peer: Leg,
+    /// When the peer was asked for what it has acknowledged.
+    asked_ms: Option<u64>,
     failure: Option<Failure>,
 }
 
@@ -143,6 +145,10 @@ impl Volume {
         } = request;
         if self.role != Role::Primary || !self.serving || self.halted {
             self.answer(id, Answer::Failed(Failure::NotPrimary));
+            return;
+        }
+        if self.gate.is_failing() {
+            self.answer(id, Answer::Failed(Failure::Io));
             return;
         }
         let is_flush = matches!(operation, Operation::Flush);
@@ -274,11 +280,12 @@ impl Volume {
         self.advance_write(owner);
     }
 
-    pub(super) fn on_write_acknowledged(&mut self, owner: Owner) {
+    pub(super) fn on_write_acknowledged(&mut self, owner: Owner, asked_ms: u64) {
         let Some(write) = self.requests.writes.get_mut(&owner) else {
             return;
         };
         write.peer = Leg::Done;
+        write.asked_ms = Some(asked_ms);
         let range = write.range;
         self.log.note_peer_write(range);
         self.advance_write(owner);
@@ -317,13 +324,19 @@ impl Volume {
         match result {
             // A disk that failed meanwhile may have dropped what it had not flushed.
             _ if !self.disk_usable() => self.begin_peer_read(id, read.range, false),
-            Ok(Output::Data(data)) => self.answer_read(id, data),
-            Ok(_) => self.answer_read(id, vec![0; read.range.length as usize].into()),
+            Ok(Output::Data(data)) => self.answer_read(id, data, None),
+            Ok(_) => self.answer_read(id, vec![0; read.range.length as usize].into(), None),
             Err(_) => self.begin_peer_read(id, read.range, self.disk_usable()),
         }
     }
 
-    pub(super) fn on_peer_read_reply(&mut self, owner: Owner, range: ByteRange, data: Buffer) {
+    pub(super) fn on_peer_read_reply(
+        &mut self,
+        owner: Owner,
+        asked_ms: u64,
+        range: ByteRange,
+        data: Buffer,
+    ) {
         let asked = self.requests.peer_reads.get(&owner).map(|read| read.range);
         if asked.is_some_and(|asked| asked != range || data.len() != asked.length as usize) {
             self.break_link("an answer to a read that was not asked");
@@ -332,7 +345,7 @@ impl Volume {
         let Some(read) = self.requests.peer_reads.remove(&owner) else {
             return;
         };
-        self.answer_read(read.id, data.clone());
+        self.answer_read(read.id, data.clone(), Some(asked_ms));
         if !read.repair || !self.disk_usable() {
             self.unlock(owner, read.range);
             return;
@@ -345,6 +358,7 @@ impl Volume {
             stage: Stage::Heating,
             local: Leg::Idle,
             peer: Leg::Done,
+            asked_ms: None,
             failure: None,
         };
         self.requests.writes.insert(owner, write);
@@ -410,10 +424,11 @@ impl Volume {
             self.fail_peer_read(owner);
         }
         self.fail_flushes(&answer);
+        self.fail_waiting(&answer);
     }
 
     pub(super) fn answer(&mut self, id: RequestId, answer: Answer) {
-        self.fx.push(Effect::Answer { id, answer });
+        self.release(id, answer, None);
     }
 
     pub(super) fn unlock(&mut self, owner: Owner, range: ByteRange) {
@@ -453,6 +468,7 @@ impl Volume {
             stage: Stage::Locking,
             local: Leg::Idle,
             peer: Leg::Idle,
+            asked_ms: None,
             failure: None,
         };
         self.requests.writes.insert(owner, write);
@@ -564,7 +580,7 @@ impl Volume {
 
     fn finish_write(&mut self, owner: Owner, write: &Write, answer: &Answer) {
         if let Some(id) = write.id {
-            self.answer(id, answer.clone());
+            self.release(id, answer.clone(), write.asked_ms);
         }
         if matches!(write.stage, Stage::Parked | Stage::Running) {
             self.leave_log(write.range.extent());
@@ -582,10 +598,10 @@ impl Volume {
         self.fx.push(Effect::Read { io, range });
     }
 
-    fn answer_read(&mut self, id: RequestId, data: Buffer) {
+    fn answer_read(&mut self, id: RequestId, data: Buffer, asked_ms: Option<u64>) {
         self.counters.reads += 1;
         self.counters.bytes_read += data.len() as u64;
-        self.answer(id, Answer::Data(data));
+        self.release(id, Answer::Data(data), asked_ms);
     }
 
     fn begin_peer_read(&mut self, id: RequestId, range: ByteRange, repair: bool) {

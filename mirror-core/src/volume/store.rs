@@ -52,6 +52,7 @@ pub(super) enum After {
     StopPages { id: CommandId },
     Stopped { id: CommandId },
     Flagged { id: CommandId },
+    Outdated { id: CommandId },
     ResizePages { size_bytes: u64 },
     Resized { size_bytes: u64 },
 }
@@ -349,6 +350,7 @@ impl Volume {
             After::StopPages { id } => self.on_stop_pages(id),
             After::Stopped { id } => self.on_stopped(id),
             After::Flagged { id } => self.on_flagged(id),
+            After::Outdated { id } => self.on_outdated_recorded(id),
             After::ResizePages { size_bytes } => self.on_resize_pages(size_bytes),
             After::Resized { size_bytes } => self.on_resized(size_bytes),
         }

@@ -6,7 +6,7 @@ use super::notice::Notice;
 use super::store::After;
 use crate::generation::GenerationSet;
 use crate::layout::superblock::Discard;
-use crate::link::handshake::Scope;
+use crate::link::handshake::{Rule, Scope};
 use crate::resync::pace::Pace;
 use crate::units::{ByteRange, FullSyncId, LinkId};
 use crate::wire::message::{DiskState, Message, Role};
@@ -43,6 +43,10 @@ impl Volume {
         let Some(link) = self.link().map(super::peering::Link::id) else {
             return;
         };
+        if self.peering.last_rule == Some(Rule::SelfSuperseded) {
+            // The epoch of the other side is this side's from here on, and no longer tells them apart.
+            self.superblock.flags.discard_local |= !self.superblock.generations.base.is_none();
+        }
         self.record_discard(scope);
         let incarnation = self.incarnation;
         let current = self.superblock.generations.current;

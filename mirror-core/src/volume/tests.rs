@@ -251,7 +251,10 @@ impl Pair {
                     node.commands.push(result);
                     continue;
                 }
-                Effect::Serve { .. } | Effect::Resized { .. } | Effect::Measure => continue,
+                Effect::Serve { .. }
+                | Effect::Resized { .. }
+                | Effect::Measure
+                | Effect::ConfirmWanted { .. } => continue,
                 Effect::Wake => Event::Tick,
                 Effect::Report(_) => continue,
             };

@@ -200,6 +200,8 @@ fn fields(message: &Message) -> Fields {
         Message::Detached { sequence, .. } => numbered(Kind::Detached, *sequence),
         Message::Goodbye { clean } => flagged(Kind::Goodbye, *clean),
         Message::Ping { stamp_ms } => valued(Kind::Ping, *stamp_ms),
+        Message::Confirm { number } => valued(Kind::Confirm, *number),
+        Message::Confirmed { number } => valued(Kind::Confirmed, *number),
         Message::Pong { stamp_ms } => valued(Kind::Pong, *stamp_ms),
         Message::ResizePropose { usable_bytes } => valued(Kind::ResizePropose, *usable_bytes),
         Message::ResizeOffer { usable_bytes } => valued(Kind::ResizeOffer, *usable_bytes),
@@ -342,6 +344,12 @@ impl Reader {
             },
             Kind::Pong => Message::Pong {
                 stamp_ms: self.fields.offset,
+            },
+            Kind::Confirm => Message::Confirm {
+                number: self.fields.offset,
+            },
+            Kind::Confirmed => Message::Confirmed {
+                number: self.fields.offset,
             },
             Kind::ResizePropose => Message::ResizePropose {
                 usable_bytes: self.size()?,

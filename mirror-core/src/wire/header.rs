@@ -85,6 +85,8 @@ kinds! {
     Goodbye = 52,
     Ping = 53,
     Pong = 54,
+    Confirm = 55,
+    Confirmed = 56,
     ResizePropose = 64,
     ResizeOffer = 65,
     ResizeCommit = 66,

@@ -9,7 +9,9 @@ use crate::units::{ByteRange, Epoch, FullSyncId, Sequence, Uuid};
 
 /// Oldest and newest protocol version this build speaks.
 pub const VERSION_MIN: u16 = 1;
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
+/// First version with [`Message::Confirm`].
+pub const VERSION_CONFIRM: u16 = 2;
 /// Bytes of one block hash in [`Message::Compare`]: a BLAKE3 hash cut to 128 bits.
 pub const HASH_BYTES: usize = 16;
 
@@ -173,6 +175,13 @@ pub enum Message {
     },
     Pong {
         stamp_ms: u64,
+    },
+    /// A primary asks whether the receiver follows its epoch still. Only a side that does answers.
+    Confirm {
+        number: u64,
+    },
+    Confirmed {
+        number: u64,
     },
 
     /// Grow the mirror: the proposer's usable bytes, then the agreed ones.

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use mirror_core::control::{CommandReply, CommandRequest, EventPage, Explanation, NodeStatus};
+use mirror_core::control::{
+    CommandReply, CommandRequest, ConfirmWanted, EventPage, Explanation, NodeStatus,
+};
 
 use super::MIRRORD;
 use super::caller::Caller;
@@ -34,6 +36,19 @@ impl Client {
     ) -> Result<CommandReply, ClientError> {
         let path = format!("/v1/mirrors/{mirror}/command");
         self.0.post(&path, command).await
+    }
+
+    /// The newest ticket of an answer that waits for a confirmed lease, if it is above `after`; waits up to
+    /// `wait` for one, and returns `after` if none comes.
+    pub async fn confirm_wanted(
+        &self,
+        mirror: &str,
+        after: u64,
+        wait: Duration,
+    ) -> Result<ConfirmWanted, ClientError> {
+        let wait_ms = wait.as_millis();
+        let path = format!("/v1/mirrors/{mirror}/confirm?after={after}&wait_ms={wait_ms}");
+        self.0.get(&path).await
     }
 
     /// Events after number `after`; waits up to `wait` if there are none.

@@ -50,6 +50,11 @@ pub enum Ask {
     },
     Status(oneshot::Sender<MirrorStatus>),
     Explain(oneshot::Sender<Explanation>),
+    /// Answered when a ticket above that is published, be it never.
+    ConfirmWanted {
+        after: u64,
+        reply: oneshot::Sender<u64>,
+    },
 }
 
 /// The control plane's end of one mirror.
@@ -80,5 +85,12 @@ impl MirrorPort {
 
     pub async fn explain(&self) -> Result<Explanation, Gone> {
         self.port.ask(Ask::Explain).await
+    }
+
+    /// Waits for a ticket above `after` without end; dropping the wait ends it.
+    pub async fn confirm_wanted(&self, after: u64) -> Result<u64, Gone> {
+        self.port
+            .ask(|reply| Ask::ConfirmWanted { after, reply })
+            .await
     }
 }

@@ -19,8 +19,8 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use mirror_core::control::{
-    CommandReply, CommandRequest, DownMirror, EventPage, Explanation, MirrorStatus, NodeStatus,
-    Refusal,
+    CommandReply, CommandRequest, ConfirmWanted, DownMirror, EventPage, Explanation, MirrorStatus,
+    NodeStatus, Refusal,
 };
 use mirror_core::volume::event::Command;
 
@@ -61,6 +61,7 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/mirrors/{name}/command", post(command))
         .route("/v1/mirrors/{name}/explain", get(explain))
+        .route("/v1/mirrors/{name}/confirm", get(confirm))
         .route("/v1/events", get(events))
         .fallback(no_such_call)
         .method_not_allowed_fallback(no_such_call)
@@ -115,7 +116,12 @@ async fn command(
     let request: CommandRequest = failed::body(&MIRRORD, request).await?;
     let port = running(find(&node, &name)?)?;
     let command = Command::from(request);
-    tracing::info!(mirror = name, ?command, "command");
+    if matches!(command, Command::Lease { .. }) {
+        // Renewals come several times a second and are no news.
+        tracing::debug!(mirror = name, ?command, "command");
+    } else {
+        tracing::info!(mirror = name, ?command, "command");
+    }
     match in_time(COMMAND_TIMEOUT, &name, port.command(command)).await? {
         Ok(message) => Ok(Json(CommandReply { message })),
         Err(refusal) => {
@@ -142,6 +148,24 @@ async fn events(
     let Query(query) =
         query.map_err(|rejection| Failed::bad_request(&MIRRORD, &rejection.body_text()))?;
     Ok(Json(node.events.page(query.after, query.wait()).await))
+}
+
+async fn confirm(
+    State(node): State<Arc<Node>>,
+    Path(name): Path<String>,
+    query: Result<Query<PageQuery>, QueryRejection>,
+) -> Result<Json<ConfirmWanted>, Failed> {
+    let Query(query) =
+        query.map_err(|rejection| Failed::bad_request(&MIRRORD, &rejection.body_text()))?;
+    let port = running(find(&node, &name)?)?;
+    match tokio::time::timeout(query.wait(), port.confirm_wanted(query.after)).await {
+        Ok(Ok(ticket)) => Ok(Json(ConfirmWanted { ticket })),
+        Ok(Err(gone)) => Err(not_running(&name, &gone.to_string())),
+        // Nothing newer came; the caller asks again.
+        Err(_) => Ok(Json(ConfirmWanted {
+            ticket: query.after,
+        })),
+    }
 }
 
 async fn no_such_call() -> Failed {

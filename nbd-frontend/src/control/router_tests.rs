@@ -22,6 +22,7 @@ fn fake_mirror() -> MirrorPort {
                         _ => Err(Refusal::new("fake-rule", "no", "do something else")),
                     })
                     .is_ok(),
+                Ask::ConfirmWanted { after, reply } => reply.send(after + 1).is_ok(),
                 Ask::Status(reply) => reply
                     .send(MirrorStatus::in_step("md1", Role::Primary, "server2"))
                     .is_ok(),

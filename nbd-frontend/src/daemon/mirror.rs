@@ -187,6 +187,14 @@ async fn answer(handle: MirrorHandle, mut asks: mpsc::Receiver<Ask>) {
                         let _ = reply.send(status);
                     }
                 }
+                Ask::ConfirmWanted { after, mut reply } => {
+                    tokio::select! {
+                        wanted = handle.confirm_wanted(after) => if let Ok(ticket) = wanted {
+                            let _ = reply.send(ticket);
+                        },
+                        () = reply.closed() => {}
+                    }
+                }
                 Ask::Explain(reply) => {
                     if let Ok(explanation) = handle.explain().await {
                         let _ = reply.send(explanation);

@@ -59,6 +59,7 @@ impl World {
             }
             Effect::Serve { serving } => self.on_serve(node, serving),
             Effect::Answer { id, answer } => self.on_answer(node, id, answer),
+            Effect::ConfirmWanted { .. } => {}
             Effect::CommandDone { id, result } => {
                 self.trace(|| format!("{node} command {id:?}: {result:?}"));
                 match self.outstanding.remove(&id) {

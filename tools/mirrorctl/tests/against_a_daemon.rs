@@ -61,6 +61,8 @@ async fn mirror(
                 // A tool that was killed does not wait for its answer.
                 let _ = reply.send(result);
             }
+            // No tool asks this.
+            Ask::ConfirmWanted { .. } => {}
             Ask::Status(reply) => {
                 let comparing = looks_left > if repairing { 2 } else { 0 };
                 status.sync = (looks_left > 0).then_some(SyncStatus {
