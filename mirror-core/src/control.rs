@@ -55,7 +55,7 @@ pub struct MirrorStatus {
     /// Newest ticket of an answer that waits for a confirmed lease, or waited for one.
     #[serde(default)]
     pub confirm_wanted: u64,
-    /// It is on record here that the peer lacks answered writes.
+    /// It is on record here that the peer lacks answered writes, or this side may go on without it any moment.
     #[serde(default)]
     pub peer_outdated: bool,
     /// Requests wait for the word that the lost peer is really down, or for its return (`peer_loss = "hold"`).

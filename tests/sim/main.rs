@@ -3,6 +3,7 @@
 
 mod cases;
 mod doubles;
+mod leases;
 mod mutations;
 mod outages;
 mod resync;

@@ -28,7 +28,8 @@ impl Volume {
             frozen: self.is_frozen(),
             lease: self.lease_status(),
             confirm_wanted: self.gate.ticket(),
-            peer_outdated: self.superblock.peer.outdated,
+            // Whoever may go alone may have done so by the time this is read.
+            peer_outdated: self.superblock.peer.outdated || self.superblock.peer.confirmed_down,
             io_suspended: self.is_suspended()
                 && (self.requests.has_held() || self.requests.has_parked()),
             generation: self.superblock.generations.current.to_string(),

@@ -35,7 +35,7 @@ pub(super) fn new_node(index: NodeIndex, settings: &Settings) -> SimNode {
         peer_timeout_ms: settings.peer_timeout_ms,
         resync_rate_max: 0,
         resync_in_flight: settings.resync_in_flight,
-        arbitration: None,
+        arbitration: settings.arbiter.map(|plan| plan.check),
         checkpoint_bytes: settings.checkpoint_bytes,
     };
     let mut metadata = MetadataDisk::new(fresh_metadata(&config, settings));

@@ -25,8 +25,9 @@ impl World {
 
     /// Never two that serve one line of data, answers or not.
     fn check_serving(&mut self) {
+        // With an arbiter an old primary may wait for proof that never comes.
         let both = self.nodes.iter().all(|node| node.is_up() && node.serving);
-        if both && self.line[0] == self.line[1] {
+        if both && !self.has_arbiter() && self.line[0] == self.line[1] {
             self.violate("D8", "both nodes serve".into());
         }
     }
@@ -132,6 +133,9 @@ impl World {
         }
         let horizon = self.pending.values().map(|pending| pending.submitted).min();
         self.truths[self.line[node]].horizon = horizon.unwrap_or(self.order);
+        if !matches!(answer, Answer::Failed(_)) {
+            self.check_authority(node, id, &pending);
+        }
         match answer {
             Answer::Failed(failure) => self.on_failed(id, &pending, failure),
             Answer::Data(data) => self.on_read(node, id, &pending, &data),
@@ -315,7 +319,12 @@ impl World {
     /// Nobody else answers at the same time, unless an operator made it so.
     fn check_alone(&mut self, node: NodeIndex) {
         let peer = other(node);
-        if self.nodes[peer].is_up() && self.nodes[peer].serving && self.line[0] == self.line[1] {
+        let arbitrated = self.has_arbiter();
+        if !arbitrated
+            && self.nodes[peer].is_up()
+            && self.nodes[peer].serving
+            && self.line[0] == self.line[1]
+        {
             self.violate(
                 "D8",
                 format!("node {node} answers while node {peer} serves too"),
@@ -344,7 +353,7 @@ impl World {
             // What was there before the first promotion is part of the history.
             self.truths[line] = self.line_from_disk(node);
         }
-        if self.nodes[peer].serving && self.line[peer] == line {
+        if self.nodes[peer].serving && self.line[peer] == line && !self.has_arbiter() {
             self.violate(
                 "D8",
                 format!("node {node} begins to serve while node {peer} does"),

@@ -3,8 +3,9 @@
 use mirror_core::request::Answer;
 use mirror_core::units::ByteRange;
 use mirror_core::volume::effect::Effect;
-use mirror_core::volume::event::{Command, DiskFault, WAKE_MS};
+use mirror_core::volume::event::{Command, DiskFault, Output, WAKE_MS};
 
+use crate::sim::client::Asked;
 use crate::sim::content::{self, ZEROES};
 use crate::sim::disk::{Task, Unit};
 use crate::sim::mutation::Mutation;
@@ -22,7 +23,13 @@ impl World {
 
     pub(super) fn carry_out(&mut self, node: NodeIndex, effect: Effect) {
         match effect {
-            Effect::Read { io, range } => self.submit_data(node, io, range, Task::Read),
+            Effect::Read { io, range } => {
+                if self.settings.mutation == Some(Mutation::UngatedReads) {
+                    let units = self.nodes[node].data.units_of(range);
+                    self.reads_out.insert((node, io), units);
+                }
+                self.submit_data(node, io, range, Task::Read);
+            }
             Effect::ReadSparse { io, range } => self.submit_data(node, io, range, Task::ReadSparse),
             Effect::Write {
                 io,
@@ -59,7 +66,7 @@ impl World {
             }
             Effect::Serve { serving } => self.on_serve(node, serving),
             Effect::Answer { id, answer } => self.on_answer(node, id, answer),
-            Effect::ConfirmWanted { .. } => {}
+            Effect::ConfirmWanted { ticket } => self.on_confirm_wanted(node, ticket),
             Effect::CommandDone { id, result } => {
                 self.trace(|| format!("{node} command {id:?}: {result:?}"));
                 match self.outstanding.remove(&id) {
@@ -207,6 +214,30 @@ impl World {
         });
         if let Some(id) = answered.map(|(id, _)| *id) {
             self.on_answer(node, id, Answer::Done);
+            self.answered_early.insert(id);
+        }
+    }
+
+    /// The mutation that answers a read without a look at the lease.
+    pub(super) fn answer_ungated(
+        &mut self,
+        node: NodeIndex,
+        io: mirror_core::units::IoToken,
+        result: &Result<Output, DiskFault>,
+    ) {
+        let mutated = self.settings.mutation == Some(Mutation::UngatedReads);
+        let Ok(Output::Data(data)) = result else {
+            return;
+        };
+        let units = self.reads_out.remove(&(node, io));
+        let Some(units) = units.filter(|_| mutated && self.nodes[node].serving) else {
+            return;
+        };
+        let asked = self.pending.iter().find(|(_, pending)| {
+            pending.node == node && pending.asked == Asked::read(units.clone())
+        });
+        if let Some(id) = asked.map(|(id, _)| *id) {
+            self.on_answer(node, id, Answer::Data(data.clone()));
             self.answered_early.insert(id);
         }
     }

@@ -3,6 +3,7 @@
 
 use mirror_core::layout::geometry::{Geometry, METADATA_BLOCK_BYTES, SUPERBLOCK_OFFSETS};
 
+use mirror_core::volume::config::LeaseCheck;
 use mirror_core::wire::message::DiskState;
 
 use crate::sim::disk::Crash;
@@ -22,6 +23,10 @@ enum Fault {
     NoSpace,
     MetadataError,
     Corruption,
+    Pause,
+    CutArbiter,
+    ArbiterRestart,
+    ArbiterForgets,
 }
 
 impl World {
@@ -39,6 +44,10 @@ impl World {
             (plan.no_space, Fault::NoSpace),
             (plan.metadata_errors, Fault::MetadataError),
             (plan.corruption, Fault::Corruption),
+            (plan.pauses, Fault::Pause),
+            (plan.arbiter, Fault::CutArbiter),
+            (plan.arbiter, Fault::ArbiterRestart),
+            (plan.arbiter, Fault::ArbiterForgets),
         ]
         .into_iter()
         .filter_map(|(enabled, fault)| enabled.then_some(fault))
@@ -59,6 +68,13 @@ impl World {
         let fault = *self.random.pick(&enabled);
         let node = self.random.below(2) as usize;
         self.inflict(fault, node);
+    }
+
+    /// Only round trips are proof against clocks that stand still.
+    fn may_stop_clocks(&self) -> bool {
+        self.settings
+            .arbiter
+            .is_some_and(|plan| plan.check == LeaseCheck::RoundTrip)
     }
 
     fn inflict(&mut self, fault: Fault, node: NodeIndex) {
@@ -103,6 +119,25 @@ impl World {
             }
             Fault::WriteError | Fault::FlushError | Fault::NoSpace | Fault::MetadataError => {}
             Fault::Corruption => self.corrupt_while_down(node),
+            Fault::Pause => {
+                let stops_clock = self.random.coin() && self.may_stop_clocks();
+                self.pause(node, stops_clock);
+                let for_us = self.random.skewed(20_000, 3_000_000);
+                self.schedule(for_us, Happening::PauseEnds { node });
+            }
+            Fault::CutArbiter => {
+                self.arbiter.cut[node] = true;
+                let for_us = self.random.skewed(50_000, 3_000_000);
+                self.schedule(for_us, Happening::ArbiterHeals);
+            }
+            Fault::ArbiterRestart | Fault::ArbiterForgets => {
+                self.arbiter.up = false;
+                if fault == Fault::ArbiterForgets {
+                    self.arbiter.lose_file();
+                }
+                let for_us = self.random.skewed(1_000, 2_000_000);
+                self.schedule(for_us, Happening::ArbiterReturns);
+            }
         }
     }
 

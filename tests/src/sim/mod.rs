@@ -16,10 +16,12 @@
 //! | `durable` | what a node's metadata would say after a crash now |
 //! | `checker` | the rules, judged after every step |
 //! | `client`, `operator`, `faults` | who acts upon the world |
+//! | `arbiter` | epochs and leases, the agents that ask for them, pauses |
 //! | `mutation` | deliberate bugs that the checkers must catch |
 //! | `scene` | what tests bring about by hand |
 //! | `run` | a whole world from its seed to its verdict |
 
+pub mod arbiter;
 mod build;
 pub mod checker;
 pub mod client;

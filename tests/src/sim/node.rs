@@ -8,6 +8,7 @@ use crate::sim::disk::SimDisk;
 use crate::sim::durable::DurableView;
 use crate::sim::metadata_disk::MetadataDisk;
 use crate::sim::oracle::Order;
+use crate::sim::world::Happening;
 
 #[derive(Debug)]
 pub struct SimNode {
@@ -46,6 +47,14 @@ pub struct SimNode {
     pub notices: Vec<(String, String)>,
     /// Added to its clock.
     pub clock_offset_ms: u64,
+    /// How wrong its clock runs, in millionths.
+    pub drift_ppm: i64,
+    /// Virtual time that its clock has missed, standing still.
+    pub stopped_us: u64,
+    pub paused_since_us: Option<u64>,
+    pub(super) clock_stopped: bool,
+    /// What came while it was paused.
+    pub(super) backlog: Vec<Happening>,
 }
 
 impl SimNode {
@@ -71,6 +80,11 @@ impl SimNode {
             view_version: 0,
             notices: Vec::new(),
             clock_offset_ms: 0,
+            drift_ppm: 0,
+            stopped_us: 0,
+            paused_since_us: None,
+            clock_stopped: false,
+            backlog: Vec::new(),
         }
     }
 

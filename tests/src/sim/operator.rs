@@ -74,6 +74,8 @@ impl World {
             return;
         }
         match self.serving() {
+            // The agents do, with the arbiter's grant.
+            None if self.has_arbiter() => {}
             None => self.promote_someone(),
             Some(node) => self.tinker(node),
         }
@@ -81,6 +83,9 @@ impl World {
 
     /// A second operator, or the agent of the other node, does not wait for the first command.
     fn race(&mut self) {
+        if self.has_arbiter() {
+            return;
+        }
         let node = self.random.below(2) as usize;
         if self.chance(10) && self.nodes[node].is_up() {
             let (peer_down, force) = (false, false);
@@ -102,9 +107,14 @@ impl World {
     /// Undoes what was switched off and replaces what failed. True if there was something to do.
     fn mend(&mut self) -> bool {
         for node in [0, 1] {
-            let Some(status) = self.status(node) else {
+            let Some(status) = self.status(node).filter(|_| !self.is_paused(node)) else {
                 continue;
             };
+            if self.arbiter.agents[node].ordered && self.chance(30) {
+                self.arbiter.agents[node].ordered = false;
+                self.give(node, Command::Thaw);
+                return true;
+            }
             if status.disk == DiskState::Failed && self.chance(20) {
                 // The replaced disk is the old one that works again.
                 self.crash(node, Crash::Kill);
@@ -185,7 +195,11 @@ impl World {
     }
 
     fn tinker(&mut self, node: NodeIndex) {
-        let suspended = self.status(node).is_some_and(|status| status.io_suspended);
+        if self.is_paused(0) || self.is_paused(1) {
+            return;
+        }
+        let arbitrated = self.has_arbiter();
+        let suspended = !arbitrated && self.status(node).is_some_and(|status| status.io_suspended);
         let peer = other(node);
         if suspended && self.chance(50) {
             if self.nodes[peer].is_up() && self.chance(30) {
@@ -243,6 +257,18 @@ impl World {
                     }
                 }
                 self.give(either, Command::Resize);
+            }
+            13..=14 if arbitrated => {
+                let command = if self.chance(50) {
+                    Command::Freeze
+                } else {
+                    Command::FailIo
+                };
+                self.arbiter.agents[node].ordered = true;
+                self.give(node, command);
+            }
+            15 if arbitrated => {
+                self.give(other(node), Command::Outdate);
             }
             11 => {
                 // A clean stop and a start.

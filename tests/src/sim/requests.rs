@@ -8,7 +8,7 @@ use mirror_core::volume::refusal::Refusal;
 use crate::sim::client::{Asked, Pending};
 use crate::sim::content::{self, ZEROES};
 use crate::sim::network::NodeIndex;
-use crate::sim::world::World;
+use crate::sim::world::{Happening, World};
 
 impl World {
     pub fn submit(&mut self, node: NodeIndex, asked: Asked) -> RequestId {
@@ -55,14 +55,17 @@ impl World {
                 submitted: order,
             },
         );
-        self.step(
+        let request = Request {
+            id,
+            range,
+            operation,
+        };
+        let life = self.nodes[node].life;
+        self.happen(Happening::Arrive {
             node,
-            Event::Request(Request {
-                id,
-                range,
-                operation,
-            }),
-        );
+            life,
+            request,
+        });
         self.check_step();
         id
     }
@@ -83,6 +86,9 @@ impl World {
         } = command
             && (peer_down || force)
         {
+            self.nodes[node].told_down = true;
+        }
+        if command == Command::PeerDown {
             self.nodes[node].told_down = true;
         }
         self.outstanding.insert(id, (node, command));

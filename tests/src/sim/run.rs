@@ -51,6 +51,13 @@ pub fn run_seed(seed: u64, mutation: Option<Mutation>, traced: bool) -> Report {
     run(seed, settings, traced)
 }
 
+/// Runs the world of a seed in which an arbiter decides.
+pub fn run_arbitrated_seed(seed: u64, mutation: Option<Mutation>, traced: bool) -> Report {
+    let mut settings = Settings::draw_arbitrated(&mut Random::new(seed ^ 0xa3));
+    settings.mutation = mutation;
+    run(seed, settings, traced)
+}
+
 pub fn run(seed: u64, settings: Settings, traced: bool) -> Report {
     let mut world = World::new(seed, settings, traced);
     let finished = catch_unwind(AssertUnwindSafe(|| {
@@ -114,6 +121,13 @@ impl World {
             node.data.mend();
         }
         self.heal();
+        if self.has_arbiter() {
+            self.arbiter.cut = [false; 2];
+            let now_us = self.arbiter_us();
+            self.arbiter.restart(now_us);
+            self.wake(0);
+            self.wake(1);
+        }
         let until_ms = self.now_ms() + REST_MS_MAX;
         while !self.is_at_rest() {
             if self.violation.is_some() {
@@ -136,6 +150,7 @@ impl World {
         }
         self.check_settled();
         self.check_end();
+        self.check_service();
     }
 
     /// Settled, and somebody serves.
@@ -146,7 +161,8 @@ impl World {
     /// Both were promoted, and at most one has answered anything that the other lacks: one that has
     /// not steps down.
     fn settle_for_one_primary(&mut self) -> bool {
-        let both = self.nodes.iter().all(|node| node.is_up() && node.serving);
+        let both =
+            self.nodes.iter().all(|node| node.is_up() && node.serving) && !self.has_arbiter();
         let met = self.clock_us > self.faults_end_us + MEETING_US;
         if !both || !met || !self.outstanding.is_empty() {
             return false;
@@ -183,7 +199,9 @@ impl World {
             if busy {
                 continue;
             }
-            if status.disk == DiskState::Failed {
+            if std::mem::take(&mut self.arbiter.agents[node].ordered) {
+                self.give(node, Command::Thaw);
+            } else if status.disk == DiskState::Failed {
                 self.crash(node, Crash::Kill);
             } else if status.connection == Connection::SplitBrain {
                 self.resolve_split_brain();
@@ -213,6 +231,7 @@ impl World {
                 && !peer_serves
                 && status.disk == DiskState::UpToDate
                 && self.outstanding.is_empty()
+                && !self.has_arbiter()
             {
                 self.give(
                     node,
@@ -222,7 +241,7 @@ impl World {
                         grant: None,
                     },
                 );
-            } else if self.outstanding.is_empty() && self.is_fresh() {
+            } else if self.outstanding.is_empty() && !self.has_arbiter() && self.is_fresh() {
                 self.give(
                     node,
                     Command::Promote {

@@ -2,7 +2,7 @@
 //! rare combinations are met by some worlds instead of being thinned out over all.
 
 use mirror_core::units::EXTENT_BYTES;
-use mirror_core::volume::config::PeerLoss;
+use mirror_core::volume::config::{LeaseCheck, PeerLoss};
 use mirror_core::wire::message::InitialSync;
 
 use crate::random::Random;
@@ -24,6 +24,9 @@ pub struct FaultPlan {
     pub no_space: bool,
     pub metadata_errors: bool,
     pub corruption: bool,
+    pub pauses: bool,
+    /// Of the arbiter: cut off, restarted, robbed of its file.
+    pub arbiter: bool,
     /// Mean time between faults.
     pub every_ms: u64,
 }
@@ -41,6 +44,8 @@ impl FaultPlan {
         no_space: false,
         metadata_errors: false,
         corruption: false,
+        pauses: false,
+        arbiter: false,
         every_ms: 500,
     };
 }
@@ -56,6 +61,22 @@ pub struct ClientPlan {
     pub read: Percent,
     pub fua: Percent,
     pub large: Percent,
+}
+
+/// An arbiter for both nodes.
+#[derive(Debug, Clone, Copy)]
+pub struct ArbiterPlan {
+    pub check: LeaseCheck,
+    pub lease_ms: u64,
+    /// How far each clock may be off, in millionths.
+    pub drift_ppm_max: u64,
+}
+
+impl ArbiterPlan {
+    /// How long a holder counts its lease, from the sending of its request (`docs/leases.md`).
+    pub fn held_ms(self) -> u64 {
+        self.lease_ms - (self.lease_ms * 2 * self.drift_ppm_max).div_ceil(1_000_000)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +106,7 @@ pub struct Settings {
     pub operator: bool,
     /// The operator promotes both sides while they are apart.
     pub split_brain: bool,
+    pub arbiter: Option<ArbiterPlan>,
     pub mutation: Option<Mutation>,
 }
 
@@ -120,7 +142,53 @@ impl Settings {
             },
             operator: false,
             split_brain: false,
+            arbiter: None,
             mutation: None,
+        }
+    }
+
+    /// A quiet world with an arbiter.
+    pub fn arbitrated(check: LeaseCheck) -> Self {
+        Self {
+            peer_loss: PeerLoss::Hold,
+            arbiter: Some(ArbiterPlan {
+                check,
+                lease_ms: 1_000,
+                drift_ppm_max: 10_000,
+            }),
+            ..Self::quiet()
+        }
+    }
+
+    /// The world of a seed in which an arbiter decides who is primary. The disks do what they are told.
+    pub fn draw_arbitrated(random: &mut Random) -> Self {
+        let drawn = Self::draw(random);
+        let faults = FaultPlan {
+            kill: random.percent(50),
+            power_loss: random.percent(40),
+            both_down: random.percent(15),
+            cut: random.percent(70),
+            cut_one_way: random.percent(40),
+            pauses: random.percent(60),
+            arbiter: random.percent(60),
+            every_ms: random.skewed(150, 1_500),
+            ..FaultPlan::NONE
+        };
+        Self {
+            peer_loss: PeerLoss::Hold,
+            split_brain: false,
+            faults,
+            duration_ms: random.between(1_500, 6_000),
+            arbiter: Some(ArbiterPlan {
+                check: if random.coin() {
+                    LeaseCheck::Clock
+                } else {
+                    LeaseCheck::RoundTrip
+                },
+                lease_ms: random.between(200, 1_500),
+                drift_ppm_max: random.skewed(100, 40_000),
+            }),
+            ..drawn
         }
     }
 
@@ -139,6 +207,8 @@ impl Settings {
             no_space: random.percent(10),
             metadata_errors: random.percent(10),
             corruption: random.percent(15),
+            pauses: false,
+            arbiter: false,
             every_ms: random.skewed(80, 1_500),
         };
         if split_brain {
@@ -192,6 +262,7 @@ impl Settings {
             },
             operator: true,
             split_brain,
+            arbiter: None,
             mutation: None,
         }
     }

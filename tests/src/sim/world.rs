@@ -4,8 +4,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use mirror_core::request::Answer;
-use mirror_core::units::{CommandId, LinkId, Now, RequestId};
+use mirror_core::request::{Answer, Request};
+use mirror_core::units::{CommandId, IoToken, LinkId, Now, RequestId};
 use mirror_core::volume::Volume;
 use mirror_core::volume::config::Seed;
 use mirror_core::volume::effect::Effect;
@@ -14,6 +14,7 @@ use mirror_core::volume::refusal::Refusal;
 use mirror_core::wire::message::Envelope;
 
 use crate::random::Random;
+use crate::sim::arbiter::{Arbiter, Question, Reply, drifted};
 use crate::sim::build::new_node;
 use crate::sim::client::Pending;
 use crate::sim::content::{self};
@@ -87,12 +88,75 @@ pub(super) enum Happening {
     Client,
     Operator,
     Fault,
+    /// A client's request reaches a node.
+    Arrive {
+        node: NodeIndex,
+        life: u64,
+        request: Request,
+    },
+    Agent {
+        node: NodeIndex,
+        life: u64,
+    },
+    /// A mirror wants its lease confirmed.
+    Nudge {
+        node: NodeIndex,
+        life: u64,
+    },
+    Ask {
+        node: NodeIndex,
+        number: u64,
+        question: Question,
+    },
+    Told {
+        node: NodeIndex,
+        life: u64,
+        number: u64,
+        reply: Reply,
+    },
+    PauseEnds {
+        node: NodeIndex,
+    },
+    ArbiterHeals,
+    ArbiterReturns,
     /// A write that a mutation held back lands.
     LandLate {
         node: NodeIndex,
         units: std::ops::Range<Unit>,
         tag: content::Tag,
     },
+}
+
+impl Happening {
+    /// The node that would have to run for it.
+    fn runs_on(&self) -> Option<NodeIndex> {
+        match self {
+            Self::DataDone { node, .. }
+            | Self::MetadataDone { node, .. }
+            | Self::LinkUp { node, .. }
+            | Self::LinkDown { node, .. }
+            | Self::Measured { node, .. }
+            | Self::Tick { node, .. }
+            | Self::Wake { node, .. }
+            | Self::Exit { node, .. }
+            | Self::Arrive { node, .. }
+            | Self::Agent { node, .. }
+            | Self::Nudge { node, .. }
+            | Self::Told { node, .. } => Some(*node),
+            Self::Deliver { to, .. } => Some(*to),
+            Self::Connect
+            | Self::Restart { .. }
+            | Self::Heal
+            | Self::Client
+            | Self::Operator
+            | Self::Fault
+            | Self::Ask { .. }
+            | Self::PauseEnds { .. }
+            | Self::ArbiterHeals
+            | Self::ArbiterReturns
+            | Self::LandLate { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -147,6 +211,7 @@ pub struct World {
     pub(super) next_tie: u64,
     pub nodes: [SimNode; 2],
     pub network: Network,
+    pub arbiter: Arbiter,
     /// Messages of the standing link that have not arrived.
     pub(super) in_transit: u64,
     /// Lines of history: one, and a second one after a split brain.
@@ -159,6 +224,8 @@ pub struct World {
     pub(super) keep_answers: bool,
     /// Answered by a mutation: the volume's own answer comes later.
     pub(super) answered_early: std::collections::BTreeSet<RequestId>,
+    /// Client reads at a disk, for a mutation that answers them itself.
+    pub(super) reads_out: BTreeMap<(NodeIndex, IoToken), std::ops::Range<Unit>>,
     pub(super) next_request: u64,
     pub(super) next_tag: u64,
     pub(super) next_command: u64,
@@ -187,7 +254,18 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, settings: Settings, traced: bool) -> Self {
         let mut random = Random::new(seed);
-        let nodes = [0, 1].map(|index| new_node(index, &settings));
+        let mut nodes = [0, 1].map(|index| new_node(index, &settings));
+        let mut arbiter = Arbiter::new(0);
+        if let Some(plan) = settings.arbiter {
+            // Drawn apart, so that worlds without an arbiter stay what they were.
+            let mut clocks = Random::new(seed ^ 0xc10c);
+            let bound = plan.drift_ppm_max;
+            let mut drift = || clocks.between(0, 2 * bound) as i64 - bound as i64;
+            for node in &mut nodes {
+                node.drift_ppm = drift();
+            }
+            arbiter.drift_ppm = drift();
+        }
         let mut world = Self {
             clock_us: 1_000_000,
             order: 1,
@@ -195,6 +273,7 @@ impl World {
             next_tie: 0,
             nodes,
             network: Network::default(),
+            arbiter,
             in_transit: 0,
             truths: vec![Oracle::default()],
             line: [0, 0],
@@ -202,6 +281,7 @@ impl World {
             answers: BTreeMap::new(),
             keep_answers: false,
             answered_early: std::collections::BTreeSet::new(),
+            reads_out: BTreeMap::new(),
             next_request: 0,
             next_tag: 0,
             next_command: 0,
@@ -249,8 +329,14 @@ impl World {
     }
 
     pub(super) fn now_of(&self, node: NodeIndex) -> Now {
+        let state = &self.nodes[node];
+        let now_us = state
+            .paused_since_us
+            .filter(|_| state.clock_stopped)
+            .unwrap_or(self.clock_us);
+        let shown_us = drifted(now_us - state.stopped_us, state.drift_ppm);
         Now {
-            monotonic_ms: self.now_ms() + self.nodes[node].clock_offset_ms,
+            monotonic_ms: shown_us / 1000 + state.clock_offset_ms,
             unix_s: 1_700_000_000 + self.now_ms() / 1000,
         }
     }
@@ -390,6 +476,7 @@ impl World {
         self.trace(|| format!("node {node} starts, life {life}"));
         self.carry_out_all(node, effects);
         self.schedule(TICK_MS * 1000, Happening::Tick { node, life });
+        self.start_agent(node);
     }
 
     /// The node stops at once. What its disks keep is a matter of chance and of `metadata_fate`.
@@ -400,14 +487,26 @@ impl World {
         self.order += 1;
         self.tally.crashes += 1;
         self.trace(|| format!("node {node} crashes: {crash:?}"));
-        let (now, fate) = (self.order, self.metadata_fate);
+        let (now, fate, clock_us) = (self.order, self.metadata_fate, self.clock_us);
         let state = &mut self.nodes[node];
         state.volume = None;
         state.serving = false;
         state.life += 1;
         state.broken = now;
+        let paused_us = state
+            .paused_since_us
+            .take()
+            .map_or(0, |since| clock_us - since);
+        if std::mem::take(&mut state.clock_stopped) {
+            state.stopped_us += paused_us;
+        }
+        let backlog = std::mem::take(&mut state.backlog);
         state.data.crash(crash, now, &mut self.random);
         state.metadata.crash(crash, fate, &mut self.random);
+        // What its kernel has taken in of a link still tells of the link's end.
+        for happening in backlog {
+            self.schedule(0, happening);
+        }
         if crash == Crash::PowerLoss {
             self.on_cache_lost(node);
         }
@@ -460,6 +559,12 @@ impl World {
     // --- happenings ------------------------------------------------------------------------
 
     pub(super) fn happen(&mut self, happening: Happening) {
+        if let Some(node) = happening.runs_on()
+            && self.is_paused(node)
+        {
+            self.nodes[node].backlog.push(happening);
+            return;
+        }
         match happening {
             Happening::DataDone { node, life, number } if self.nodes[node].hangs => {
                 self.schedule(HANG_RETRY_US, Happening::DataDone { node, life, number });
@@ -473,6 +578,7 @@ impl World {
                         .data
                         .complete(number, now, &mut self.random);
                     if let Some((io, result)) = done {
+                        self.answer_ungated(node, io, &result);
                         if result.is_err() {
                             self.trace(|| format!("{node} data {io:?} fails: {result:?}"));
                         }
@@ -533,6 +639,46 @@ impl World {
             Happening::Client => self.on_client_turn(),
             Happening::Operator => self.on_operator_turn(),
             Happening::Fault => self.on_fault_turn(),
+            Happening::Arrive {
+                node,
+                life,
+                request,
+            } => {
+                if self.nodes[node].life == life {
+                    self.step(node, Event::Request(request));
+                }
+            }
+            Happening::Agent { node, life } => {
+                if self.nodes[node].life == life && self.nodes[node].is_up() {
+                    self.on_agent_turn(node);
+                }
+            }
+            Happening::Nudge { node, life } => {
+                if self.nodes[node].life == life && self.nodes[node].is_up() {
+                    self.ask_arbiter(node);
+                }
+            }
+            Happening::Ask {
+                node,
+                number,
+                question,
+            } => self.on_ask(node, number, question),
+            Happening::Told {
+                node,
+                life,
+                number,
+                reply,
+            } => {
+                if self.nodes[node].life == life && self.nodes[node].is_up() {
+                    self.on_told(node, number, reply);
+                }
+            }
+            Happening::PauseEnds { node } => self.wake(node),
+            Happening::ArbiterHeals => self.arbiter.cut = [false; 2],
+            Happening::ArbiterReturns => {
+                let now_us = self.arbiter_us();
+                self.arbiter.restart(now_us);
+            }
             Happening::LandLate { node, units, tag } => {
                 let now = self.order;
                 for unit in units {

@@ -1,0 +1,320 @@
+//! Answers under an arbiter (A3): a lease that runs out beside a peer and alone, a node that sleeps through
+//! its own replacement, an arbiter that restarts or loses its file, and the orders of an agent.
+
+use mirror_core::request::{Answer, Failure};
+use mirror_core::units::RequestId;
+use mirror_core::volume::config::LeaseCheck;
+use mirror_core::volume::event::{Command, Grant};
+use mirror_core::wire::message::{DiskState, Role};
+use mirror_tests::sim::client::Asked;
+use mirror_tests::sim::mutation::Mutation;
+use mirror_tests::sim::network::{NodeIndex, other};
+use mirror_tests::sim::run::run_arbitrated_seed;
+use mirror_tests::sim::settings::Settings;
+use mirror_tests::sim::world::World;
+
+const CHECKS: [LeaseCheck; 2] = [LeaseCheck::Clock, LeaseCheck::RoundTrip];
+const FIXED: std::ops::Range<u64> = 0..150;
+/// Worlds within which a mutation must show.
+const SEEDS_MAX: u64 = 150;
+/// Longer than a lease and every word of a peer.
+const LONG_MS: u64 = 4_000;
+
+/// Two nodes in sync under an arbiter, and the one that serves.
+fn pair(seed: u64, check: LeaseCheck) -> (World, NodeIndex) {
+    let mut world = World::new(seed, Settings::arbitrated(check), true);
+    world.keep_answers();
+    world.start(0);
+    world.start(1);
+    world.until("both are in sync and one serves", |world| {
+        world.serving().is_some() && world.is_settled()
+    });
+    let node = world.serving().expect("somebody serves");
+    (world, node)
+}
+
+fn answered(world: &World, id: RequestId) -> Option<Answer> {
+    world.answers.get(&id).cloned()
+}
+
+fn refusal(world: &mut World, node: NodeIndex, command: Command) -> String {
+    let outcome = world.command(node, command).expect("an outcome");
+    world.assert_sound();
+    outcome.expect_err("a refusal").rule
+}
+
+fn done(world: &mut World, node: NodeIndex, command: Command) {
+    let outcome = world.command(node, command).expect("an outcome");
+    world.assert_sound();
+    assert!(outcome.is_ok(), "{command:?}: {outcome:?}");
+}
+
+#[test]
+fn a_lease_that_runs_out_beside_a_peer_holds_nothing_up() {
+    for check in CHECKS {
+        let (mut world, node) = pair(1, check);
+        world.arbiter.up = false;
+        world.run_for(LONG_MS);
+        assert!(world.nodes[node].has_noticed("lease-expired"));
+        let status = world.status(node).expect("it runs");
+        assert!(!status.frozen && status.lease.is_some_and(|lease| !lease.live));
+        let start_ms = world.now_ms();
+        for unit in 0..50 {
+            world.write(node, unit..unit + 1);
+            world.read(node, unit);
+            assert_eq!(world.asked(node, Asked::Flush), Answer::Done);
+        }
+        assert!(world.now_ms() - start_ms < 1_000, "{check:?} is slow");
+        world.end_well();
+    }
+}
+
+#[test]
+fn alone_and_without_a_lease_nothing_is_answered_until_it_is_renewed() {
+    for check in CHECKS {
+        let (mut world, node) = pair(2, check);
+        world.arbiter.cut[other(node)] = true;
+        world.cut(&[0, 1], Some(10));
+        world.write(node, 0..4);
+        assert!(world.nodes[node].has_noticed("went-alone"));
+        world.arbiter.up = false;
+        world.run_for(LONG_MS);
+        let ids = [Asked::write(0..4), Asked::read(0..4), Asked::Flush]
+            .map(|asked| world.submit(node, asked));
+        world.run_for(LONG_MS);
+        assert!(ids.iter().all(|id| answered(&world, *id).is_none()));
+        assert!(world.status(node).is_some_and(|status| status.frozen));
+        assert!(world.nodes[node].has_noticed("frozen"));
+        let now_us = world.arbiter_us();
+        world.arbiter.restart(now_us);
+        world.until("all is answered", |world| {
+            ids.iter().all(|id| {
+                answered(world, *id).is_some_and(|answer| !matches!(answer, Answer::Failed(_)))
+            })
+        });
+        assert!(world.nodes[node].has_noticed("thawed"));
+        world.end_well();
+    }
+}
+
+/// The node sleeps with a request on its way, the other takes over and answers; what the first says when
+/// it wakes.
+fn sleep_through(seed: u64, check: LeaseCheck, stops_clock: bool) {
+    let (mut world, node) = pair(seed, check);
+    let peer = other(node);
+    world.write(node, 0..4);
+    let early = [Asked::read(0..4), Asked::write(8..12)].map(|asked| world.submit(node, asked));
+    world.pause(node, stops_clock);
+    world.until("the other serves", |world| world.nodes[peer].serving);
+    world.write(peer, 0..4);
+    let late = [Asked::read(0..4), Asked::write(0..4)].map(|asked| world.submit(node, asked));
+    world.run_for(100);
+    world.wake(node);
+    world.until("the first steps aside", |world| !world.nodes[node].serving);
+    world.until("every request has ended", |world| {
+        early
+            .iter()
+            .chain(&late)
+            .all(|id| answered(world, *id).is_some())
+    });
+    let failed = |id: &RequestId| matches!(answered(&world, *id), Some(Answer::Failed(_)));
+    assert!(
+        late.iter().all(failed),
+        "{check:?} answers what came too late"
+    );
+    assert!(
+        stops_clock || early.iter().all(failed),
+        "{check:?} answers after it slept"
+    );
+    world.end_well();
+}
+
+#[test]
+fn a_node_that_slept_past_its_lease_answers_nothing() {
+    for check in CHECKS {
+        for seed in 10..20 {
+            sleep_through(seed, check, false);
+        }
+    }
+}
+
+#[test]
+fn a_machine_whose_clocks_stood_still_answers_nothing_stale() {
+    for seed in 20..30 {
+        sleep_through(seed, LeaseCheck::RoundTrip, true);
+    }
+}
+
+#[test]
+fn an_arbiter_that_restarted_counts_every_lease_anew() {
+    let (mut world, node) = pair(3, LeaseCheck::Clock);
+    let epoch = world.arbiter.epoch();
+    world.pause(node, false);
+    world.run_for(900);
+    let now_us = world.arbiter_us();
+    world.arbiter.restart(now_us);
+    world.run_for(900);
+    assert_eq!(world.arbiter.epoch(), epoch, "a lease may still live");
+    world.until("the other is granted it then", |world| {
+        world.arbiter.epoch() > epoch
+    });
+    world.wake(node);
+    world.end_well();
+}
+
+#[test]
+fn an_arbiter_that_lost_its_file_grants_nothing_before_both_nodes_have_told_it() {
+    for check in CHECKS {
+        let (mut world, node) = pair(4, check);
+        let peer = other(node);
+        let epoch = world.arbiter.epoch();
+        // The first goes on alone, on record; then the record is lost, and the first with it.
+        world.arbiter.cut[peer] = true;
+        world.cut(&[0, 1], Some(10));
+        world.write(node, 0..4);
+        world.arbiter.lose_file();
+        world.pause(node, false);
+        world.arbiter.cut[peer] = false;
+        world.run_for(2 * LONG_MS);
+        assert!(!world.nodes[peer].serving, "nobody has said who is current");
+        world.wake(node);
+        world.heal();
+        world.until("the lease counts again", |world| {
+            world.arbiter.epoch() >= epoch && world.serving().is_some() && world.is_settled()
+        });
+        world.write(node, 0..4);
+        world.end_well();
+    }
+}
+
+#[test]
+fn nobody_is_promoted_without_a_grant_or_on_an_old_one() {
+    let (mut world, node) = pair(5, LeaseCheck::Clock);
+    world.arbiter.up = false;
+    let peer = other(node);
+    let promote = |force, grant| Command::Promote {
+        peer_down: true,
+        force,
+        grant,
+    };
+    assert_eq!(refusal(&mut world, peer, promote(false, None)), "no-grant");
+    assert_eq!(refusal(&mut world, peer, promote(true, None)), "no-grant");
+    let grant = Grant {
+        epoch: world.arbiter.epoch(),
+        deadline_ms: u64::MAX,
+    };
+    assert_eq!(
+        refusal(&mut world, peer, promote(true, Some(grant))),
+        "grant-is-old"
+    );
+    world.end_well();
+}
+
+#[test]
+fn a_frozen_mirror_waits_for_the_word_and_a_failing_one_gives_errors() {
+    for check in CHECKS {
+        let (mut world, node) = pair(6, check);
+        done(&mut world, node, Command::Freeze);
+        let id = world.submit(node, Asked::read(0..4));
+        world.run_for(LONG_MS);
+        assert_eq!(answered(&world, id), None, "a renewal thaws nothing");
+        assert_eq!(refusal(&mut world, node, Command::Demote), "frozen");
+        done(&mut world, node, Command::Thaw);
+        assert!(matches!(world.answer_to(id), Some(Answer::Data(_))));
+
+        done(&mut world, node, Command::Freeze);
+        let id = world.submit(node, Asked::write(0..4));
+        done(&mut world, node, Command::FailIo);
+        let failed = Some(Answer::Failed(Failure::Io));
+        assert_eq!(world.answer_to(id), failed);
+        let id = world.submit(node, Asked::read(0..4));
+        assert_eq!(world.answer_to(id), failed);
+        done(&mut world, node, Command::Demote);
+        world.until("somebody serves", |world| {
+            world.serving().is_some() && world.is_settled()
+        });
+        world.end_well();
+    }
+}
+
+#[test]
+fn a_secondary_that_is_told_so_is_outdated_until_a_handshake_mends_it() {
+    let (mut world, node) = pair(7, LeaseCheck::Clock);
+    let peer = other(node);
+    assert_eq!(refusal(&mut world, node, Command::Outdate), "is-primary");
+    world.arbiter.cut[peer] = true;
+    world.cut(&[0, 1], Some(10));
+    world.until("the link is lost", |world| !world.is_connected(peer));
+    done(&mut world, peer, Command::Outdate);
+    let durable = world.nodes[peer].durable().expect("metadata");
+    assert!(durable.superblock.flags.outdated);
+    done(&mut world, node, Command::PeerDown);
+    world.heal();
+    world.until("a resync of nothing mends it", |world| world.is_settled());
+    let status = world.status(peer).expect("it runs");
+    assert_eq!(
+        (status.role, status.disk),
+        (Role::Secondary, DiskState::UpToDate)
+    );
+    // Also where nothing was wrong.
+    done(&mut world, peer, Command::Outdate);
+    world.until("and again", |world| world.is_settled());
+    world.write(node, 0..4);
+    world.end_well();
+}
+
+#[test]
+fn a_primary_that_hears_of_a_later_epoch_stops_at_once() {
+    let (mut world, node) = pair(8, LeaseCheck::RoundTrip);
+    let id = world.submit(node, Asked::write(0..4));
+    done(&mut world, node, Command::EpochSeen { epoch: 77 });
+    assert!(!world.nodes[node].serving);
+    assert!(matches!(answered(&world, id), Some(Answer::Failed(_))));
+    let durable = world.nodes[node].durable().expect("metadata");
+    assert!(durable.superblock.flags.outdated);
+    world.end_well();
+}
+
+#[test]
+fn no_world_under_an_arbiter_breaks_a_rule() {
+    let broken: Vec<String> = FIXED
+        .map(|seed| run_arbitrated_seed(seed, None, false))
+        .filter(|report| report.violation.is_some())
+        .map(|report| format!("with an arbiter: {}", report.describe()))
+        .take(3)
+        .collect();
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+fn check(mutation: Mutation) {
+    let caught = (0..SEEDS_MAX)
+        .map(|seed| run_arbitrated_seed(seed, Some(mutation), false))
+        .find_map(|report| report.violation.map(|violation| (report.seed, violation)));
+    match caught {
+        Some((seed, violation)) => println!(
+            "{mutation:?} is caught at seed {seed} by {}: {}",
+            violation.rule, violation.message
+        ),
+        None => panic!("{mutation:?} passes {SEEDS_MAX} worlds: no checker sees it"),
+    }
+}
+
+#[test]
+fn reads_that_ask_for_no_lease_are_caught() {
+    check(Mutation::UngatedReads);
+}
+
+#[test]
+fn a_lease_counted_from_the_reply_is_caught() {
+    check(Mutation::LeaseCountedFromReply);
+}
+
+#[test]
+fn an_arbiter_that_counts_from_before_the_renewal_is_caught() {
+    check(Mutation::LeaseCountedFromBefore);
+}
+
+#[test]
+fn a_confirmation_asked_for_before_the_work_was_done_is_caught() {
+    check(Mutation::ConfirmedTooLate);
+}
