@@ -280,7 +280,7 @@ fn no_world_under_an_arbiter_breaks_a_rule() {
     let broken: Vec<String> = FIXED
         .map(|seed| run_arbitrated_seed(seed, None, false))
         .filter(|report| report.violation.is_some())
-        .map(|report| format!("with an arbiter: {}", report.describe()))
+        .map(|report| report.describe())
         .take(3)
         .collect();
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));

@@ -48,7 +48,7 @@ impl Config {
             peer_timeout_ms: u64::try_from(mirror.peer_timeout.as_millis()).unwrap_or(u64::MAX),
             resync_rate_max: mirror.resync_rate_max,
             resync_in_flight: RESYNC_IN_FLIGHT,
-            arbitration: None,
+            arbitration: self.arbitration(mirror),
             checkpoint_bytes: RESYNC_CHECKPOINT_BYTES,
         }
     }

@@ -13,6 +13,7 @@ use super::*;
 fn fake_mirror() -> MirrorPort {
     let (port, mut asks) = MirrorPort::new("md1");
     tokio::spawn(async move {
+        let mut waiting = Vec::new();
         while let Some(ask) = asks.recv().await {
             // A caller that went away is no fault of the mirror.
             let _ = match ask {
@@ -22,7 +23,12 @@ fn fake_mirror() -> MirrorPort {
                         _ => Err(Refusal::new("fake-rule", "no", "do something else")),
                     })
                     .is_ok(),
-                Ask::ConfirmWanted { after, reply } => reply.send(after + 1).is_ok(),
+                // Nothing newer than ticket 7 comes.
+                Ask::ConfirmWanted { after, reply } if after < 7 => reply.send(7).is_ok(),
+                Ask::ConfirmWanted { reply, .. } => {
+                    waiting.push(reply);
+                    true
+                }
                 Ask::Status(reply) => reply
                     .send(MirrorStatus::in_step("md1", Role::Primary, "server2"))
                     .is_ok(),
@@ -284,4 +290,61 @@ async fn a_daemon_that_does_not_answer_times_out() {
     let client = Client::new(folder.path(), Duration::from_millis(50));
     let error = client.status().await.unwrap_err();
     assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_wanted_confirmation_is_waited_for_within_bounds() {
+    let served = serve();
+    let ask = |after, wait_ms| {
+        served
+            .client
+            .confirm_wanted("md1", after, Duration::from_millis(wait_ms))
+    };
+    assert_eq!(ask(3, 5_000).await.unwrap().ticket, 7);
+    assert_eq!(ask(7, 20).await.unwrap().ticket, 7);
+    let refusal = refused(
+        served
+            .client
+            .confirm_wanted("dead", 0, Duration::ZERO)
+            .await,
+    );
+    assert_eq!(refusal.rule, "not-running");
+}
+
+#[test]
+fn the_words_of_an_agent_have_the_form_that_is_documented() {
+    let words = [
+        (
+            r#"{"command":"promote","grant":{"epoch":4,"deadline_ms":900}}"#,
+            Command::Promote {
+                peer_down: false,
+                force: false,
+                grant: Some(mirror_core::control::Grant {
+                    epoch: 4,
+                    deadline_ms: 900,
+                }),
+            },
+        ),
+        (
+            r#"{"command":"lease","epoch":4,"deadline_ms":900,"confirmed":2}"#,
+            Command::Lease {
+                epoch: 4,
+                deadline_ms: 900,
+                confirmed: 2,
+            },
+        ),
+        (r#"{"command":"freeze"}"#, Command::Freeze),
+        (r#"{"command":"thaw"}"#, Command::Thaw),
+        (r#"{"command":"fail-io"}"#, Command::FailIo),
+        (r#"{"command":"outdate"}"#, Command::Outdate),
+        (r#"{"command":"peer-down"}"#, Command::PeerDown),
+        (
+            r#"{"command":"epoch-seen","epoch":5}"#,
+            Command::EpochSeen { epoch: 5 },
+        ),
+    ];
+    for (json, command) in words {
+        let request: CommandRequest = serde_json::from_str(json).unwrap();
+        assert_eq!(Command::from(request), command, "{json}");
+    }
 }

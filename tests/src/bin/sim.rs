@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use mirror_tests::sim::run::{Report, run_seed};
+use mirror_tests::sim::run::{Report, run_arbitrated_seed, run_seed};
 
 const USAGE: &str = "usage: sim --minutes N [--seed FIRST] | --seed S [--verbose] | --seeds A..B
+With --arbiter: worlds in which an arbiter decides who is primary. Without, --minutes runs both kinds.
 Runs seeded two-node worlds in virtual time and checks every rule after every step.";
 
 /// Broken seeds printed before a run gives up.
@@ -23,6 +24,7 @@ struct Arguments {
     seed: Option<u64>,
     seeds: Option<(u64, u64)>,
     verbose: bool,
+    arbiter: bool,
 }
 
 fn main() -> Result<ExitCode> {
@@ -42,6 +44,7 @@ fn main() -> Result<ExitCode> {
                 let (from, to) = range.split_once("..").context("--seeds needs A..B")?;
                 arguments.seeds = Some((from.parse()?, to.parse()?));
             }
+            "--arbiter" => arguments.arbiter = true,
             "--verbose" => arguments.verbose = true,
             "--help" => {
                 println!("{USAGE}");
@@ -52,6 +55,7 @@ fn main() -> Result<ExitCode> {
     }
     // Broken assertions are reported with their seed; the default print would only repeat them.
     std::panic::set_hook(Box::new(|_| {}));
+    let both = [false, true];
     match arguments {
         Arguments {
             minutes: Some(minutes),
@@ -61,17 +65,18 @@ fn main() -> Result<ExitCode> {
             let first = seed.unwrap_or_else(fresh_seed);
             let limit = Duration::from_secs_f64(minutes * 60.0);
             println!("sim: worlds from seed {first} on, for {minutes} minutes");
-            Ok(explore(first.., Some(limit)))
+            let kinds = if arguments.arbiter { &both[1..] } else { &both };
+            Ok(explore(first.., kinds, Some(limit)))
         }
         Arguments {
             seeds: Some((from, to)),
             ..
-        } => Ok(explore(from..to, None)),
+        } => Ok(explore(from..to, &[arguments.arbiter], None)),
         Arguments {
             seed: Some(seed),
             verbose,
             ..
-        } => Ok(replay(seed, verbose)),
+        } => Ok(replay(seed, arguments.arbiter, verbose)),
         _ => bail!("nothing to do\n{USAGE}"),
     }
 }
@@ -83,8 +88,16 @@ fn fresh_seed() -> u64 {
     now.as_nanos() as u64 % 1_000_000_000_000
 }
 
-fn replay(seed: u64, verbose: bool) -> ExitCode {
-    let report = run_seed(seed, None, true);
+fn run(seed: u64, arbiter: bool, traced: bool) -> Report {
+    if arbiter {
+        run_arbitrated_seed(seed, None, traced)
+    } else {
+        run_seed(seed, None, traced)
+    }
+}
+
+fn replay(seed: u64, arbiter: bool, verbose: bool) -> ExitCode {
+    let report = run(seed, arbiter, true);
     let shown = match (verbose, &report.violation) {
         (true, _) => report.trace.len(),
         (false, Some(_)) => report.trace.len().min(LINES_OF_FAILURE),
@@ -98,15 +111,17 @@ fn replay(seed: u64, verbose: bool) -> ExitCode {
     code(report.violation.is_some())
 }
 
-fn explore(seeds: impl Iterator<Item = u64>, limit: Option<Duration>) -> ExitCode {
+/// `kinds`: with an arbiter or without, for each seed.
+fn explore(seeds: impl Iterator<Item = u64>, kinds: &[bool], limit: Option<Duration>) -> ExitCode {
     let start = Instant::now();
     let (mut worlds, mut failures) = (0u64, 0);
     let mut totals = [0u64; 6];
-    for seed in seeds {
+    let worlds_wanted = seeds.flat_map(|seed| kinds.iter().map(move |arbiter| (seed, *arbiter)));
+    for (seed, arbiter) in worlds_wanted {
         if limit.is_some_and(|limit| start.elapsed() >= limit) || failures >= FAILURES_MAX {
             break;
         }
-        let report: Report = run_seed(seed, None, false);
+        let report = run(seed, arbiter, false);
         worlds += 1;
         let tally = report.tally;
         let add = [

@@ -25,6 +25,8 @@ const LOOK_MS: u64 = 50;
 #[derive(Debug)]
 pub struct Report {
     pub seed: u64,
+    /// It was the seed of a world with an arbiter.
+    pub arbitrated: bool,
     pub tally: Tally,
     pub violation: Option<Violation>,
     /// What happened last, if it was asked for.
@@ -37,8 +39,12 @@ impl Report {
         match &self.violation {
             None => format!("seed {}: no rule was broken", self.seed),
             Some(violation) => format!(
-                "seed {} breaks {}: {}\nreplay: cargo xtask sim --seed {} --verbose",
-                self.seed, violation.rule, violation.message, self.seed
+                "seed {} breaks {}: {}\nreplay: cargo xtask sim --seed {} --verbose{}",
+                self.seed,
+                violation.rule,
+                violation.message,
+                self.seed,
+                if self.arbitrated { " --arbiter" } else { "" }
             ),
         }
     }
@@ -77,6 +83,7 @@ pub fn run(seed: u64, settings: Settings, traced: bool) -> Report {
     }
     Report {
         seed,
+        arbitrated: world.has_arbiter(),
         tally: world.tally,
         violation,
         trace: world.take_trace(),
@@ -125,8 +132,12 @@ impl World {
             self.arbiter.cut = [false; 2];
             let now_us = self.arbiter_us();
             self.arbiter.restart(now_us);
-            self.wake(0);
-            self.wake(1);
+            for node in [0, 1] {
+                self.wake(node);
+                if std::mem::take(&mut self.arbiter.agents[node].ordered) {
+                    self.give(node, Command::Thaw);
+                }
+            }
         }
         let until_ms = self.now_ms() + REST_MS_MAX;
         while !self.is_at_rest() {
@@ -199,9 +210,7 @@ impl World {
             if busy {
                 continue;
             }
-            if std::mem::take(&mut self.arbiter.agents[node].ordered) {
-                self.give(node, Command::Thaw);
-            } else if status.disk == DiskState::Failed {
+            if status.disk == DiskState::Failed {
                 self.crash(node, Crash::Kill);
             } else if status.connection == Connection::SplitBrain {
                 self.resolve_split_brain();
