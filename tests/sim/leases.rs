@@ -207,6 +207,14 @@ fn nobody_is_promoted_without_a_grant_or_on_an_old_one() {
         refusal(&mut world, peer, promote(true, Some(grant))),
         "grant-is-old"
     );
+    let grant = Grant {
+        epoch: grant.epoch + 1,
+        deadline_ms: 1,
+    };
+    assert_eq!(
+        refusal(&mut world, peer, promote(true, Some(grant))),
+        "grant-is-over"
+    );
     world.end_well();
 }
 

@@ -64,6 +64,12 @@ impl Volume {
         let own = self.superblock.epoch.0;
         match (grant, self.has_arbiter()) {
             (None, false) => return false,
+            (Some(grant), true) if grant.deadline_ms <= self.now.monotonic_ms => self.refuse(
+                id,
+                "grant-is-over",
+                format!("the lease of epoch {} ran out before this side was promoted: another may be granted by now", grant.epoch),
+                "ask the arbiter again",
+            ),
             (Some(grant), true) if grant.epoch > own => return false,
             (Some(grant), true) => self.refuse(
                 id,

@@ -62,7 +62,10 @@ impl World {
         let pause_us = self.random.between(every_us / 4, every_us * 2);
         self.schedule(pause_us, Happening::Fault);
         let enabled = self.enabled_faults();
-        if enabled.is_empty() {
+        // The first promotion is by force, and an operator does not force one side while the other may be
+        // forced too.
+        let founding = self.has_arbiter() && !self.operator.founded;
+        if enabled.is_empty() || founding {
             return;
         }
         let fault = *self.random.pick(&enabled);
