@@ -58,6 +58,9 @@ pub struct MirrorStatus {
     /// It is on record here that the peer lacks answered writes, or this side may go on without it any moment.
     #[serde(default)]
     pub peer_outdated: bool,
+    /// How long ago the peer was heard over the link; absent without a link.
+    #[serde(default)]
+    pub peer_heard_ms: Option<u64>,
     /// Requests wait for the word that the lost peer is really down, or for its return (`peer_loss = "hold"`).
     pub io_suspended: bool,
     pub generation: String,
@@ -96,6 +99,7 @@ impl MirrorStatus {
             lease: None,
             confirm_wanted: 0,
             peer_outdated: false,
+            peer_heard_ms: Some(0),
             io_suspended: false,
             generation: "9f3c0123456789ab".into(),
             epoch: 3,

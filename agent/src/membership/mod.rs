@@ -142,11 +142,6 @@ impl Membership {
         self.peer
     }
 
-    /// When the peer was last heard in its present run; the start of this run if never.
-    pub fn heard_ms(&self) -> u64 {
-        self.heard_ms
-    }
-
     pub fn interval_ms(&self) -> u64 {
         self.config.interval_ms
     }

@@ -100,8 +100,6 @@ pub struct ForcedStopConfig {
 #[derive(Debug, Clone)]
 pub struct MirrorConfig {
     pub name: String,
-    /// `peer_loss = "hold"`: it waits for the word that the peer is down or outdated.
-    pub hold: bool,
 }
 
 #[derive(Debug, Clone)]

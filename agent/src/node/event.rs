@@ -137,11 +137,6 @@ pub enum Effect {
     /// The action of last resort, on this very machine.
     Act(FinalAction),
     Alert(Alert),
-    /// Whether each group is online here: what readiness probes answer.
-    Ready {
-        group: usize,
-        ready: bool,
-    },
     CommandDone {
         id: CommandId,
         result: Result<CommandReply, Refusal>,

@@ -38,8 +38,15 @@ pub(super) struct Control {
     /// The decision to start it without a word from the other must stand this long.
     decided: Option<(Cause, u64)>,
     was_online: bool,
+    /// It came here by a failover; whether it may go back has been so since.
+    failback: Option<Failback>,
     /// Of a monitor or a failed start: taken once it has stopped.
     pub(super) action_due: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Failback {
+    possible_since_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +78,7 @@ impl Control {
             failovers_ms: VecDeque::new(),
             decided: None,
             was_online: false,
+            failback: None,
             action_due: false,
         }
     }
@@ -93,7 +101,6 @@ impl Node {
         control.group.adopt(self.now_ms, states);
         if control.group.state() == State::Online {
             control.was_online = true;
-            self.fx.push(Effect::Ready { group, ready: true });
             self.monitor_step(monitor::Event::GroupOnline { group });
         } else {
             // Part of it runs: what that is worth is not known, so it starts from the bottom.
@@ -117,10 +124,6 @@ impl Node {
         if online == std::mem::replace(&mut self.controls[group].was_online, online) {
             return;
         }
-        self.fx.push(Effect::Ready {
-            group,
-            ready: online,
-        });
         self.monitor_step(if online {
             monitor::Event::GroupOnline { group }
         } else {
@@ -187,6 +190,7 @@ impl Node {
                 control.failovers_ms.pop_front();
             }
             control.failovers_ms.push_back(self.now_ms);
+            control.failback = Some(Failback::default());
             self.alert(alert::FAILED_OVER, format!("{name} failed over to {here}."));
         }
     }
@@ -199,6 +203,7 @@ impl Node {
         }
         let control = &mut self.controls[group];
         control.cause = None;
+        control.failback = None;
         control.waits_for_grant = false;
         if control.moving.is_some() {
             control.given_ms = Some(self.now_ms);
@@ -364,6 +369,47 @@ impl Node {
                 self.consider(group);
             }
             self.take_back(group);
+            self.consider_failback(group);
+        }
+    }
+
+    /// A group that failed over goes back to the node that it prefers, once that could have run it for a
+    /// whole heartbeat time-out.
+    fn consider_failback(&mut self, group: usize) {
+        let placed = &self.config.groups[group];
+        let Some(failback) = self.controls[group].failback else {
+            return;
+        };
+        let wanted = placed.failback
+            && self.controls[group].group.state() == State::Online
+            && self.controls[group].moving.is_none()
+            && !self.situation(group).preferred;
+        let possible = wanted
+            && self.membership.peer() == Peer::Up
+            && self.could_run_there(group)
+            && self.check_data_there(group).is_ok();
+        if !possible {
+            self.controls[group].failback = Some(Failback::default());
+            return;
+        }
+        let since_ms = failback.possible_since_ms.unwrap_or(self.now_ms);
+        self.controls[group].failback = Some(Failback {
+            possible_since_ms: Some(since_ms),
+        });
+        if self.now_ms.saturating_sub(since_ms) < self.membership.timeout_ms() {
+            return;
+        }
+        // Tried once: a group that cannot go back does not bounce.
+        self.controls[group].failback = None;
+        let text = format!(
+            "{} goes back to {}.",
+            self.config.groups[group].config.name,
+            self.config.peer_name()
+        );
+        self.alert(alert::FAILING_BACK, text);
+        if let Err(why) = self.give(group, MovedBy::Node) {
+            let text = format!("It does not go back: {why}.");
+            self.alert(alert::FAILOVER_CANCELLED, text);
         }
     }
 
@@ -571,16 +617,9 @@ impl Node {
         self.on_moved(moving.by, outcome, took_ms);
     }
 
-    /// Hands a running group to the other node. The error says why that cannot be.
-    pub(super) fn give(&mut self, group: usize, by: MovedBy) -> Result<(), String> {
-        let name = self.config.groups[group].config.name.clone();
-        let peer = self.config.peer_name().to_owned();
-        if self.controls[group].moving.is_some() {
-            return Err(format!("{name} is moving already"));
-        }
-        if self.membership.peer() != Peer::Up {
-            return Err(format!("{peer} is not heard"));
-        }
+    /// Everything that was answered here is on the other side of each of its mirrors.
+    fn check_data_there(&self, group: usize) -> Result<(), String> {
+        let peer = self.config.peer_name();
         for mirror in self.group_mirrors(group) {
             let view = self.mirrors[mirror].view.unwrap_or_default();
             let mirror = &self.config.mirrors[mirror].name;
@@ -595,6 +634,20 @@ impl Node {
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// Hands a running group to the other node. The error says why that cannot be.
+    pub(super) fn give(&mut self, group: usize, by: MovedBy) -> Result<(), String> {
+        let name = self.config.groups[group].config.name.clone();
+        let peer = self.config.peer_name().to_owned();
+        if self.controls[group].moving.is_some() {
+            return Err(format!("{name} is moving already"));
+        }
+        if self.membership.peer() != Peer::Up {
+            return Err(format!("{peer} is not heard"));
+        }
+        self.check_data_there(group)?;
         if !self.could_run_there(group) {
             return Err(format!(
                 "{peer} cannot take {name}: it is starting, on standby, cut off, not one of its nodes, \

@@ -130,7 +130,7 @@ impl Node {
 
     /// Every mirror should give no answer now.
     pub(super) fn is_freezing(&self) -> bool {
-        self.doubtful_since_ms.is_some() || self.partition.is_isolated()
+        self.doubt.is_some() || self.partition.is_isolated()
     }
 
     pub(super) fn freeze_all(&mut self) {

@@ -82,8 +82,15 @@ pub struct Node {
     starting_until_ms: Option<u64>,
     standby: bool,
     /// This node was frozen, and its rights are in doubt since then.
-    doubtful_since_ms: Option<u64>,
+    doubt: Option<Doubt>,
     leaving: Option<Leaving>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    since_ms: u64,
+    /// Of this node's report: whoever knows it, has spoken since.
+    version: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +136,7 @@ impl Node {
             orders: Orders::default(),
             starting_until_ms: Some(now_ms + config.startup_delay_ms),
             standby: false,
-            doubtful_since_ms: None,
+            doubt: None,
             leaving: None,
             config,
         };
@@ -169,7 +176,7 @@ impl Node {
             control.group.check_invariants();
         }
         assert!(
-            self.doubtful_since_ms.is_none() || self.is_freezing(),
+            self.doubt.is_none() || self.is_freezing(),
             "a node in doubt of its rights keeps its mirrors frozen"
         );
     }
@@ -302,7 +309,13 @@ impl Node {
             "This node did not run for {for_ms} ms: its mirrors are frozen until its rights are known."
         );
         self.alert(alert::FROZEN, text);
-        self.doubtful_since_ms = Some(self.now_ms);
+        // What the other said before is still in the sockets, and worth nothing.
+        self.report.version += 1;
+        self.resent_ms = 0;
+        self.doubt = Some(Doubt {
+            since_ms: self.now_ms,
+            version: self.report.version,
+        });
         let now_ms = self.now_ms;
         if let Some(rights) = &mut self.rights {
             rights.distrust(now_ms);
@@ -313,17 +326,20 @@ impl Node {
 
     /// What ends the doubt after a freeze: the other node's word, or a decision about its silence.
     fn advance_doubt(&mut self) {
-        let Some(since_ms) = self.doubtful_since_ms else {
+        let Some(Doubt { since_ms, version }) = self.doubt else {
             return;
         };
         let waited = self.now_ms.saturating_sub(since_ms) >= self.membership.timeout_ms();
         let certain = match self.membership.peer() {
             Peer::Up => {
-                if self.membership.heard_ms() <= since_ms {
-                    return;
+                let answered = self
+                    .peer_report
+                    .as_ref()
+                    .is_some_and(|report| report.seen >= version);
+                if answered {
+                    self.give_way_where_active_there();
                 }
-                self.give_way_where_active_there();
-                self.peer_report.is_some()
+                answered
             }
             Peer::Lost => self.partition.may_act(),
             Peer::Left | Peer::Unknown => waited,
@@ -334,7 +350,7 @@ impl Node {
             })
         });
         if certain && held {
-            self.doubtful_since_ms = None;
+            self.doubt = None;
         }
     }
 

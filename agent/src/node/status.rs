@@ -268,7 +268,7 @@ impl Node {
             }
             Stage::Alone { .. } | Stage::Together => {}
         }
-        if self.doubtful_since_ms.is_some() {
+        if self.doubt.is_some() {
             warnings
                 .push("this node was frozen; its mirrors wait until its rights are known".into());
         }

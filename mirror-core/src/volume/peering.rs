@@ -68,6 +68,11 @@ impl Link {
         now_ms.saturating_sub(self.opened_ms) > age_ms
     }
 
+    /// How long nothing came from the peer.
+    pub(super) fn silent_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.heard_ms)
+    }
+
     pub(super) fn peer_fast_zero(&self) -> bool {
         self.hello.as_ref().is_none_or(|hello| hello.fast_zero)
     }
@@ -319,7 +324,7 @@ impl Volume {
         let Some(link) = &mut self.peering.link else {
             return;
         };
-        if now.saturating_sub(link.heard_ms) > timeout {
+        if link.silent_ms(now) > timeout {
             self.break_link("the peer is silent");
             return;
         }

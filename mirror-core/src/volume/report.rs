@@ -30,6 +30,7 @@ impl Volume {
             confirm_wanted: self.gate.ticket(),
             // Whoever may go alone may have done so by the time this is read.
             peer_outdated: self.superblock.peer.outdated || self.superblock.peer.confirmed_down,
+            peer_heard_ms: link.map(|link| link.silent_ms(self.now.monotonic_ms)),
             io_suspended: self.is_suspended()
                 && (self.requests.has_held() || self.requests.has_parked()),
             generation: self.superblock.generations.current.to_string(),
