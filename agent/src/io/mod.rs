@@ -1,6 +1,9 @@
 //! The drivers: clocks, sockets, processes, files. They carry out and decide nothing.
 
 pub mod arbiter;
+pub mod blocking;
 pub mod clock;
+pub mod command;
 pub mod forced_stop;
+pub mod resource;
 pub mod witness;

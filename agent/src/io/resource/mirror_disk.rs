@@ -1,0 +1,669 @@
+//! A mirror, mounted: promote → attach → fsck → mount, and back: unmount → detach → demote.
+//!
+//! Every step looks at the kernel and at `mirrord` for whether it is needed, and remembers nothing. A start of
+//! what runs is done at once, a start of what runs in part goes on where that ended, and an agent that was
+//! restarted finds out what there is. The way down is the way up in reverse: the mirror is demoted only when no
+//! file system of this node is on it any more.
+//!
+//! On the way down users of the file system get time to leave, then they are killed. Only a forced stop goes
+//! further: the mirror fails what is under way, and the mount is taken out of sight with its users still in it;
+//! whatever those do then ends in an error, for `nbdfuse` is killed under them.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mirror_core::control::{CommandRequest, Grant, MirrorStatus, Role};
+use nbd_frontend::config::agent::{Attach, Filesystem, Fsck, MirrorDisk as Config};
+use nbd_frontend::control::client::{Client, ClientError};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::attachment::{AttachError, Attachment};
+use super::users::{self, User};
+use super::{Permit, Presence, mounts};
+use crate::io::blocking::{Slot, Stuck};
+use crate::io::command::{CommandError, Invocation};
+
+/// A little over what `mirrord` gives a command, so that its own answer comes first.
+const COMMAND_LIMIT: Duration = Duration::from_secs(65);
+/// Longest look at `/proc` or at a mount table.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// Longest run of `mount`; a journal may have to be replayed.
+const MOUNT_LIMIT: Duration = Duration::from_secs(600);
+/// Longest one attempt to unmount may flush what is not written yet.
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(60);
+/// The same once everything may fail.
+const FORCED_UNMOUNT_LIMIT: Duration = Duration::from_secs(5);
+/// How long users may take to end after SIGTERM, and again after SIGKILL.
+const USERS_END_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for `mirrord` on the way of a forced stop.
+const FAIL_IO_LIMIT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+/// Users that an error names.
+const USERS_NAMED_MAX: usize = 8;
+
+#[derive(Debug)]
+pub struct MirrorDisk {
+    config: Config,
+    mirrord: Client,
+    attachment: Attachment,
+    kernel: Slot,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorDiskError {
+    #[error("mirror {mirror} cannot be asked: {source}")]
+    Mirrord { mirror: String, source: ClientError },
+    #[error("mirrord does not run mirror {mirror}: {reason}")]
+    NotRunning { mirror: String, reason: String },
+    #[error("mirror {mirror} was not promoted: {source}")]
+    Promote { mirror: String, source: ClientError },
+    #[error("mirror {mirror} was not demoted: {source}")]
+    Demote { mirror: String, source: ClientError },
+    #[error(
+        "mirror {mirror} has no NBD export on a Unix socket; add \"unix\" to `nbd` in its section of this node"
+    )]
+    NoExport { mirror: String },
+    #[error(
+        "attach = \"kernel\" is not part of this version; write attach = \"fuse\" for mirror {mirror}, or mount its NBD export by a resource of type \"exec\""
+    )]
+    KernelAttach { mirror: String },
+    #[error("mirror {mirror} was not attached: {source}")]
+    Attach { mirror: String, source: AttachError },
+    #[error("mirror {mirror} was not detached: {source}")]
+    Detach { mirror: String, source: AttachError },
+    #[error("the mount point {} does not exist; make it on both nodes with `mkdir -p`", point.display())]
+    NoMountPoint { point: PathBuf },
+    #[error("the mount point {} is no folder; choose another one", point.display())]
+    NoFolder { point: PathBuf },
+    #[error("{} is mounted on {} already; unmount it, or choose another mount point", source_name, point.display())]
+    PointInUse { point: PathBuf, source_name: String },
+    #[error(
+        "e2fsck could not check {device}: {source}; see that e2fsprogs is installed, and run `e2fsck -f {device}` by hand; `fsck_timeout` bounds it"
+    )]
+    Fsck {
+        device: String,
+        source: CommandError,
+    },
+    #[error(
+        "the file system on {device} has faults that e2fsck does not mend by itself ({source}); attach the mirror by hand, run `e2fsck -f {device}` and answer its questions"
+    )]
+    Damaged {
+        device: String,
+        source: CommandError,
+    },
+    #[error("{device} was not mounted on {}: {source}", point.display())]
+    Mount {
+        device: String,
+        point: PathBuf,
+        source: CommandError,
+    },
+    #[error("{} does not unmount: {errno}; {}", point.display(), users_text(users))]
+    Busy {
+        point: PathBuf,
+        errno: Errno,
+        users: Vec<User>,
+    },
+    #[error(
+        "mirror {mirror} is {role:?} here and not primary; something else demoted it, or mirrord was restarted"
+    )]
+    NotPrimary { mirror: String, role: Role },
+    #[error(
+        "mirror {mirror} is not attached any more: {missing} is gone; look at the log of mirrord and restart the group"
+    )]
+    NotAttached {
+        mirror: String,
+        missing: &'static str,
+    },
+    #[error("{} is not mounted any more; restart the group", point.display())]
+    NotMounted { point: PathBuf },
+    #[error("the kernel made {} read-only after an error of {device}; look at `dmesg`, then restart the group", point.display())]
+    ReadOnly { point: PathBuf, device: String },
+    #[error("cannot read what is mounted: {0}")]
+    Table(std::io::Error),
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
+}
+
+type Result<T> = std::result::Result<T, MirrorDiskError>;
+
+fn users_text(users: &[User]) -> String {
+    if users.is_empty() {
+        return "no process uses it, so look for a swap file, a loop device or an NFS export on it"
+            .into();
+    }
+    let mut text: Vec<String> = users
+        .iter()
+        .take(USERS_NAMED_MAX)
+        .map(User::to_string)
+        .collect();
+    if users.len() > USERS_NAMED_MAX {
+        text.push(format!("and {} more", users.len() - USERS_NAMED_MAX));
+    }
+    text.join("; ")
+}
+
+impl MirrorDisk {
+    /// `run_dir`: where `mirrord` has its sockets, and the attached file is made.
+    pub fn new(config: Config, run_dir: &Path) -> Self {
+        Self {
+            mirrord: Client::new(run_dir, COMMAND_LIMIT),
+            attachment: Attachment::new(&run_dir.join("attached"), &config.mirror),
+            kernel: Slot::default(),
+            config,
+        }
+    }
+
+    pub async fn start(&self, permit: &Permit) -> Result<()> {
+        if self.config.attach == Attach::Kernel {
+            return Err(self.kernel_attach());
+        }
+        self.step("look at the mount point", self.check_mount_point())
+            .await?;
+        self.step("promote", self.promote(permit)).await?;
+        let status = self.status().await?;
+        let uri = status
+            .exports
+            .iter()
+            .find(|export| export.starts_with("nbd+unix:"))
+            .ok_or_else(|| MirrorDiskError::NoExport {
+                mirror: self.config.mirror.clone(),
+            })?;
+        let found = self.attachment.survey();
+        if !found.is_nothing() && !found.serves() {
+            self.step("take down what a dead mirrord left", self.take_down(true))
+                .await?;
+        }
+        let device = self.step("attach", self.attach(uri)).await?;
+        let Some(point) = &self.config.mount else {
+            return Ok(());
+        };
+        if self.mount_at(point).await?.is_some() {
+            return Ok(());
+        }
+        self.step("check the file system", self.fsck(&device))
+            .await?;
+        self.step("mount", self.mount(&device, point)).await
+    }
+
+    pub async fn stop(&self, force: bool) -> Result<()> {
+        self.take_down(force).await?;
+        self.step("demote", self.demote()).await
+    }
+
+    pub async fn check(&self) -> Result<()> {
+        if self.config.attach == Attach::Kernel {
+            return Err(self.kernel_attach());
+        }
+        let mirror = || self.config.mirror.clone();
+        let status = self.status().await?;
+        if status.role != Role::Primary {
+            return Err(MirrorDiskError::NotPrimary {
+                mirror: mirror(),
+                role: status.role,
+            });
+        }
+        let attached = self.attachment.survey();
+        if let Some(missing) = attached.missing() {
+            return Err(MirrorDiskError::NotAttached {
+                mirror: mirror(),
+                missing,
+            });
+        }
+        let Some(point) = &self.config.mount else {
+            return Ok(());
+        };
+        match self.mount_at(point).await? {
+            None => Err(MirrorDiskError::NotMounted {
+                point: point.clone(),
+            }),
+            Some(mount) if mount.is_read_only && !self.is_read_only() => {
+                Err(MirrorDiskError::ReadOnly {
+                    point: point.clone(),
+                    device: mount.source,
+                })
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    pub async fn probe_state(&self) -> Result<Presence> {
+        let is_primary = match self.status().await {
+            Ok(status) => status.role == Role::Primary,
+            // A mirror that does not run is not primary: nothing makes it so at its start.
+            Err(
+                MirrorDiskError::NotRunning { .. }
+                | MirrorDiskError::Mirrord {
+                    source: ClientError::Unreachable { .. },
+                    ..
+                },
+            ) => false,
+            Err(error) => return Err(error),
+        };
+        let attached = self.attachment.survey();
+        let is_mounted = match &self.config.mount {
+            Some(point) => Some(self.mount_at(point).await?.is_some()),
+            None => None,
+        };
+        let all = is_primary && attached.is_whole() && is_mounted != Some(false);
+        let none = !is_primary && attached.is_nothing() && is_mounted != Some(true);
+        Ok(match (all, none) {
+            (true, _) => Presence::Online,
+            (_, true) => Presence::Offline,
+            _ => Presence::Partial,
+        })
+    }
+
+    fn kernel_attach(&self) -> MirrorDiskError {
+        MirrorDiskError::KernelAttach {
+            mirror: self.config.mirror.clone(),
+        }
+    }
+
+    /// Runs one step and logs how long it took.
+    async fn step<T>(&self, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let begun = Instant::now();
+        let result = work.await;
+        let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mirror = &self.config.mirror;
+        match &result {
+            Ok(_) => tracing::info!(mirror, took_ms, "{name}: done"),
+            Err(error) => tracing::warn!(mirror, took_ms, "{name}: {error}"),
+        }
+        result
+    }
+
+    async fn take_down(&self, force: bool) -> Result<()> {
+        if let Some(point) = &self.config.mount {
+            self.step("unmount", self.unmount(point, force)).await?;
+        }
+        self.step("detach", self.detach(force)).await
+    }
+
+    async fn status(&self) -> Result<MirrorStatus> {
+        let mirror = &self.config.mirror;
+        let node = self
+            .mirrord
+            .status()
+            .await
+            .map_err(|source| MirrorDiskError::Mirrord {
+                mirror: mirror.clone(),
+                source,
+            })?;
+        let reason = node
+            .down
+            .iter()
+            .find(|down| down.name == *mirror)
+            .map_or("it is not in its configuration", |down| &down.reason)
+            .to_owned();
+        node.mirrors
+            .into_iter()
+            .find(|status| status.name == *mirror)
+            .ok_or_else(|| MirrorDiskError::NotRunning {
+                mirror: mirror.clone(),
+                reason,
+            })
+    }
+
+    async fn promote(&self, permit: &Permit) -> Result<()> {
+        let command = CommandRequest::Promote {
+            peer_down: permit.peer_down,
+            // Loss of data is an operator's to accept, by `mirrorctl`.
+            force: false,
+            grant: permit.grant.map(|grant| Grant {
+                epoch: grant.epoch,
+                deadline_ms: grant.deadline_ms,
+            }),
+        };
+        self.mirrord
+            .command(&self.config.mirror, &command)
+            .await
+            .map(drop)
+            .map_err(|source| MirrorDiskError::Promote {
+                mirror: self.config.mirror.clone(),
+                source,
+            })
+    }
+
+    /// Fine too where there is nothing to demote: a mirror that does not run is primary nowhere.
+    async fn demote(&self) -> Result<()> {
+        match self.status().await {
+            Ok(status) if status.role != Role::Primary => return Ok(()),
+            Ok(_) => {}
+            Err(
+                error @ (MirrorDiskError::NotRunning { .. }
+                | MirrorDiskError::Mirrord {
+                    source: ClientError::Unreachable { .. },
+                    ..
+                }),
+            ) => {
+                tracing::warn!("nothing to demote: {error}");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        self.mirrord
+            .command(&self.config.mirror, &CommandRequest::Demote)
+            .await
+            .map(drop)
+            .map_err(|source| MirrorDiskError::Demote {
+                mirror: self.config.mirror.clone(),
+                source,
+            })
+    }
+
+    async fn attach(&self, uri: &str) -> Result<String> {
+        self.attachment
+            .attach(uri)
+            .await
+            .map_err(|source| MirrorDiskError::Attach {
+                mirror: self.config.mirror.clone(),
+                source,
+            })
+    }
+
+    async fn detach(&self, force: bool) -> Result<()> {
+        self.attachment
+            .detach(force)
+            .await
+            .map_err(|source| MirrorDiskError::Detach {
+                mirror: self.config.mirror.clone(),
+                source,
+            })
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.config.options.split(',').any(|option| option == "ro")
+    }
+
+    /// Our file system on the mount point. Another one there is an error.
+    async fn mount_at(&self, point: &Path) -> Result<Option<mounts::Mount>> {
+        let Some(mount) = any_mount_at(&self.kernel, point).await? else {
+            return Ok(None);
+        };
+        if self.attachment.owns(&mount.source) {
+            return Ok(Some(mount));
+        }
+        Err(MirrorDiskError::PointInUse {
+            point: point.into(),
+            source_name: mount.source,
+        })
+    }
+
+    async fn check_mount_point(&self) -> Result<()> {
+        let Some(point) = self.config.mount.clone() else {
+            return Ok(());
+        };
+        // Fails where another file system is there.
+        if self.mount_at(&point).await?.is_some() {
+            return Ok(());
+        }
+        match std::fs::metadata(&point) {
+            Ok(found) if found.is_dir() => Ok(()),
+            Ok(_) => Err(MirrorDiskError::NoFolder { point }),
+            Err(_) => Err(MirrorDiskError::NoMountPoint { point }),
+        }
+    }
+
+    async fn fsck(&self, device: &str) -> Result<()> {
+        // xfs replays its journal when it is mounted; its own fsck does nothing on purpose.
+        if self.config.filesystem != Filesystem::Ext4 || self.config.fsck == Fsck::Never {
+            return Ok(());
+        }
+        check_ext4(
+            device,
+            self.config.fsck == Fsck::Always,
+            self.config.fsck_timeout,
+        )
+        .await
+    }
+
+    async fn mount(&self, device: &str, point: &Path) -> Result<()> {
+        mount(self.config.filesystem, &self.config.options, device, point).await
+    }
+
+    async fn unmount(&self, point: &Path, force: bool) -> Result<()> {
+        // What someone else mounted there is not ours to take down.
+        let point = match self.mount_at(point).await {
+            Ok(Some(mount)) => mount.point,
+            Ok(None) | Err(MirrorDiskError::PointInUse { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let tries = Tries {
+            count: self.config.unmount_retries,
+            interval: self.config.unmount_interval,
+        };
+        match unmount(&self.kernel, &point, tries, force).await {
+            Err(error) if force => {
+                tracing::warn!("{error}; it is taken out of sight with what uses it");
+                self.fail_io().await;
+                hide(&self.kernel, &point).await
+            }
+            result => result,
+        }
+    }
+
+    /// Nothing that is under way may wait for the peer or for a lease any longer.
+    async fn fail_io(&self) {
+        let failed = self
+            .mirrord
+            .command(&self.config.mirror, &CommandRequest::FailIo);
+        match tokio::time::timeout(FAIL_IO_LIMIT, failed).await {
+            Ok(Ok(_)) => {}
+            // nbdfuse is killed next, which has the same effect for this node.
+            Ok(Err(error)) => tracing::warn!("mirror {}: {error}", self.config.mirror),
+            Err(_) => tracing::warn!("mirror {}: mirrord is silent", self.config.mirror),
+        }
+    }
+}
+
+/// How often a clean unmount is tried again, and how long is waited between two tries.
+#[derive(Debug, Clone, Copy)]
+pub struct Tries {
+    pub count: u32,
+    pub interval: Duration,
+}
+
+/// Checks an ext4 file system that is not mounted. It mends what needs no judgement; without `fully` it is
+/// content with a replayed journal where nothing points to faults.
+pub async fn check_ext4(device: &str, fully: bool, limit: Duration) -> Result<()> {
+    let words = ["e2fsck", "-p"]
+        .into_iter()
+        .chain(fully.then_some("-f"))
+        .chain([device]);
+    let ended =
+        Invocation::new(words)
+            .run(limit)
+            .await
+            .map_err(|source| MirrorDiskError::Fsck {
+                device: device.into(),
+                source,
+            })?;
+    match ended.code {
+        // Bit 0: faults were mended. Bit 1: restart if it was the root file system, which it is not.
+        Some(0..4) => Ok(()),
+        // Bit 2: faults are left. The others: it could not work.
+        Some(4..8) => Err(MirrorDiskError::Damaged {
+            device: device.into(),
+            source: ended.failure(),
+        }),
+        _ => Err(MirrorDiskError::Fsck {
+            device: device.into(),
+            source: ended.failure(),
+        }),
+    }
+}
+
+pub async fn mount(
+    filesystem: Filesystem,
+    options: &str,
+    device: &str,
+    point: &Path,
+) -> Result<()> {
+    let name = match filesystem {
+        Filesystem::Ext4 => "ext4",
+        Filesystem::Xfs => "xfs",
+    };
+    let options = if options.is_empty() { "rw" } else { options };
+    Invocation::new(["mount", "-t", name, "-o", options, device])
+        .argument(point)
+        .succeed(MOUNT_LIMIT)
+        .await
+        .map(drop)
+        .map_err(|source| MirrorDiskError::Mount {
+            device: device.into(),
+            point: point.into(),
+            source,
+        })
+}
+
+/// Takes a mount down. After the tries its users are asked to end, then killed; with `force` they are killed
+/// at once.
+pub async fn unmount(kernel: &Slot, point: &Path, tries: Tries, force: bool) -> Result<()> {
+    let limit = if force {
+        FORCED_UNMOUNT_LIMIT
+    } else {
+        UNMOUNT_LIMIT
+    };
+    let tries_left = if force { 0 } else { tries.count };
+    for left in (0..=tries_left).rev() {
+        match try_unmount(kernel, point, limit).await {
+            Err(MirrorDiskError::Busy { users, .. }) if left > 0 => {
+                tracing::info!(
+                    "{} is in use; {left} more tries: {}",
+                    point.display(),
+                    users_text(&users)
+                );
+                tokio::time::sleep(tries.interval).await;
+            }
+            Err(MirrorDiskError::Busy { .. }) => {}
+            result => return result,
+        }
+    }
+    let signals: &[Signal] = if force {
+        &[Signal::SIGKILL]
+    } else {
+        &[Signal::SIGTERM, Signal::SIGKILL]
+    };
+    for signal in signals {
+        end_users(kernel, point, *signal).await?;
+        match try_unmount(kernel, point, limit).await {
+            Err(MirrorDiskError::Busy { .. }) => {}
+            result => return result,
+        }
+    }
+    try_unmount(kernel, point, limit).await
+}
+
+/// Takes a mount out of sight; the kernel lets go of it when its last user does.
+async fn hide(kernel: &Slot, point: &Path) -> Result<()> {
+    match any_mount_at(kernel, point).await {
+        Ok(None) => return Ok(()),
+        // The call that hangs holds the slot; a second thread is worth the end of this.
+        Ok(Some(_)) | Err(_) => {}
+    }
+    let owned = point.to_owned();
+    let errno = Slot::default()
+        .run("a lazy unmount", FORCED_UNMOUNT_LIMIT, move || {
+            mounts::unmount(&owned, true)
+        })
+        .await?;
+    errno.map_err(|errno| MirrorDiskError::Busy {
+        point: point.into(),
+        errno,
+        users: Vec::new(),
+    })
+}
+
+async fn try_unmount(kernel: &Slot, point: &Path, limit: Duration) -> Result<()> {
+    let owned = point.to_owned();
+    let (errno, users) = kernel
+        .run("an unmount", limit, move || {
+            match mounts::unmount(&owned, false) {
+                Ok(()) => (None, Vec::new()),
+                Err(errno) => (Some(errno), users_of(&owned)),
+            }
+        })
+        .await?;
+    match errno {
+        None => Ok(()),
+        Some(errno) => Err(MirrorDiskError::Busy {
+            point: point.into(),
+            errno,
+            users,
+        }),
+    }
+}
+
+/// Sends the signal and waits until nobody uses the mount any more, or the time for that is over.
+async fn end_users(kernel: &Slot, point: &Path, signal: Signal) -> Result<()> {
+    let begun = Instant::now();
+    let mut is_first = true;
+    loop {
+        let owned = point.to_owned();
+        let users = kernel
+            .run("a look for users of a mount", LOOK_LIMIT, move || {
+                let users = users_of(&owned);
+                // One that appeared meanwhile is killed as well; SIGTERM is sent once only.
+                if is_first || signal == Signal::SIGKILL {
+                    users::signal_all(&users, signal);
+                }
+                users
+            })
+            .await?;
+        if is_first && !users.is_empty() {
+            tracing::warn!(
+                "{signal} to what uses {}: {}",
+                point.display(),
+                users_text(&users)
+            );
+        }
+        if users::killable(&users).next().is_none() || begun.elapsed() > USERS_END_LIMIT {
+            return Ok(());
+        }
+        is_first = false;
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Users of the file system on `point`. Not of those mounted below it: `/dev` may be shown there, and everything
+/// uses that.
+fn users_of(point: &Path) -> Vec<User> {
+    let mounts = mounts::mounted().unwrap_or_default();
+    mounts::at(&mounts, point)
+        .map(|mount| users::of_device(mount.device))
+        .unwrap_or_default()
+}
+
+async fn any_mount_at(kernel: &Slot, point: &Path) -> Result<Option<mounts::Mount>> {
+    let point = point.to_owned();
+    kernel
+        .run("a look at what is mounted", LOOK_LIMIT, move || {
+            let mounts = mounts::mounted()?;
+            let real = point.canonicalize().unwrap_or(point);
+            Ok(mounts::at(&mounts, &real).cloned())
+        })
+        .await?
+        .map_err(MirrorDiskError::Table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_some_users_and_counts_the_others() {
+        let user = |pid| User {
+            pid,
+            command: "tail -f log".into(),
+            by: users::UsedBy::OpenFile,
+        };
+        let text = users_text(&(1..=10).map(user).collect::<Vec<_>>());
+        assert!(
+            text.contains("process 1 (tail -f log): it has a file open"),
+            "{text}"
+        );
+        assert!(text.ends_with("and 2 more"), "{text}");
+        assert!(users_text(&[]).contains("NFS export"));
+    }
+}
