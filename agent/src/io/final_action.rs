@@ -39,7 +39,8 @@ impl Machine {
             FinalAction::SysrqPanic => {
                 // The trigger works whatever is set, unless the kernel has none at all.
                 let _ = fs::write(SYSRQ, "1");
-                fs::write(SYSRQ_TRIGGER, "c").with_context(|| format!("cannot write {SYSRQ_TRIGGER}"))
+                fs::write(SYSRQ_TRIGGER, "c")
+                    .with_context(|| format!("cannot write {SYSRQ_TRIGGER}"))
             }
             FinalAction::WatchdogReset => reset_by_watchdog(),
         }

@@ -30,7 +30,7 @@ use crate::io::clock::boottime_ms;
 use crate::io::final_action::Machine;
 use crate::io::forced_stop::{ForcedStopDriver, Servers};
 use crate::io::probe::{MonitorProbe, ResolverProbe};
-use crate::io::resource::{Permit as ResourcePermit, Presence, Resource};
+use crate::io::resource::{Presence, Resource};
 use crate::membership::Run;
 use crate::node::Node;
 use crate::node::event::{Answer, CommandId, Effect, Event, Permit};
@@ -420,11 +420,6 @@ impl Hands {
         permit: Permit,
     ) {
         let driver = Arc::clone(&self.resources[group][resource]);
-        let permit = ResourcePermit {
-            grant: permit.grant.map(|grant| (grant.epoch, grant.deadline_ms)),
-            peer_down: permit.peer_down,
-            force: false,
-        };
         self.later(async move {
             let work = async {
                 match action {

@@ -37,7 +37,7 @@ impl Disk {
         let number = self.tries.fetch_add(1, Ordering::Relaxed);
         let tried = self
             .slot
-            .run(timeout, move || write_and_read(&file, number))
+            .run("the disk", timeout, move || write_and_read(&file, number))
             .await;
         match tried {
             Ok(Ok(())) => Ok(()),
@@ -67,7 +67,12 @@ fn write_and_read(path: &Path, number: u64) -> io::Result<()> {
 /// Past the page cache where the file system can do that.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600);
     let direct = options.clone().custom_flags(libc::O_DIRECT).open(path);
     match direct {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => options.open(path),

@@ -7,9 +7,9 @@ pub fn disk(status: &MirrorStatus) -> Result<(), String> {
     let name = &status.name;
     match status.disk {
         DiskState::UpToDate if status.frozen => Err(format!("I/O of {name} is frozen")),
-        DiskState::UpToDate if status.io_suspended => {
-            Err(format!("{name} holds its answers until its peer is known to be down"))
-        }
+        DiskState::UpToDate if status.io_suspended => Err(format!(
+            "{name} holds its answers until its peer is known to be down"
+        )),
         DiskState::UpToDate => Ok(()),
         disk => Err(format!("the disk of {name} is {}", disk.name())),
     }

@@ -23,10 +23,17 @@ pub struct MonitorProbe {
 enum Kind {
     MirrorDisk(String),
     MirrorLink(String),
-    Process { command: String, count_min: u32 },
+    Process {
+        command: String,
+        count_min: u32,
+    },
     Exec(Invocation),
     Tcp(std::net::SocketAddr),
-    Http { http: Http, url: String, status: u16 },
+    Http {
+        http: Http,
+        url: String,
+        status: u16,
+    },
     NetworkLink(String),
     Disk(Disk),
     Stall(Stall),
@@ -139,7 +146,8 @@ mod tests {
     #[test]
     fn a_process_is_found_by_how_its_command_line_begins() {
         let own = fs::read("/proc/self/cmdline").unwrap();
-        let own = String::from_utf8_lossy(own.split(|byte| *byte == 0).next().unwrap()).into_owned();
+        let own =
+            String::from_utf8_lossy(own.split(|byte| *byte == 0).next().unwrap()).into_owned();
         assert_eq!(processes(&own, 1), Ok(()));
         assert!(processes(&own, 1000).unwrap_err().contains("not 1000"));
         assert!(processes("/nowhere/at/all", 1).is_err());
