@@ -267,7 +267,7 @@ impl World {
                 self.arbiter.agents[node].ordered = true;
                 self.give(node, command);
             }
-            15 if arbitrated => {
+            15 if arbitrated && self.nodes[other(node)].is_up() => {
                 self.give(other(node), Command::Outdate);
             }
             11 => {

@@ -134,7 +134,8 @@ impl World {
             self.arbiter.restart(now_us);
             for node in [0, 1] {
                 self.wake(node);
-                if std::mem::take(&mut self.arbiter.agents[node].ordered) {
+                let ordered = std::mem::take(&mut self.arbiter.agents[node].ordered);
+                if ordered && self.nodes[node].is_up() {
                     self.give(node, Command::Thaw);
                 }
             }
