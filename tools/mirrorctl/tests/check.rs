@@ -4,7 +4,6 @@ use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::{Command, Output};
 
 const CONFIG: &str = r#"
@@ -45,6 +44,7 @@ name = "g"
 kind = "mirror-disk"
 name = "disk"
 mirror = "md1"
+attach = "fuse"
 mount = "FOLDER/mnt"
 fsck = "never"
 [[group.resource]]
@@ -289,13 +289,12 @@ fn ports_are_free_unless_the_agent_runs() {
 }
 
 #[test]
-fn a_fuse_disk_needs_its_tools_or_says_so() {
+fn a_disk_that_this_version_cannot_attach_is_named() {
     let site = Site::new();
-    site.write_config(|text| {
-        text.replace("fsck = \"never\"", "fsck = \"never\"\nattach = \"fuse\"")
-    });
-    let is_there = |path: &str| Path::new(path).exists();
-    let [problems, _] = site.found();
-    let expected = usize::from(!is_there("/usr/bin/nbdfuse")) + usize::from(!is_there("/dev/fuse"));
-    assert_eq!(problems.len(), expected, "{problems:#?}");
+    site.write_config(|text| text.replace("attach = \"fuse\"\n", ""));
+    site.refused(&[
+        "resource \"disk\" attach",
+        "not part of this version",
+        "attach = \"fuse\"",
+    ]);
 }

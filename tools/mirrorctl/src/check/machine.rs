@@ -224,12 +224,12 @@ fn look_at_attachment(key: &str, disk: &MirrorDisk, findings: &mut Findings) {
                 );
             }
         }
-        Attach::Kernel if !Path::new("/dev/nbd0").exists() => findings.warning(
+        Attach::Kernel => findings.problem(
             key,
-            "this kernel shows no /dev/nbd0: its NBD driver is not loaded, or it has none",
-            "run `modprobe nbd`, or write attach = \"fuse\"",
+            "attaching to the kernel's NBD driver is not part of this version, so that the \
+             resource would not start",
+            "write attach = \"fuse\"",
         ),
-        Attach::Kernel => {}
     }
 }
 
