@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::aws;
 use crate::command::{cargo, run};
 use crate::dependencies;
 use crate::fuzz;
@@ -18,14 +19,18 @@ pub fn run_steps(steps: &mut Steps) {
     steps.step("clippy", || {
         run(cargo()
             .args(["clippy", "--workspace", "--all-targets", "--locked"])
+            .args(aws::EXCLUDE)
             .args(["--", "--deny", "warnings"]))
     });
     steps.step("unit tests", || {
-        run(cargo().args(["test", "--workspace", "--lib", "--bins", "--locked"]))
+        run(cargo()
+            .args(["test", "--workspace", "--lib", "--bins", "--locked"])
+            .args(aws::EXCLUDE))
     });
     steps.step("documentation", || {
         run(cargo()
             .args(["doc", "--workspace", "--no-deps", "--locked"])
+            .args(aws::EXCLUDE)
             .args(["--document-private-items"])
             .env(
                 "RUSTDOCFLAGS",

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::aws;
 use crate::check;
 use crate::fuzz;
 use crate::packages::{self, Use};
@@ -12,14 +13,14 @@ const FUZZ_SECONDS: u64 = 12;
 const FRESH_SIM_MINUTES: &str = "1";
 
 pub fn run() -> Result<()> {
-    packages::install_missing(&[Use::Demo, Use::Tests, Use::Bench, Use::Fuzz])?;
+    packages::install_missing(&[Use::Demo, Use::Tests, Use::Bench, Use::Fuzz, Use::Aws])?;
     let mut steps = Steps::default();
     check::run_steps(&mut steps);
 
     if steps.step("build programs (dev)", || {
         suites::build_programs(Profile::Dev)
     }) {
-        for group in GROUPS {
+        for group in GROUPS.iter().filter(|group| **group != aws::GROUP) {
             steps.step(format!("test {group}"), || suites::test_group(group, &[]));
         }
     }
@@ -41,5 +42,6 @@ pub fn run() -> Result<()> {
         steps.step("bench --smoke", || suites::bench(&["--smoke".into()]));
         steps.step("demo", || suites::demo(&[]));
     }
+    steps.step("test aws", || suites::test_group(aws::GROUP, &[]));
     steps.finish()
 }

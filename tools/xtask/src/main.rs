@@ -1,6 +1,7 @@
 //! `cargo xtask`: the one door for build, test and bench tasks. It only arranges; what a task checks lives in
 //! the crates it calls, and every task exits non-zero when anything in it failed.
 
+mod aws;
 mod check;
 mod ci;
 mod command;
@@ -30,7 +31,7 @@ enum Task {
     Check,
     /// Runs one group of tests, or all of them
     Test {
-        /// golden, crash, conformance, programs, link, sim or nbd
+        /// golden, crash, conformance, programs, link, sim, nbd or aws
         group: Option<String>,
         /// Passed on to the test binary, after `--`
         #[arg(last = true)]

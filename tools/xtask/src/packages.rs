@@ -13,9 +13,10 @@ pub enum Use {
     Tests,
     Bench,
     Fuzz,
+    Aws,
 }
 
-use Use::{Bench, Demo, Fuzz, Tests};
+use Use::{Aws, Bench, Demo, Fuzz, Tests};
 
 struct Needed {
     package: &'static str,
@@ -32,7 +33,7 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 11] = [
+const NEEDED: [Needed; 12] = [
     needed(
         "e2fsprogs",
         &["mke2fs", "e2fsck", "debugfs"],
@@ -53,6 +54,12 @@ const NEEDED: [Needed; 11] = [
         "python3-libnbd",
         &["/usr/lib/python3/dist-packages/nbd.py"],
         &[Tests],
+    ),
+    // Carries no file of its own that is always installed.
+    needed(
+        "python3-venv",
+        &["/var/lib/dpkg/info/python3-venv.list"],
+        &[Aws],
     ),
     needed(
         "qemu-utils",

@@ -8,11 +8,12 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::aws;
 use crate::command::{cargo, program, run, target_dir};
 use crate::packages::{self, Use};
 
-/// Quickest first. Each is a test binary of the package [`SUITES`], but for [`PROGRAMS`].
-pub const GROUPS: [&str; 7] = [
+/// Quickest first. Each is a test binary of the package [`SUITES`], but for [`PROGRAMS`] and [`aws::GROUP`].
+pub const GROUPS: [&str; 8] = [
     "golden",
     "crash",
     "conformance",
@@ -20,6 +21,7 @@ pub const GROUPS: [&str; 7] = [
     "link",
     "sim",
     "nbd",
+    aws::GROUP,
 ];
 
 /// The package of the suites.
@@ -80,10 +82,16 @@ pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
         Some(name) if GROUPS.contains(&name) => vec![name],
         Some(name) => bail!("no test group `{name}`; there are {}", GROUPS.join(", ")),
     };
-    if !groups.iter().all(|group| SELF_CONTAINED.contains(group)) {
+    let own = |group: &&str| SELF_CONTAINED.contains(group) || *group == aws::GROUP;
+    if !groups.iter().all(own) {
         packages::install_missing(&[Use::Tests])?;
     }
-    build_programs(Profile::Dev)?;
+    if groups.contains(&aws::GROUP) {
+        packages::install_missing(&[Use::Aws])?;
+    }
+    if groups != [aws::GROUP] {
+        build_programs(Profile::Dev)?;
+    }
     groups
         .into_iter()
         .try_for_each(|group| test_group(group, arguments))
@@ -91,11 +99,16 @@ pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
 
 /// Runs one group; the programs must be built.
 pub fn test_group(group: &str, arguments: &[String]) -> Result<()> {
+    if group == aws::GROUP {
+        return aws::test(arguments);
+    }
     let mut test = cargo();
     test.args(["test", "--locked"]);
     match group {
         // Of the whole workspace, so that the tests of a new package cannot be forgotten.
-        PROGRAMS => test.args(["--workspace", "--exclude", SUITES, "--test", "*"]),
+        PROGRAMS => test
+            .args(["--workspace", "--exclude", SUITES, "--test", "*"])
+            .args(aws::EXCLUDE),
         _ => test.args(["-p", SUITES, "--test", group]),
     };
     run(test
@@ -165,7 +178,7 @@ mod tests {
             .iter()
             .filter(|target| target["kind"][0] == "test")
             .map(|target| target["name"].as_str().unwrap())
-            .chain([PROGRAMS])
+            .chain([PROGRAMS, aws::GROUP])
             .collect();
         let mut groups = GROUPS.to_vec();
         found.sort_unstable();

@@ -16,11 +16,13 @@ use crate::fencing::Stopped;
 pub use custom::{Custom, Mode};
 
 /// Whether `kind = "aws"` works in this build.
-pub const AWS_BUILT_IN: bool = false;
+pub const AWS_BUILT_IN: bool = cfg!(feature = "aws");
 
 #[derive(Debug)]
 pub enum ForcedStopDriver {
     Custom(Custom),
+    #[cfg(feature = "aws")]
+    Aws(mirror_aws::Stopper),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +69,9 @@ pub enum StopError {
     /// A script answers for good; there is nothing to ask it afterwards.
     #[error("a forced stop script cannot be asked whether the node is down")]
     NothingToAsk,
+    #[cfg(feature = "aws")]
+    #[error(transparent)]
+    Aws(#[from] mirror_aws::Error),
 }
 
 /// What is wrong with a script that did not even start, and what to do about it.
@@ -113,6 +118,27 @@ impl ForcedStopDriver {
                 servers,
                 config.timeout,
             ))),
+            #[cfg(feature = "aws")]
+            ForcedStopKind::Aws {
+                instances,
+                action,
+                region,
+                endpoint,
+                profile,
+            } => Ok(Self::Aws(mirror_aws::Stopper::new(mirror_aws::Settings {
+                instances: instances.clone(),
+                action: match action {
+                    nbd_frontend::config::agent::AwsAction::Stop => mirror_aws::Action::Stop,
+                    nbd_frontend::config::agent::AwsAction::Terminate => {
+                        mirror_aws::Action::Terminate
+                    }
+                },
+                region: region.clone(),
+                endpoint: endpoint.clone(),
+                profile: profile.clone(),
+                timeout: config.timeout,
+            }))),
+            #[cfg(not(feature = "aws"))]
             ForcedStopKind::Aws { .. } => Err(StopError::NotBuiltIn),
         }
     }
@@ -121,6 +147,8 @@ impl ForcedStopDriver {
     pub async fn check(&self, target: usize) -> Result<(), StopError> {
         match self {
             Self::Custom(custom) => custom.run(target, Mode::Check).await,
+            #[cfg(feature = "aws")]
+            Self::Aws(aws) => Ok(aws.check(target).await?),
         }
     }
 
@@ -130,6 +158,11 @@ impl ForcedStopDriver {
                 custom.run(target, Mode::Stop).await?;
                 Ok(Stopped::Confirmed)
             }
+            #[cfg(feature = "aws")]
+            Self::Aws(aws) => Ok(match aws.stop(target).await? {
+                mirror_aws::Stopped::Accepted => Stopped::Accepted,
+                mirror_aws::Stopped::Confirmed => Stopped::Confirmed,
+            }),
         }
     }
 
@@ -140,6 +173,8 @@ impl ForcedStopDriver {
                 assert!(target < 2, "a cluster has two nodes");
                 Err(StopError::NothingToAsk)
             }
+            #[cfg(feature = "aws")]
+            Self::Aws(aws) => Ok(aws.is_down(target).await?),
         }
     }
 }
