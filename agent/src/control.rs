@@ -159,9 +159,12 @@ pub enum CommandRequest {
         group: String,
         to: Option<String>,
     },
-    /// Starts a group on the node that is asked.
+    /// Starts a group on the node that is asked. `peer_down`: the operator's word that the silent other
+    /// node is really down.
     GroupStart {
         group: String,
+        #[serde(default)]
+        peer_down: bool,
     },
     /// Stops a group wherever it runs, and keeps it stopped until `group-start`.
     GroupStop {

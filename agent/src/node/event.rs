@@ -137,6 +137,11 @@ pub enum Effect {
     /// The action of last resort, on this very machine.
     Act(FinalAction),
     Alert(Alert),
+    /// Whether a group is online here: what its readiness probes answer.
+    Ready {
+        group: usize,
+        ready: bool,
+    },
     CommandDone {
         id: CommandId,
         result: Result<CommandReply, Refusal>,

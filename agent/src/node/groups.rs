@@ -101,6 +101,7 @@ impl Node {
         control.group.adopt(self.now_ms, states);
         if control.group.state() == State::Online {
             control.was_online = true;
+            self.fx.push(Effect::Ready { group, ready: true });
             self.monitor_step(monitor::Event::GroupOnline { group });
         } else {
             // Part of it runs: what that is worth is not known, so it starts from the bottom.
@@ -124,6 +125,10 @@ impl Node {
         if online == std::mem::replace(&mut self.controls[group].was_online, online) {
             return;
         }
+        self.fx.push(Effect::Ready {
+            group,
+            ready: online,
+        });
         self.monitor_step(if online {
             monitor::Event::GroupOnline { group }
         } else {
@@ -229,7 +234,9 @@ impl Node {
     }
 
     fn permit(&self, group: usize, resource: usize) -> Permit {
-        let Some(mirror) = self.config.groups[group].mirrors[resource] else {
+        // What proves that the other side of a mirror is silent proves it for what stands on the mirror.
+        let mirrors = &self.config.groups[group].mirrors;
+        let Some(mirror) = mirrors[resource].or(mirrors.iter().flatten().next().copied()) else {
             return Permit::default();
         };
         Permit {
@@ -527,7 +534,15 @@ impl Node {
                 "{} waits for {what}.",
                 self.config.groups[group].config.name
             );
-            self.alert(alert::GROUP_WAITS, text);
+            let limited = self.is_limited(group);
+            self.alert(
+                if limited {
+                    alert::FAILOVER_LIMIT
+                } else {
+                    alert::GROUP_WAITS
+                },
+                text,
+            );
         }
         self.controls[group].waits_for = what;
     }

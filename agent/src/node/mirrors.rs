@@ -32,6 +32,8 @@ pub(super) struct Mirror {
     told: Option<(bool, u64)>,
     /// Word that the peer is down was given, and when.
     peer_down_ms: Option<u64>,
+    /// That the lease ran out was told.
+    late_told: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -159,7 +161,24 @@ impl Node {
             self.reconcile_freeze(mirror, view);
             self.settle_suspension(mirror, view);
             self.answer_outdate(mirror, view);
+            self.tell_late_lease(mirror, view);
         }
+    }
+
+    fn tell_late_lease(&mut self, mirror: usize, view: MirrorView) {
+        let Some(rights) = &self.rights else { return };
+        let late = view.primary
+            && rights.grant(mirror).is_some()
+            && !rights.is_live(mirror, self.now_ms)
+            && rights.is_up() == Some(false);
+        if late && !self.mirrors[mirror].late_told {
+            let text = format!(
+                "The lease of {} ran out: what its peer does not acknowledge waits for the arbiter.",
+                self.config.mirrors[mirror].name
+            );
+            self.alert(alert::LEASE_LATE, text);
+        }
+        self.mirrors[mirror].late_told = late;
     }
 
     fn reconcile_freeze(&mut self, mirror: usize, view: MirrorView) {

@@ -120,9 +120,9 @@ impl Node {
                 let to = to.map(|name| self.find_node(&name)).transpose()?;
                 self.switch_over(id, group, to)
             }
-            CommandRequest::GroupStart { group } => {
+            CommandRequest::GroupStart { group, peer_down } => {
                 let group = self.find_group(&group)?;
-                self.start_by_hand(id, group)
+                self.start_by_hand(id, group, peer_down)
             }
             CommandRequest::GroupStop { group } => {
                 let group = self.find_group(&group)?;
@@ -185,7 +185,12 @@ impl Node {
         ))
     }
 
-    fn start_by_hand(&mut self, id: CommandId, group: usize) -> Result<Option<String>, Refusal> {
+    fn start_by_hand(
+        &mut self,
+        id: CommandId,
+        group: usize,
+        peer_down: bool,
+    ) -> Result<Option<String>, Refusal> {
         let name = self.config.groups[group].config.name.clone();
         let peer = self.config.peer_name().to_owned();
         let situation = self.situation(group);
@@ -221,16 +226,25 @@ impl Node {
                 format!("mend the network, or start {name} on {peer}"),
             ));
         }
-        if self.membership.peer() == Peer::Lost && !self.partition.may_act() {
+        let silent = matches!(self.membership.peer(), Peer::Lost | Peer::Unknown);
+        if peer_down && !silent {
+            return Err(refusal(
+                "peer-is-heard",
+                format!("{peer} is not silent"),
+                "leave out --peer-down",
+            ));
+        }
+        if self.membership.peer() == Peer::Lost && !self.partition.may_act() && !peer_down {
             return Err(refusal(
                 "undecided",
                 format!("{peer} is silent, and it is not certain that it does not run {name}"),
-                format!(
-                    "wait for the decision, or make sure that {peer} is down and use `mirrorctl promote --peer-down`"
-                ),
+                format!("wait for the decision; or see that {peer} is down and use --peer-down"),
             ));
         }
         self.check_waiting()?;
+        if peer_down {
+            self.take_word_that_peer_is_down();
+        }
         self.clear(group);
         if self.membership.peer() == Peer::Up && self.orders.sent.is_none() {
             // Nobody waits for the outcome of this one.

@@ -18,7 +18,7 @@ use super::event::{Effect, MirrorCommand};
 use super::resolving::{Change, Said, Verdict, verdict};
 use crate::alert;
 use crate::control::State;
-use crate::fencing::{self, Phase, Plan, Situation, plan};
+use crate::fencing::{self, Phase, Plan, Situation, WhyNot, plan};
 use crate::membership::Peer;
 
 /// Longest wait for the first answers of the resolvers, unless `isolation_timeout` is longer.
@@ -71,6 +71,8 @@ pub(super) struct Partition {
     asked_ms: u64,
     /// The other node is confirmed to be down since it was last heard.
     peer_stopped: bool,
+    /// The request of this forced stop was announced; another attempt is the same request.
+    stop_told: bool,
 }
 
 impl Partition {
@@ -164,6 +166,8 @@ impl Node {
     /// What was decided before this node was frozen may have been overtaken.
     pub(super) fn decide_anew(&mut self) {
         self.partition.peer_stopped = false;
+        // A stop that waits would go out the moment this node wakes.
+        self.fence(fencing::Event::Cancel);
         if !matches!(
             self.partition.stage,
             Stage::Together | Stage::Final { .. } | Stage::Fencing
@@ -171,6 +175,16 @@ impl Node {
             self.partition.stage = Stage::Resolving;
             self.ask_anew();
         }
+    }
+
+    /// An operator's word that the silent node is down.
+    pub(super) fn take_word_that_peer_is_down(&mut self) {
+        self.fence(fencing::Event::Cancel);
+        self.partition.silent_ms = None;
+        self.partition.peer_stopped = true;
+        self.partition.stage = Stage::Alone {
+            proof: Proof::Stopped,
+        };
     }
 
     pub(super) fn on_peer_left(&mut self) {
@@ -330,6 +344,8 @@ impl Node {
         match plan(&situation, delay) {
             Plan::Now => self.begin_fencing(0),
             Plan::After(delay) => self.begin_fencing(delay.as_millis() as u64),
+            // Planned anew until the delay is over: nothing is decided by then that could not wait.
+            Plan::Never(WhyNot::StartingUp) => {}
             Plan::Never(_) => self.go_on_alone(),
         }
     }
@@ -357,6 +373,7 @@ impl Node {
 
     fn begin_fencing(&mut self, after_ms: u64) {
         self.partition.stage = Stage::Fencing;
+        self.partition.stop_told = false;
         self.fence(fencing::Event::Begin { after_ms });
     }
 
@@ -381,8 +398,10 @@ impl Node {
         let peer = self.config.peer_name().to_owned();
         match effect {
             fencing::Effect::Stop { .. } => {
-                let text = format!("The forced stop of {peer} is requested.");
-                self.alert(alert::STOP_REQUESTED, text);
+                if !std::mem::replace(&mut self.partition.stop_told, true) {
+                    let text = format!("The forced stop of {peer} is requested.");
+                    self.alert(alert::STOP_REQUESTED, text);
+                }
                 self.fx.push(Effect::Fence(effect));
             }
             fencing::Effect::Query { .. } | fencing::Effect::Check { .. } => {
@@ -405,7 +424,13 @@ impl Node {
                     self.on_stop_failed(reason);
                 }
             }
-            fencing::Effect::Cancelled => {}
+            fencing::Effect::Cancelled => {
+                // Called off by a freeze of this node: the other is as silent as before.
+                if self.partition.stage == Stage::Fencing && self.membership.peer() == Peer::Lost {
+                    self.partition.stage = Stage::Resolving;
+                    self.ask_anew();
+                }
+            }
             fencing::Effect::HealthChanged { ok: true, .. } => {
                 self.alert(
                     alert::STOP_CHECK_RECOVERED,

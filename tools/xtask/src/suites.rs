@@ -66,6 +66,8 @@ pub fn build_programs(profile: Profile) -> Result<()> {
         "-p",
         "nbd-frontend",
         "-p",
+        "agent",
+        "-p",
         "mirrorctl",
         "-p",
         "mirror-inspect",

@@ -27,7 +27,13 @@ pub struct Mirrors {
 }
 
 impl Mirrors {
-    pub fn watch(run_dir: &Path, names: &[String], events: &mpsc::Sender<Event>) -> Self {
+    /// `confirms`: answers may wait for lease confirmations, which must not wait for the next look.
+    pub fn watch(
+        run_dir: &Path,
+        names: &[String],
+        confirms: bool,
+        events: &mpsc::Sender<Event>,
+    ) -> Self {
         let client = Client::new(run_dir, CALL_TIMEOUT);
         let look = Arc::new(Notify::new());
         let last = Arc::new(Mutex::new(Vec::new()));
@@ -42,6 +48,13 @@ impl Mirrors {
                 Arc::clone(&look),
                 events.clone(),
             ));
+            if confirms {
+                tokio::spawn(await_confirms(
+                    client.clone(),
+                    name.clone(),
+                    Arc::clone(&look),
+                ));
+            }
         }
         tokio::spawn(poll(
             client,
@@ -175,4 +188,21 @@ async fn carry_out(client: &Client, name: &str, command: MirrorCommand) -> Resul
         client.command(name, &CommandRequest::Connect).await?;
     }
     Ok(())
+}
+
+/// Looks as soon as answers wait for a confirmation that none of the looks so far has seen.
+async fn await_confirms(client: Client, name: String, look: Arc<Notify>) {
+    let mut seen = 0;
+    loop {
+        match client.confirm_wanted(&name, seen, CALL_TIMEOUT / 2).await {
+            Ok(wanted) => {
+                if wanted.ticket > seen {
+                    look.notify_one();
+                }
+                // A mirrord that was restarted counts anew.
+                seen = wanted.ticket;
+            }
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
+    }
 }

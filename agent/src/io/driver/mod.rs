@@ -172,7 +172,7 @@ impl Driver {
             }
             resources.push(made);
         }
-        let mirrors = Mirrors::watch(run_dir, &names, &sender);
+        let mirrors = Mirrors::watch(run_dir, &names, arbiter.is_some(), &sender);
         let hands = Hands {
             resolvers: agent
                 .partition
@@ -366,6 +366,13 @@ impl Hands {
             } => self.probe(number, monitor, timeout_ms),
             Effect::Act(action) => return self.act(action).await,
             Effect::Alert(alert) => self.log.record(alert),
+            Effect::Ready { group, ready } => {
+                for resource in &self.resources[group] {
+                    if let Err(error) = resource.set_ready(ready).await {
+                        tracing::warn!(resource = resource.name(), "{error}");
+                    }
+                }
+            }
             Effect::CommandDone { id, result } => {
                 if let Some(reply) = self.replies.remove(&id) {
                     // Nobody may wait for it any more.

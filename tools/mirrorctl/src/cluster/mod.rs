@@ -52,7 +52,12 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum GroupCommand {
     /// Start a group on this node
-    Start { group: String },
+    Start {
+        group: String,
+        /// You know that the other node, which is silent, is really down
+        #[arg(long)]
+        peer_down: bool,
+    },
     /// Stop a group wherever it runs; it stays stopped until `group start`
     Stop { group: String },
     /// After both nodes were active: one side goes on, the other gives up what it wrote
@@ -95,8 +100,9 @@ pub async fn run(global: &Global, command: &Command) -> Outcome {
             group: group.clone(),
             to: to.clone(),
         },
-        Command::Group(GroupCommand::Start { group }) => CommandRequest::GroupStart {
+        Command::Group(GroupCommand::Start { group, peer_down }) => CommandRequest::GroupStart {
             group: group.clone(),
+            peer_down: *peer_down,
         },
         Command::Group(GroupCommand::Stop { group }) => CommandRequest::GroupStop {
             group: group.clone(),
