@@ -81,7 +81,7 @@ pub enum FloatingIpError {
         verb: &'static str,
         address: IpAddr,
         interface: String,
-        source: rtnetlink::Error,
+        source: Box<rtnetlink::Error>,
     },
     #[error("cannot speak to the kernel about addresses: {0}")]
     Socket(std::io::Error),
@@ -277,7 +277,7 @@ impl FloatingIp {
             verb,
             address: self.address,
             interface: self.interface.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 
