@@ -76,8 +76,10 @@ struct Right {
     refused: Option<Refusal>,
     /// What is known to be on record: `Some(true)` this node alone, `Some(false)` both.
     recorded: Option<bool>,
-    /// It has to be enrolled.
-    unknown: bool,
+    /// When the arbiter was last known to know it; none: it has to be enrolled.
+    known_ms: Option<u64>,
+    /// The arbiter said that it does not know it.
+    unknown_told: bool,
     view: Option<MirrorView>,
     /// Highest confirmation that was asked for, and that was given.
     confirming: u64,
@@ -99,7 +101,8 @@ impl Right {
 
     /// The arbiter does not know the mirror any more, nor what was recorded of it.
     fn forget_record(&mut self, now_ms: u64) {
-        self.unknown = true;
+        self.known_ms = None;
+        self.unknown_told = true;
         self.recorded = None;
         self.retry_ms = now_ms;
     }
@@ -259,11 +262,21 @@ impl Rights {
     }
 
     fn advance(&mut self, now_ms: u64, mirror: usize, out: &mut Vec<Effect>) {
-        let right = &self.rights[mirror];
+        let right = &mut self.rights[mirror];
         if now_ms < right.retry_ms {
             return;
         }
-        if right.unknown {
+        // An arbiter that lost its file needs the word of both nodes, also of the one that asks nothing.
+        let idle = right.held.is_none() && !right.wanted;
+        if idle
+            && right
+                .known_ms
+                .is_some_and(|known_ms| now_ms.saturating_sub(known_ms) >= self.config.lease_ms)
+        {
+            right.known_ms = None;
+        }
+        let right = &self.rights[mirror];
+        if right.known_ms.is_none() {
             // An epoch that is on its way belongs into the claim.
             let waits = self.is_asking(|asked| {
                 matches!(asked, Asked::Enrol(other) | Asked::Acquire(other) if *other == mirror)
@@ -432,9 +445,14 @@ impl Rights {
                 let right = &mut self.rights[*mirror];
                 right.retry_ms = now_ms + RETRY_MS;
                 if complete {
-                    right.unknown = false;
-                    right.refused = None;
-                    out.push(Effect::Enrolled { mirror: *mirror });
+                    right.known_ms = Some(now_ms);
+                    right.retry_ms = now_ms;
+                    if std::mem::take(&mut right.unknown_told) {
+                        right.refused = None;
+                        out.push(Effect::Enrolled { mirror: *mirror });
+                    }
+                } else {
+                    right.unknown_told = true;
                 }
             }
             (Asked::Beat { .. } | Asked::Release(_), _) => {}
@@ -564,6 +582,6 @@ mod tests {
             ..Right::default()
         };
         right.forget_record(7);
-        assert!(right.unknown && right.recorded.is_none() && right.retry_ms == 7);
+        assert!(right.known_ms.is_none() && right.recorded.is_none() && right.retry_ms == 7);
     }
 }
