@@ -15,6 +15,8 @@ use crate::group::{self, Group};
 use crate::membership::Peer;
 use crate::monitor;
 
+/// Longest that a start by hand waits for the arbiter.
+const BY_HAND_MS_MAX: u64 = 30_000;
 /// Failovers that are remembered for the limit.
 const FAILOVERS_MAX: usize = 64;
 
@@ -29,6 +31,8 @@ pub(super) struct Control {
     pub(super) cause: Option<Cause>,
     /// The grants it needs are being asked for.
     pub(super) waits_for_grant: bool,
+    /// When it was last decided to start it.
+    started_ms: u64,
     pub(super) waits_for: Option<String>,
     /// Given to the other node, and not yet running there.
     pub(super) given_ms: Option<u64>,
@@ -42,6 +46,18 @@ pub(super) struct Control {
     failback: Option<Failback>,
     /// Of a monitor or a failed start: taken once it has stopped.
     pub(super) action_due: bool,
+    /// A start that waits for the grant of its mirror.
+    ungranted: Vec<Ungranted>,
+    /// Stops of mirrors that are under way: number and mirror.
+    demoting: Vec<(u64, usize)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ungranted {
+    number: u64,
+    resource: usize,
+    timeout_ms: u64,
+    since_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,6 +88,7 @@ impl Control {
             failed: false,
             cause: None,
             waits_for_grant: false,
+            started_ms: 0,
             waits_for: None,
             given_ms: None,
             moving: None,
@@ -80,6 +97,8 @@ impl Control {
             was_online: false,
             failback: None,
             action_due: false,
+            ungranted: Vec::new(),
+            demoting: Vec::new(),
         }
     }
 
@@ -107,6 +126,22 @@ impl Node {
             // Part of it runs: what that is worth is not known, so it starts from the bottom.
             self.group_step(group, group::Event::Stop { force: false });
         }
+    }
+
+    pub(super) fn on_resource_done(
+        &mut self,
+        group: usize,
+        number: u64,
+        result: Result<(), String>,
+    ) {
+        let demoting = &mut self.controls[group].demoting;
+        if let Some(at) = demoting.iter().position(|(stop, _)| *stop == number) {
+            let (_, mirror) = demoting.swap_remove(at);
+            if let (Ok(()), Some(rights)) = (&result, &mut self.rights) {
+                rights.on_demoted(mirror);
+            }
+        }
+        self.group_step(group, group::Event::Done { number, result });
     }
 
     pub(super) fn group_step(&mut self, group: usize, event: group::Event) {
@@ -145,6 +180,20 @@ impl Node {
                 action,
                 timeout_ms,
             } => {
+                if action == group::Action::Start && !self.is_granted(group, resource) {
+                    self.controls[group].ungranted.push(Ungranted {
+                        number,
+                        resource,
+                        timeout_ms,
+                        since_ms: self.now_ms,
+                    });
+                    return;
+                }
+                if let (group::Action::Stop { .. }, Some(mirror)) =
+                    (action, self.config.groups[group].mirrors[resource])
+                {
+                    self.controls[group].demoting.push((number, mirror));
+                }
                 let permit = self.permit(group, resource);
                 self.fx.push(Effect::Run {
                     group,
@@ -231,6 +280,42 @@ impl Node {
             .flatten()
             .copied()
             .collect()
+    }
+
+    /// A mirror that is promoted needs an epoch of its own for it; after a restart that is a new one.
+    fn is_granted(&self, group: usize, resource: usize) -> bool {
+        match (self.config.groups[group].mirrors[resource], &self.rights) {
+            (Some(mirror), Some(rights)) => rights.is_usable(mirror, self.now_ms),
+            _ => true,
+        }
+    }
+
+    /// Starts that got their grant go; those that did not in their time have failed.
+    fn advance_ungranted(&mut self, group: usize) {
+        for waiting in std::mem::take(&mut self.controls[group].ungranted) {
+            let Ungranted {
+                number,
+                resource,
+                timeout_ms,
+                since_ms,
+            } = waiting;
+            if self.is_granted(group, resource) {
+                let permit = self.permit(group, resource);
+                self.fx.push(Effect::Run {
+                    group,
+                    number,
+                    resource,
+                    action: group::Action::Start,
+                    timeout_ms,
+                    permit,
+                });
+            } else if self.now_ms.saturating_sub(since_ms) >= timeout_ms {
+                let result = Err("the arbiter did not grant it in time".to_owned());
+                self.group_step(group, group::Event::Done { number, result });
+            } else {
+                self.controls[group].ungranted.push(waiting);
+            }
+        }
     }
 
     fn permit(&self, group: usize, resource: usize) -> Permit {
@@ -370,6 +455,7 @@ impl Node {
     pub(super) fn advance_groups(&mut self) {
         for group in 0..self.controls.len() {
             self.group_step(group, group::Event::Tick);
+            self.advance_ungranted(group);
             if self.controls[group].waits_for_grant {
                 self.await_grants(group);
             } else {
@@ -475,6 +561,7 @@ impl Node {
             self.alert(alert::MAY_BE_ACTIVE_TWICE, text);
         }
         self.controls[group].waits_for_grant = true;
+        self.controls[group].started_ms = self.now_ms;
         for mirror in self.group_mirrors(group) {
             if let Some(rights) = &mut self.rights {
                 rights.want(mirror, true);
@@ -497,8 +584,11 @@ impl Node {
                     Some(refusal) => format!("the arbiter: {refusal}"),
                     None => "the arbiter's answer".to_owned(),
                 };
-                let by_hand = self.controls[group].cause == Some(Cause::Operator);
-                let still = by_hand || matches!(place(&self.situation(group)), Placement::Start(_));
+                let still = if self.is_started_by_hand(group) {
+                    self.may_still_start_by_hand(group)
+                } else {
+                    matches!(place(&self.situation(group)), Placement::Start(_))
+                };
                 if still {
                     self.wait_for(group, Some(reason));
                 } else {
@@ -517,6 +607,23 @@ impl Node {
         self.wait_for(group, None);
         self.alert(alert::GROUP_STARTING, format!("{name} starts."));
         self.group_step(group, group::Event::Start);
+    }
+
+    /// An operator's word, until its first resource starts.
+    pub(super) fn is_started_by_hand(&self, group: usize) -> bool {
+        let control = &self.controls[group];
+        control.waits_for_grant && control.cause == Some(Cause::Operator)
+    }
+
+    /// Not beside the other node, and not for ever.
+    fn may_still_start_by_hand(&self, group: usize) -> bool {
+        let active_there = self.membership.peer() == Peer::Up
+            && self
+                .peer_group(group)
+                .is_some_and(|there| matches!(there.state, State::Online));
+        let since_ms = self.controls[group].started_ms;
+        let late = self.now_ms.saturating_sub(since_ms) >= BY_HAND_MS_MAX;
+        !active_there && !late && !self.is_freezing()
     }
 
     fn wait_for(&mut self, group: usize, what: Option<String>) {

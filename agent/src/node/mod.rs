@@ -197,7 +197,7 @@ impl Node {
                 group,
                 number,
                 result,
-            } => self.group_step(group, crate::group::Event::Done { number, result }),
+            } => self.on_resource_done(group, number, result),
             Event::Probed { number, result } => {
                 self.monitor_step(crate::monitor::Event::Probed { number, result });
             }
@@ -459,8 +459,13 @@ impl Node {
 
     fn group_report(&self, group: usize) -> GroupReport {
         let control = &self.controls[group];
+        // What an operator started here must not start by itself there meanwhile.
+        let state = match control.group.state() {
+            State::Offline if self.is_started_by_hand(group) => State::OnlinePending,
+            state => state,
+        };
         GroupReport {
-            state: control.group.state(),
+            state,
             given: control.is_given(),
             able: self.is_able(group),
             stopped: control.stopped,

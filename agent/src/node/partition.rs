@@ -224,6 +224,28 @@ impl Node {
             Stage::Final { acted } => self.finish_cut_off(acted),
             Stage::Fencing | Stage::Barred { .. } | Stage::Alone { .. } => {}
         }
+        self.give_up_consent();
+    }
+
+    /// What was asked of the arbiter for a failover that does not take place would keep the other node out.
+    fn give_up_consent(&mut self) {
+        let moot = matches!(
+            self.partition.stage,
+            Stage::Together | Stage::CutOff { .. } | Stage::Final { .. } | Stage::Barred { .. }
+        );
+        if !moot {
+            return;
+        }
+        let idle = |node: &Self, group: usize| {
+            let control = &node.controls[group];
+            control.group.state() == State::Offline && !control.waits_for_grant
+        };
+        let mirrors = self.mirrors_of(idle);
+        if let Some(rights) = &mut self.rights {
+            for mirror in mirrors {
+                rights.want(mirror, false);
+            }
+        }
     }
 
     fn notice_loss(&mut self) {

@@ -112,6 +112,8 @@ impl Right {
 struct Held {
     epoch: Epoch,
     deadline_ms: u64,
+    /// The mirror was primary by it. An epoch is good for one promotion.
+    used: bool,
 }
 
 #[derive(Debug)]
@@ -180,6 +182,20 @@ impl Rights {
             .is_some_and(|held| now_ms < held.deadline_ms)
     }
 
+    /// The same, and the mirror may be promoted by it, or is primary by it already.
+    pub fn is_usable(&self, mirror: usize, now_ms: u64) -> bool {
+        let right = &self.rights[mirror];
+        let primary = right.view.is_some_and(|view| view.primary);
+        self.is_live(mirror, now_ms) && right.held.is_some_and(|held| !held.used || primary)
+    }
+
+    /// A stop of it succeeded, which the next look at it will show.
+    pub fn on_demoted(&mut self, mirror: usize) {
+        if let Some(view) = &mut self.rights[mirror].view {
+            view.primary = false;
+        }
+    }
+
     /// What the arbiter said the last time it refused this mirror.
     pub fn refusal(&self, mirror: usize) -> Option<&Refusal> {
         self.rights[mirror].refused.as_ref()
@@ -189,7 +205,6 @@ impl Rights {
     pub fn want(&mut self, mirror: usize, wanted: bool) {
         let right = &mut self.rights[mirror];
         if wanted && !right.wanted {
-            right.refused = None;
             right.retry_ms = 0;
         }
         right.wanted = wanted;
@@ -224,8 +239,12 @@ impl Rights {
         let right = &mut self.rights[mirror];
         right.view = view;
         let Some(view) = view else { return };
-        // In step with its peer again: what the arbiter said before is worth another question.
-        if view.connected && view.current && matches!(right.refused, Some(Refusal::Outdated { .. }))
+        // In step with a primary, which puts that on record: the refusal is over. With none, nobody does,
+        // and the other node is the one that may start.
+        if view.connected
+            && view.current
+            && view.peer_primary
+            && matches!(right.refused, Some(Refusal::Outdated { .. }))
         {
             right.refused = None;
         }
@@ -234,7 +253,11 @@ impl Rights {
             right.held = Some(Held {
                 epoch: Epoch(view.epoch),
                 deadline_ms: 0,
+                used: true,
             });
+        }
+        if let Some(held) = &mut right.held {
+            held.used |= view.primary && view.epoch == held.epoch.0;
         }
     }
 
@@ -301,8 +324,8 @@ impl Rights {
         };
         let Some(view) = right.view else { return };
         if !view.primary {
-            // Demoted, or granted too late to be of use.
-            if !right.wanted {
+            // Demoted, or granted too late to be of use. Whoever wants it still asks anew.
+            if !right.wanted || held.used {
                 self.release(now_ms, mirror, out);
             }
             return;
@@ -424,7 +447,11 @@ impl Rights {
                 let right = &mut self.rights[*mirror];
                 right.refused = None;
                 right.recorded = None;
-                right.held = Some(Held { epoch, deadline_ms });
+                right.held = Some(Held {
+                    epoch,
+                    deadline_ms,
+                    used: false,
+                });
                 out.push(Effect::Granted { mirror: *mirror });
             }
             (Asked::Record { mirror, alone }, Reply::Recorded) => {
@@ -559,6 +586,7 @@ mod tests {
             held: Some(Held {
                 epoch: Epoch(6),
                 deadline_ms: 100,
+                used: false,
             }),
             ..Right::default()
         };
