@@ -31,7 +31,7 @@ enum Task {
     Check,
     /// Runs one group of tests, or all of them
     Test {
-        /// golden, crash, conformance, programs, link, sim, nbd or aws
+        /// golden, crash, conformance, programs, link, sim, cluster, nbd or aws
         group: Option<String>,
         /// Passed on to the test binary, after `--`
         #[arg(last = true)]
@@ -39,7 +39,7 @@ enum Task {
     },
     /// Explores seeded two-node worlds in virtual time
     Sim {
-        /// Passed on to the simulator: `--minutes N`, `--seed S`, `--help`
+        /// Passed on to the simulator: `--minutes N`, `--seed S`, `--help`; `--cluster` first for whole clusters
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

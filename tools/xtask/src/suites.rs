@@ -13,13 +13,14 @@ use crate::command::{cargo, program, run, target_dir};
 use crate::packages::{self, Use};
 
 /// Quickest first. Each is a test binary of the package [`SUITES`], but for [`PROGRAMS`] and [`aws::GROUP`].
-pub const GROUPS: [&str; 8] = [
+pub const GROUPS: [&str; 9] = [
     "golden",
     "crash",
     "conformance",
     PROGRAMS,
     "link",
     "sim",
+    "cluster",
     "nbd",
     aws::GROUP,
 ];
@@ -31,7 +32,7 @@ const SUITES: &str = "mirror-tests";
 const PROGRAMS: &str = "programs";
 
 /// Groups that start no program from outside of this repository.
-const SELF_CONTAINED: [&str; 3] = ["golden", "crash", "sim"];
+const SELF_CONTAINED: [&str; 4] = ["golden", "crash", "sim", "cluster"];
 
 /// Names the folder of built programs to the tests, so that they never start stale ones.
 const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
@@ -119,7 +120,12 @@ pub fn test_group(group: &str, arguments: &[String]) -> Result<()> {
         .env(PROGRAM_DIR_VARIABLE, Profile::Dev.program_dir()))
 }
 
+/// Mirrors, or whole clusters where the first word is `--cluster`.
 pub fn sim(arguments: &[String]) -> Result<()> {
+    let (simulator, arguments) = match arguments.split_first() {
+        Some((first, rest)) if first == "--cluster" => ("cluster-sim", rest),
+        _ => ("sim", arguments),
+    };
     run(cargo()
         .args([
             "run",
@@ -128,7 +134,7 @@ pub fn sim(arguments: &[String]) -> Result<()> {
             "-p",
             "mirror-tests",
             "--bin",
-            "sim",
+            simulator,
             "--",
         ])
         .args(arguments))

@@ -1,0 +1,327 @@
+//! What every cluster must survive, and what it must say, each by name.
+
+use agent::alert;
+use agent::control::CommandRequest;
+use mirror_tests::cluster::faults::{Fault, Trouble};
+use mirror_tests::cluster::network::Line;
+use mirror_tests::cluster::settings::{GROUP, NAMES, Profile, Settings};
+use mirror_tests::cluster::world::{Mistakes, World};
+
+/// A cluster of this kind that is in service, and the node that serves.
+fn served(profile: Profile, change: impl FnOnce(&mut Settings)) -> (World, usize) {
+    let mut settings = Settings::new(profile);
+    change(&mut settings);
+    let mut world = World::new(settings, 7, Mistakes::default());
+    world.keep_trace = true;
+    assert!(
+        world.run_until_so(60_000, |world| world.serves(0) || world.serves(1)),
+        "{}",
+        story(&world)
+    );
+    world.run_until(world.now_ms + 10_000);
+    let owner = usize::from(world.serves(1));
+    in_order(&world);
+    (world, owner)
+}
+
+fn story(world: &World) -> String {
+    let first = world.trace.len().saturating_sub(80);
+    format!(
+        "{:?}\n{}\n{}",
+        world.checker.violation(),
+        world.trace[first..].join("\n"),
+        world.describe()
+    )
+}
+
+fn in_order(world: &World) {
+    assert!(world.checker.violation().is_none(), "{}", story(world));
+}
+
+fn comes_true(world: &mut World, within_ms: u64, is_so: impl Fn(&World) -> bool) {
+    assert!(world.run_until_so(within_ms, is_so), "{}", story(world));
+}
+
+fn trouble(for_ms: u64, fault: Fault) -> Trouble {
+    Trouble {
+        at_ms: 0,
+        for_ms,
+        fault,
+    }
+}
+
+fn begin(world: &mut World, fault: Fault) {
+    world.begin(&trouble(0, fault));
+}
+
+fn ids(world: &World, node: usize) -> Vec<u16> {
+    world
+        .alerts
+        .iter()
+        .filter(|(_, at, _)| *at == node)
+        .map(|(_, _, alert)| alert.id)
+        .collect()
+}
+
+/// These occur in this order, whatever lies between them.
+fn in_this_order(all: &[u16], wanted: &[u16]) -> bool {
+    let mut rest = all.iter();
+    wanted.iter().all(|id| rest.any(|at| at == id))
+}
+
+#[test]
+fn without_a_forced_stop_a_cut_makes_both_active_and_both_say_so() {
+    let (mut world, owner) = served(Profile::Nothing, |_| {});
+    let before = world.alerts.len();
+    begin(&mut world, Fault::Cut(Line::between_nodes()));
+    comes_true(&mut world, 30_000, |world| {
+        world.serves(0) && world.serves(1)
+    });
+    world.run_until(world.now_ms + 5_000);
+    assert!(world.has_alert(1 - owner, alert::MAY_BE_ACTIVE_TWICE.id));
+    world.end(&trouble(0, Fault::Cut(Line::between_nodes())));
+    world.run_until(world.now_ms + 5_000);
+    for node in 0..2 {
+        let said = world.alerts[before..]
+            .iter()
+            .any(|(_, at, alert)| *at == node && alert.id == alert::BOTH_ACTIVE.id);
+        assert!(
+            said,
+            "node {node} says that both are active\n{}",
+            story(&world)
+        );
+    }
+    // One command ends it.
+    let request = CommandRequest::GroupResolve {
+        group: GROUP.into(),
+        keep: NAMES[owner].into(),
+    };
+    let id = world.command(owner, request);
+    comes_true(&mut world, 60_000, |world| {
+        let joined = world.mirrors[owner]
+            .process
+            .as_ref()
+            .is_some_and(|process| process.link.is_some());
+        joined && world.serves(owner) && !world.serves(1 - owner)
+    });
+    world.run_until(world.now_ms + 3_000);
+    assert!(
+        world
+            .outcomes
+            .iter()
+            .any(|(at, result)| *at == id && result.is_ok()),
+        "{}",
+        story(&world)
+    );
+}
+
+#[test]
+fn with_a_forced_stop_a_cut_leaves_the_owner_and_stops_the_other_first() {
+    let (mut world, owner) = served(Profile::Classic, |_| {});
+    begin(&mut world, Fault::Cut(Line::between_nodes()));
+    comes_true(&mut world, 30_000, |world| world.checker.forced_stops > 0);
+    comes_true(&mut world, 5_000, |world| world.serves(owner));
+    assert_eq!(world.checker.forced_stops, 1);
+    let wanted = [
+        alert::PEER_DOWN.id,
+        alert::STOP_REQUESTED.id,
+        alert::STOP_COMPLETED.id,
+    ];
+    assert!(
+        in_this_order(&ids(&world, owner), &wanted),
+        "{}",
+        story(&world)
+    );
+    in_order(&world);
+}
+
+#[test]
+fn when_the_owner_dies_it_is_stopped_before_its_group_starts_elsewhere() {
+    let (mut world, owner) = served(Profile::Classic, |_| {});
+    begin(&mut world, Fault::FreezeBoth(owner));
+    world.machines[owner].agent_frozen_until_ms = u64::MAX;
+    world.machines[owner].mirror_frozen_until_ms = u64::MAX;
+    comes_true(&mut world, 40_000, |world| world.serves(1 - owner));
+    world.run_until(world.now_ms + 1_000);
+    let wanted = [
+        alert::PEER_DOWN.id,
+        alert::STOP_REQUESTED.id,
+        alert::STOP_COMPLETED.id,
+        alert::FAILING_OVER.id,
+        alert::GROUP_STARTED.id,
+        alert::FAILED_OVER.id,
+    ];
+    assert!(
+        in_this_order(&ids(&world, 1 - owner), &wanted),
+        "{}",
+        story(&world)
+    );
+    in_order(&world);
+}
+
+#[test]
+fn with_a_witness_a_cut_leaves_exactly_one_node_answering() {
+    let (mut world, _) = served(Profile::Witness, |_| {});
+    begin(&mut world, Fault::Cut(Line::between_nodes()));
+    world.run_until(world.now_ms + 15_000);
+    assert!(world.serves(0) != world.serves(1), "{}", story(&world));
+    in_order(&world);
+}
+
+#[test]
+fn with_a_witness_an_owner_that_loses_all_its_lines_answers_nothing_and_the_other_takes_over() {
+    let (mut world, owner) = served(Profile::Witness, |_| {});
+    begin(&mut world, Fault::Cut(Line::of_node(owner)));
+    comes_true(&mut world, 20_000, |world| world.serves(1 - owner));
+    world.run_until(world.now_ms + 5_000);
+    assert!(!world.serves(owner), "{}", story(&world));
+    in_order(&world);
+}
+
+#[test]
+fn a_primary_that_was_stopped_past_the_time_out_answers_nothing_when_it_wakes() {
+    for profile in [Profile::Witness, Profile::WitnessAndStop] {
+        let (mut world, owner) = served(profile, |_| {});
+        world.begin(&trouble(12_000, Fault::FreezeBoth(owner)));
+        comes_true(&mut world, 12_000, |world| world.serves(1 - owner));
+        world.run_until(world.now_ms + 40_000);
+        in_order(&world);
+        assert!(world.serves(1 - owner), "{}", story(&world));
+        assert!(!world.serves(owner), "{}", story(&world));
+    }
+}
+
+#[test]
+fn a_paused_virtual_machine_answers_nothing_stale_with_round_trips() {
+    let (mut world, owner) = served(Profile::Witness, |settings| settings.round_trip = true);
+    world.begin(&trouble(15_000, Fault::Pause(owner)));
+    comes_true(&mut world, 15_000, |world| world.serves(1 - owner));
+    world.run_until(world.now_ms + 30_000);
+    in_order(&world);
+    assert!(world.serves(0) != world.serves(1), "{}", story(&world));
+}
+
+#[test]
+fn a_switchover_loses_nothing_and_stops_nobody() {
+    for profile in [Profile::Classic, Profile::Witness, Profile::WitnessAndStop] {
+        let (mut world, owner) = served(profile, |_| {});
+        for from in [owner, owner] {
+            let was = usize::from(world.serves(1));
+            let request = CommandRequest::Switchover {
+                group: GROUP.into(),
+                to: Some(NAMES[1 - was].into()),
+            };
+            let id = world.command(from, request);
+            comes_true(&mut world, 15_000, |world| {
+                world.outcomes.iter().any(|(at, _)| *at == id)
+            });
+            let outcome = world.outcomes.iter().find(|(at, _)| *at == id);
+            assert!(
+                outcome.is_some_and(|(_, result)| result.is_ok()),
+                "{}",
+                story(&world)
+            );
+            comes_true(&mut world, 3_000, |world| world.serves(1 - was));
+            world.run_until(world.now_ms + 5_000);
+            in_order(&world);
+        }
+        assert_eq!(world.checker.forced_stops, 0);
+    }
+}
+
+#[test]
+fn a_lone_node_with_possibly_old_data_waits_and_says_for_whom() {
+    for profile in [Profile::Classic, Profile::Witness] {
+        let (mut world, owner) = served(profile, |_| {});
+        let other = 1 - owner;
+        // It misses what the owner writes next, and comes back alone.
+        world.power_off(other);
+        comes_true(&mut world, 30_000, |world| {
+            world.mirrors[owner].disk.peer_outdated && world.serves(owner)
+        });
+        world.run_until(world.now_ms + 3_000);
+        world.power_off(owner);
+        world.machines[owner].boot_ms = None;
+        world.machines[other].boot_ms = Some(world.now_ms + 500);
+        world.run_until(world.now_ms + 60_000);
+        world.machines[owner].boot_ms = None;
+        assert!(!world.serves(other), "{}", story(&world));
+        assert!(
+            world.has_alert(other, alert::GROUP_WAITS.id),
+            "{}",
+            story(&world)
+        );
+        world.machines[owner].boot_ms = Some(world.now_ms + 500);
+        comes_true(&mut world, 60_000, |world| {
+            world.serves(0) || world.serves(1)
+        });
+        in_order(&world);
+    }
+}
+
+#[test]
+fn standby_moves_the_group_and_active_lets_the_node_take_over_again() {
+    let (mut world, owner) = served(Profile::WitnessAndStop, |_| {});
+    let node = NAMES[owner].to_owned();
+    world.command(owner, CommandRequest::NodeStandby { node: node.clone() });
+    comes_true(&mut world, 15_000, |world| world.serves(1 - owner));
+    world.run_until(world.now_ms + 5_000);
+    // It is on standby: nothing comes back to it when the other dies.
+    world.command(owner, CommandRequest::NodeActive { node });
+    world.run_until(world.now_ms + 2_000);
+    world.power_off(1 - owner);
+    world.machines[1 - owner].boot_ms = None;
+    comes_true(&mut world, 30_000, |world| world.serves(owner));
+    in_order(&world);
+}
+
+#[test]
+fn each_daemon_may_die_under_load_and_service_goes_on_or_returns() {
+    for profile in [Profile::Classic, Profile::Witness, Profile::WitnessAndStop] {
+        for (mirror, at_owner) in [(false, true), (false, false), (true, true), (true, false)] {
+            let (mut world, owner) = served(profile, |_| {});
+            let node = if at_owner { owner } else { 1 - owner };
+            let fault = if mirror {
+                Fault::KillMirror(node)
+            } else {
+                Fault::KillAgent(node)
+            };
+            world.begin(&trouble(1_000, fault));
+            world.run_until(world.now_ms + 500);
+            comes_true(&mut world, 40_000, |world| {
+                world.serves(0) != world.serves(1)
+                    && world.machines.iter().all(|machine| machine.agent.is_some())
+            });
+            world.run_until(world.now_ms + 10_000);
+            assert!(world.serves(0) != world.serves(1), "{}", story(&world));
+            assert_eq!(world.checker.forced_stops, 0, "{}", story(&world));
+            in_order(&world);
+        }
+    }
+}
+
+#[test]
+fn a_witness_that_lost_its_file_is_told_again_and_grants_again() {
+    let (mut world, owner) = served(Profile::Witness, |_| {});
+    world.begin(&trouble(2_000, Fault::WitnessLosesFile));
+    world.run_until(world.now_ms + 2_000);
+    world.end(&trouble(0, Fault::WitnessLosesFile));
+    comes_true(&mut world, 20_000, |world| !world.witness.knows_nothing());
+    world.run_until(world.now_ms + 3_000);
+    assert!(world.serves(owner), "{}", story(&world));
+    world.power_off(owner);
+    world.machines[owner].boot_ms = None;
+    comes_true(&mut world, 30_000, |world| world.serves(1 - owner));
+    in_order(&world);
+}
+
+#[test]
+fn a_restart_of_the_disk_by_its_monitor_gets_a_new_grant() {
+    let (mut world, owner) = served(Profile::Witness, |_| {});
+    world.begin(&trouble(200, Fault::KillMirror(owner)));
+    world.run_until(world.now_ms + 1_000);
+    comes_true(&mut world, 20_000, |world| {
+        world.serves(0) || world.serves(1)
+    });
+    in_order(&world);
+}

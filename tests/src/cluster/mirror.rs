@@ -1,0 +1,995 @@
+//! A model of one side of a mirror: what an agent may rely on, and no more.
+//!
+//! It stands for these rules of `mirror-core`, whose own simulator proves that volumes keep them:
+//!
+//! * a write is done when both sides have it, or when it is on record here that the peer is outdated (D5);
+//! * with `hold` that record is made only after a word that the peer is down, or after its goodbye;
+//! * a promotion needs current data and the peer's leave; without a link it needs a grant, or the word
+//!   that the peer is down and a peer that was seen in this run;
+//! * with an arbiter a promotion needs an epoch above any that this side has seen, and a side that gave
+//!   its word to a lost primary waits until that word is over;
+//! * every answer passes a gate: open, frozen or failing by order; with an arbiter it needs a live lease,
+//!   a lease confirmed on a request made after the work, or the peer's word of a moment ago (A3);
+//! * a later epoch seen ends the role, and the data here is outdated;
+//! * a daemon that restarts is secondary, has seen no peer, and holds no lease.
+//!
+//! It knows nothing of blocks, extents or disks that lose power: a write that was applied is durable.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use agent::node::event::{Grant, MirrorCommand, MirrorView, Permit};
+
+use super::data::Writes;
+
+/// How long a word of the peer counts, and how long whoever gave one waits (`WORD_MS`, `WORD_OVER_MS`).
+const WORD_MS: u64 = 1_000;
+const WORD_OVER_MS: u64 = 1_100;
+/// A link on which nothing was heard for so long is given up.
+const PEER_TIMEOUT_MS: u64 = 1_000;
+const KEEPALIVE_MS: u64 = 200;
+/// A promotion that waits for the peer, or for a word to be over, waits no longer.
+const PROMOTE_MS_MAX: u64 = 3_000;
+/// Bytes that one write stands for.
+const WRITE_BYTES: u64 = 4096;
+
+/// What outlives the process.
+#[derive(Debug, Clone, Default)]
+pub struct Disk {
+    pub epoch: u64,
+    pub generation: u64,
+    pub ancestors: Vec<u64>,
+    /// Written alone since this generation; zero: not.
+    pub base: u64,
+    pub outdated: bool,
+    pub inconsistent: bool,
+    pub primary: bool,
+    pub last_primary: bool,
+    pub peer_outdated: bool,
+    pub peer_confirmed_down: bool,
+    pub discard_local: bool,
+    pub data: Writes,
+}
+
+impl Disk {
+    pub fn is_current(&self) -> bool {
+        !self.outdated && !self.inconsistent
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message {
+    KeepAlive,
+    /// The sender broke the link.
+    End,
+    State {
+        primary: bool,
+        current: bool,
+    },
+    Write {
+        number: usize,
+        asked_ms: u64,
+    },
+    /// `given_ms` is true time, for the checker.
+    Ack {
+        number: usize,
+        asked_ms: u64,
+        given_ms: u64,
+    },
+    Confirm {
+        question: u64,
+        asked_ms: u64,
+    },
+    Confirmed {
+        question: u64,
+        asked_ms: u64,
+        given_ms: u64,
+    },
+    PromoteRequest {
+        epoch: u64,
+    },
+    PromoteReply {
+        granted: bool,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub struct Link {
+    pub session: u64,
+    pub heard_ms: u64,
+    said_ms: u64,
+    pub replicating: bool,
+    pub peer_primary: bool,
+    pub peer_current: bool,
+}
+
+impl Link {
+    pub fn new(
+        session: u64,
+        now_ms: u64,
+        replicating: bool,
+        peer_primary: bool,
+        peer_current: bool,
+    ) -> Self {
+        Self {
+            session,
+            heard_ms: now_ms,
+            said_ms: now_ms,
+            replicating,
+            peer_primary,
+            peer_current,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Open,
+    Frozen,
+    Failing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    Write(usize),
+    Read,
+}
+
+/// An answer to a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    pub what: What,
+    pub ok: bool,
+    /// The promotion by which this side answers.
+    pub promotion: u64,
+    pub epoch: u64,
+    /// True time at which it was certain that this side might answer.
+    pub proved_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// The peer has been asked.
+    AtPeer,
+    /// The peer will not have it.
+    Alone,
+    /// Done; the peer acknowledged it, asked then.
+    Done { word: Option<Word> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Word {
+    asked_ms: u64,
+    given_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    what: What,
+    work: Work,
+    /// First question to the peer that is put after the work was done; zero: none yet.
+    question: u64,
+    ticket: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Promoting {
+    id: u64,
+    permit: Permit,
+    since_ms: u64,
+    asked: bool,
+}
+
+/// What dies with `mirrord`.
+#[derive(Debug)]
+pub struct Process {
+    pub primary: bool,
+    /// Number of the present promotion, over the whole cluster.
+    pub promotion: u64,
+    pub link: Option<Link>,
+    pub peer_seen: bool,
+    pub split_brain: bool,
+    /// No new link before that.
+    pub retry_ms: u64,
+    alone_durable: bool,
+    promoting: Option<Promoting>,
+    pub outcomes: BTreeMap<u64, Result<(), String>>,
+    order: Order,
+    lease: Option<Grant>,
+    pending: VecDeque<Pending>,
+    question: u64,
+    question_ms: Option<u64>,
+    ticket: u64,
+    vouched_ms: u64,
+    pub outbox: Vec<Message>,
+    pub answers: Vec<Answer>,
+    /// Copied to, or from; until then.
+    pub resync_until_ms: Option<u64>,
+    pub is_source: bool,
+}
+
+/// How the mirror is configured.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    pub arbiter: bool,
+    pub round_trip: bool,
+    pub hold: bool,
+    /// First in the order of the configuration.
+    pub first: bool,
+    /// A mistake on purpose: answers need no lease.
+    pub no_gate: bool,
+    /// A mistake on purpose: orders to freeze are not followed.
+    pub ignores_freeze: bool,
+}
+
+#[derive(Debug)]
+pub struct Mirror {
+    pub rules: Rules,
+    pub disk: Disk,
+    pub process: Option<Process>,
+}
+
+impl Process {
+    fn new(now_ms: u64) -> Self {
+        Self {
+            primary: false,
+            promotion: 0,
+            link: None,
+            peer_seen: false,
+            split_brain: false,
+            retry_ms: now_ms + 200,
+            alone_durable: false,
+            promoting: None,
+            outcomes: BTreeMap::new(),
+            order: Order::Open,
+            lease: None,
+            pending: VecDeque::new(),
+            question: 0,
+            question_ms: None,
+            ticket: now_ms << 10,
+            vouched_ms: now_ms,
+            outbox: Vec::new(),
+            answers: Vec::new(),
+            resync_until_ms: None,
+            is_source: false,
+        }
+    }
+
+    /// The peer has everything.
+    pub fn end_alone(&mut self) {
+        self.alone_durable = false;
+        for pending in &mut self.pending {
+            if pending.work == Work::Alone {
+                pending.work = Work::Done { word: None };
+            }
+        }
+    }
+
+    fn is_replicating(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.replicating)
+    }
+}
+
+impl Mirror {
+    pub fn new(rules: Rules) -> Self {
+        let disk = Disk {
+            epoch: 1,
+            generation: 1,
+            ..Disk::default()
+        };
+        Self {
+            rules,
+            disk,
+            process: None,
+        }
+    }
+
+    pub fn start(&mut self, now_ms: u64) {
+        if self.process.is_none() {
+            self.process = Some(Process::new(now_ms));
+        }
+    }
+
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    pub fn is_primary(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.primary)
+    }
+
+    pub fn view(&self, now_ms: u64) -> Option<MirrorView> {
+        let process = self.process.as_ref()?;
+        let link = process.link.as_ref();
+        let copying = process.resync_until_ms.is_some();
+        Some(MirrorView {
+            primary: process.primary,
+            peer_primary: link.is_some_and(|link| link.peer_primary),
+            connected: link.is_some(),
+            split_brain: process.split_brain,
+            current: self.disk.is_current(),
+            peer_current: link.is_some_and(|link| link.peer_current),
+            outdated: self.disk.outdated && !self.disk.inconsistent,
+            peer_outdated: self.disk.peer_outdated,
+            out_of_sync_bytes: if copying || (link.is_none() && self.disk.peer_outdated) {
+                WRITE_BYTES
+            } else {
+                0
+            },
+            suspended: self.is_suspended(),
+            frozen: self.is_frozen(now_ms),
+            epoch: self.disk.epoch,
+            confirm_wanted: if self.rules.arbiter {
+                process.ticket
+            } else {
+                0
+            },
+            heard_ms: link.map(|link| now_ms.saturating_sub(link.heard_ms)),
+        })
+    }
+
+    fn is_suspended(&self) -> bool {
+        let Some(process) = &self.process else {
+            return false;
+        };
+        process.primary
+            && self.rules.hold
+            && !process.is_replicating()
+            && !process.alone_durable
+            && !self.may_go_alone()
+    }
+
+    fn may_go_alone(&self) -> bool {
+        !self.rules.hold || self.disk.peer_confirmed_down
+    }
+
+    fn is_frozen(&self, now_ms: u64) -> bool {
+        let Some(process) = &self.process else {
+            return false;
+        };
+        process.order != Order::Open || (process.primary && !self.can_prove(now_ms))
+    }
+
+    fn is_live(&self, now_ms: u64) -> bool {
+        self.process
+            .as_ref()
+            .and_then(|process| process.lease)
+            .is_some_and(|lease| lease.epoch == self.disk.epoch && now_ms < lease.deadline_ms)
+    }
+
+    fn can_prove(&self, now_ms: u64) -> bool {
+        !self.rules.arbiter
+            || self.rules.no_gate
+            || self.is_live(now_ms)
+            || self.process.as_ref().is_some_and(Process::is_replicating)
+    }
+
+    /// A mount gets what it asks for.
+    pub fn is_serving(&self, now_ms: u64) -> bool {
+        self.is_primary() && !self.is_frozen(now_ms) && !self.is_suspended()
+    }
+
+    /// The block device answers at all, late or not.
+    pub fn is_in_service(&self) -> bool {
+        self.process
+            .as_ref()
+            .is_some_and(|process| process.primary && process.order != Order::Failing)
+    }
+
+    pub fn command(&mut self, now_ms: u64, command: MirrorCommand) -> Result<(), String> {
+        let arbiter = self.rules.arbiter;
+        let Some(process) = &mut self.process else {
+            return Err("mirrord does not answer".into());
+        };
+        match command {
+            MirrorCommand::Lease {
+                epoch,
+                deadline_ms,
+                confirmed,
+            } => {
+                if !arbiter || !process.primary || epoch != self.disk.epoch {
+                    return Err("not-its-epoch".into());
+                }
+                let deadline_ms = match process.lease {
+                    Some(lease) if lease.epoch == epoch => lease.deadline_ms.max(deadline_ms),
+                    _ => deadline_ms,
+                };
+                process.lease = Some(Grant { epoch, deadline_ms });
+                self.on_confirmed_lease(now_ms, confirmed);
+                Ok(())
+            }
+            MirrorCommand::Freeze => {
+                if process.order == Order::Open && !self.rules.ignores_freeze {
+                    process.order = Order::Frozen;
+                }
+                Ok(())
+            }
+            MirrorCommand::Thaw => {
+                process.order = Order::Open;
+                Ok(())
+            }
+            MirrorCommand::FailIo => {
+                process.order = Order::Failing;
+                self.fail_all();
+                Ok(())
+            }
+            MirrorCommand::Outdate => {
+                if process.primary || process.promoting.is_some() {
+                    return Err("is-primary".into());
+                }
+                self.disk.outdated = true;
+                self.break_link(now_ms);
+                Ok(())
+            }
+            MirrorCommand::PeerDown => {
+                if !process.primary {
+                    return Err("not-primary".into());
+                }
+                if process.link.is_none() {
+                    self.disk.peer_confirmed_down = true;
+                }
+                Ok(())
+            }
+            MirrorCommand::EpochSeen { epoch } => {
+                if !arbiter {
+                    return Err("no-arbiter".into());
+                }
+                if epoch > self.disk.epoch {
+                    self.step_aside();
+                    self.break_link(now_ms);
+                }
+                Ok(())
+            }
+            MirrorCommand::DiscardLocal => {
+                if process.primary {
+                    return Err("primary".into());
+                }
+                if process.link.is_some() {
+                    return Err("no-split-brain".into());
+                }
+                self.disk.discard_local = true;
+                process.split_brain = false;
+                process.retry_ms = now_ms;
+                Ok(())
+            }
+        }
+    }
+
+    /// The arbiter granted a later epoch to the other side.
+    pub fn step_aside(&mut self) {
+        self.fail_all();
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        process.primary = false;
+        process.alone_durable = false;
+        process.lease = None;
+        if process.order == Order::Failing {
+            process.order = Order::Open;
+        }
+        if let Some(promoting) = process.promoting.take() {
+            process
+                .outcomes
+                .insert(promoting.id, Err("superseded".into()));
+        }
+        self.disk.primary = false;
+        self.disk.outdated = true;
+        self.disk.discard_local |= self.disk.base != 0;
+    }
+
+    pub fn promote(&mut self, now_ms: u64, id: u64, permit: Permit) {
+        let refused = self.refuse_promotion(permit);
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        if let Some(outcome) = refused {
+            process.outcomes.insert(id, outcome);
+            return;
+        }
+        process.promoting = Some(Promoting {
+            id,
+            permit,
+            since_ms: now_ms,
+            asked: false,
+        });
+        let follows = process.link.as_ref().is_some_and(|link| link.peer_primary);
+        if follows && permit.grant.is_some() {
+            // It stops acknowledging before it is primary itself.
+            self.break_link(now_ms);
+        }
+    }
+
+    fn refuse_promotion(&self, permit: Permit) -> Option<Result<(), String>> {
+        let process = self.process.as_ref()?;
+        let own = self.disk.epoch;
+        if process.primary {
+            return Some(match permit.grant {
+                Some(grant) if grant.epoch < own => Err("grant-is-old".into()),
+                _ => Ok(()),
+            });
+        }
+        if process.promoting.is_some() {
+            return Some(Err("busy".into()));
+        }
+        match (permit.grant, self.rules.arbiter) {
+            (None, true) => return Some(Err("no-grant".into())),
+            (Some(grant), true) if grant.epoch <= own => return Some(Err("grant-is-old".into())),
+            _ => {}
+        }
+        if !self.disk.is_current() {
+            return Some(Err("outdated or inconsistent".into()));
+        }
+        None
+    }
+
+    pub fn forget(&mut self, id: u64) {
+        if let Some(process) = &mut self.process {
+            process.outcomes.remove(&id);
+        }
+    }
+
+    fn advance_promotion(&mut self, now_ms: u64, next_promotion: &mut u64) {
+        let Some(promoting) = self.process.as_ref().and_then(|process| process.promoting) else {
+            return;
+        };
+        let give_up = |mirror: &mut Self, reason: &str| {
+            if let Some(process) = &mut mirror.process {
+                process.promoting = None;
+                process.outcomes.insert(promoting.id, Err(reason.into()));
+            }
+        };
+        if now_ms.saturating_sub(promoting.since_ms) >= PROMOTE_MS_MAX {
+            return give_up(self, "the peer does not agree in time");
+        }
+        if !self.disk.is_current() {
+            return give_up(self, "outdated or inconsistent");
+        }
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        if let Some(link) = &process.link {
+            if link.peer_primary {
+                return give_up(self, "peer-is-primary");
+            }
+            if !promoting.asked {
+                let epoch = promoting
+                    .permit
+                    .grant
+                    .map_or(self.disk.epoch + 1, |grant| grant.epoch);
+                process.outbox.push(Message::PromoteRequest { epoch });
+                process.promoting = Some(Promoting {
+                    asked: true,
+                    ..promoting
+                });
+            }
+            return;
+        }
+        if promoting.asked {
+            return give_up(self, "peer-lost");
+        }
+        if promoting.permit.grant.is_some() {
+            if now_ms < process.vouched_ms + WORD_OVER_MS {
+                return;
+            }
+        } else if !process.peer_seen {
+            return give_up(self, "peer-not-seen");
+        } else if !promoting.permit.peer_down {
+            return give_up(self, "peer-may-be-ahead");
+        }
+        self.disk.peer_confirmed_down |= promoting.permit.peer_down;
+        self.become_primary(next_promotion);
+    }
+
+    fn become_primary(&mut self, next_promotion: &mut u64) {
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        let Some(promoting) = process.promoting.take() else {
+            return;
+        };
+        *next_promotion += 1;
+        process.primary = true;
+        process.promotion = *next_promotion;
+        process.alone_durable = false;
+        process.lease = promoting.permit.grant;
+        if process.order == Order::Failing {
+            process.order = Order::Open;
+        }
+        self.disk.epoch = promoting
+            .permit
+            .grant
+            .map_or(self.disk.epoch + 1, |grant| grant.epoch);
+        self.disk.primary = true;
+        self.disk.last_primary = true;
+        process.outcomes.insert(promoting.id, Ok(()));
+        process.outbox.push(Message::State {
+            primary: true,
+            current: true,
+        });
+        if let Some(link) = &mut process.link {
+            link.replicating = true;
+        }
+    }
+
+    /// False: requests wait for the lost peer's fate.
+    pub fn demote(&mut self, force: bool) -> bool {
+        if !self.is_primary() {
+            return true;
+        }
+        let waits = self
+            .process
+            .as_ref()
+            .is_some_and(|process| !process.pending.is_empty());
+        if waits && !force {
+            return false;
+        }
+        self.fail_all();
+        if let Some(process) = &mut self.process {
+            process.primary = false;
+            process.alone_durable = false;
+            process.lease = None;
+            if process.order == Order::Failing {
+                process.order = Order::Open;
+            }
+            process.outbox.push(Message::State {
+                primary: false,
+                current: self.disk.is_current(),
+            });
+        }
+        self.disk.primary = false;
+        true
+    }
+
+    /// Clients beyond the limit wait outside.
+    pub fn can_take_request(&self) -> bool {
+        self.process
+            .as_ref()
+            .is_some_and(|process| process.primary && process.pending.len() < 4)
+    }
+
+    pub fn submit(&mut self, now_ms: u64, what: What) {
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        if process.order == Order::Failing || !process.primary {
+            return;
+        }
+        let work = match what {
+            What::Read => Work::Done { word: None },
+            What::Write(number) => {
+                self.disk.data.insert(number);
+                if process.is_replicating() {
+                    process.outbox.push(Message::Write {
+                        number,
+                        asked_ms: now_ms,
+                    });
+                    Work::AtPeer
+                } else {
+                    Work::Alone
+                }
+            }
+        };
+        process.pending.push_back(Pending {
+            what,
+            work,
+            question: 0,
+            ticket: 0,
+        });
+    }
+
+    pub fn fail_all(&mut self) {
+        let epoch = self.disk.epoch;
+        if let Some(process) = &mut self.process {
+            for pending in process.pending.drain(..) {
+                process.answers.push(Answer {
+                    what: pending.what,
+                    ok: false,
+                    promotion: process.promotion,
+                    epoch,
+                    proved_ms: 0,
+                });
+            }
+        }
+    }
+
+    pub fn break_link(&mut self, now_ms: u64) {
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        if process.link.take().is_none() {
+            return;
+        }
+        process.outbox.push(Message::End);
+        process.retry_ms = now_ms + 300;
+        process.question_ms = None;
+        process.resync_until_ms = None;
+        for pending in &mut process.pending {
+            if pending.work == Work::AtPeer {
+                pending.work = Work::Alone;
+            }
+        }
+    }
+
+    /// `true_ms` is for the checker alone.
+    pub fn receive(
+        &mut self,
+        now_ms: u64,
+        true_ms: u64,
+        session: u64,
+        sender_epoch: u64,
+        message: Message,
+        next: &mut u64,
+    ) {
+        let own = self.disk.epoch;
+        let arbiter = self.rules.arbiter;
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        let Some(link) = &mut process.link else {
+            return;
+        };
+        if link.session != session {
+            return;
+        }
+        link.heard_ms = now_ms;
+        if message == Message::End {
+            self.break_link(now_ms);
+            return;
+        }
+        if arbiter && sender_epoch > own && process.primary {
+            self.step_aside();
+            self.break_link(now_ms);
+            return;
+        }
+        match message {
+            Message::KeepAlive | Message::End => {}
+            Message::State { primary, current } => {
+                link.peer_primary = primary;
+                link.peer_current = current;
+            }
+            Message::Write { number, asked_ms } => {
+                if process.primary || (arbiter && sender_epoch < own) {
+                    self.break_link(now_ms);
+                    return;
+                }
+                process.vouched_ms = now_ms;
+                process.outbox.push(Message::Ack {
+                    number,
+                    asked_ms,
+                    given_ms: true_ms,
+                });
+                self.disk.data.insert(number);
+            }
+            Message::Ack {
+                number,
+                asked_ms,
+                given_ms,
+            } => {
+                let word = Some(Word { asked_ms, given_ms });
+                for pending in &mut process.pending {
+                    if pending.what == What::Write(number) && pending.work == Work::AtPeer {
+                        pending.work = Work::Done { word };
+                    }
+                }
+            }
+            Message::Confirm { question, asked_ms } => {
+                if !process.primary && process.promoting.is_none() && sender_epoch == own {
+                    process.vouched_ms = now_ms;
+                    process.outbox.push(Message::Confirmed {
+                        question,
+                        asked_ms,
+                        given_ms: true_ms,
+                    });
+                }
+            }
+            Message::Confirmed {
+                question,
+                asked_ms,
+                given_ms,
+            } => {
+                process.question_ms = None;
+                let word = Word { asked_ms, given_ms };
+                for pending in &mut process.pending {
+                    if let Work::Done { word: old } = &mut pending.work
+                        && pending.question != 0
+                        && pending.question <= question
+                    {
+                        *old = Some(word);
+                    }
+                }
+            }
+            Message::PromoteRequest { epoch } => {
+                let racing = process.promoting.is_some() && self.rules.first;
+                let copying = process.resync_until_ms.is_some();
+                let granted = !(process.primary || racing || copying || (arbiter && epoch <= own));
+                if granted {
+                    link.peer_primary = true;
+                    self.disk.epoch = own.max(epoch);
+                    self.disk.last_primary = false;
+                }
+                process.outbox.push(Message::PromoteReply { granted });
+            }
+            Message::PromoteReply { granted } => {
+                let Some(promoting) = process.promoting.filter(|promoting| promoting.asked) else {
+                    return;
+                };
+                if granted && self.disk.is_current() {
+                    self.become_primary(next);
+                } else {
+                    process.promoting = None;
+                    process
+                        .outcomes
+                        .insert(promoting.id, Err("peer-refused".into()));
+                }
+            }
+        }
+    }
+
+    fn on_confirmed_lease(&mut self, now_ms: u64, confirmed: u64) {
+        let live = self.is_live(now_ms);
+        let epoch = self.disk.epoch;
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        if !live || !self.rules.round_trip || process.order != Order::Open {
+            return;
+        }
+        let promotion = process.promotion;
+        let (go, stay): (VecDeque<_>, VecDeque<_>) =
+            process.pending.drain(..).partition(|pending: &Pending| {
+                matches!(pending.work, Work::Done { .. })
+                    && pending.ticket != 0
+                    && pending.ticket <= confirmed
+            });
+        process.pending = stay;
+        for pending in go {
+            process.answers.push(Answer {
+                what: pending.what,
+                ok: true,
+                promotion,
+                epoch,
+                // When the arbiter confirmed; the world knows better and fills it in.
+                proved_ms: 0,
+            });
+        }
+    }
+
+    /// One moment of a process that runs.
+    pub fn tick(
+        &mut self,
+        now_ms: u64,
+        true_ms: u64,
+        next_promotion: &mut u64,
+        next_generation: &mut u64,
+    ) {
+        self.watch_link(now_ms);
+        self.advance_promotion(now_ms, next_promotion);
+        self.go_alone(next_generation);
+        self.advance_gate(now_ms, true_ms);
+    }
+
+    fn watch_link(&mut self, now_ms: u64) {
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        let Some(link) = &mut process.link else {
+            return;
+        };
+        if now_ms.saturating_sub(link.heard_ms) >= PEER_TIMEOUT_MS {
+            self.break_link(now_ms);
+            return;
+        }
+        if now_ms.saturating_sub(link.said_ms) >= KEEPALIVE_MS {
+            link.said_ms = now_ms;
+            process.outbox.push(Message::KeepAlive);
+        }
+    }
+
+    fn go_alone(&mut self, next_generation: &mut u64) {
+        let may = self.may_go_alone();
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        if !process.primary || process.link.is_some() {
+            return;
+        }
+        let waits = process
+            .pending
+            .iter()
+            .any(|pending| pending.work == Work::Alone);
+        if waits && !process.alone_durable && may {
+            process.alone_durable = true;
+            *next_generation += 1;
+            let disk = &mut self.disk;
+            disk.peer_outdated = true;
+            disk.ancestors.push(disk.generation);
+            if disk.base == 0 {
+                disk.base = disk.generation;
+            }
+            disk.generation = *next_generation;
+        }
+        if process.alone_durable {
+            for pending in &mut process.pending {
+                if pending.work == Work::Alone {
+                    pending.work = Work::Done { word: None };
+                }
+            }
+        }
+    }
+
+    fn advance_gate(&mut self, now_ms: u64, true_ms: u64) {
+        let (rules, live, epoch) = (self.rules, self.is_live(now_ms), self.disk.epoch);
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        if process.order != Order::Open || !process.primary {
+            return;
+        }
+        let replicating = process.is_replicating();
+        let promotion = process.promotion;
+        let mut stay = VecDeque::new();
+        for pending in process.pending.drain(..) {
+            let Work::Done { word } = pending.work else {
+                stay.push_back(pending);
+                continue;
+            };
+            let fresh =
+                word.filter(|word| replicating && now_ms.saturating_sub(word.asked_ms) <= WORD_MS);
+            let open = !rules.arbiter || rules.no_gate;
+            let proved_ms = if open || (live && !rules.round_trip) {
+                Some(true_ms)
+            } else {
+                fresh.map(|word| word.given_ms)
+            };
+            match proved_ms {
+                Some(proved_ms) => process.answers.push(Answer {
+                    what: pending.what,
+                    ok: true,
+                    promotion,
+                    epoch,
+                    proved_ms,
+                }),
+                None => stay.push_back(pending),
+            }
+        }
+        process.pending = stay;
+        self.ask_for_proof(now_ms, replicating);
+    }
+
+    fn ask_for_proof(&mut self, now_ms: u64, replicating: bool) {
+        let round_trip = self.rules.round_trip;
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        let done = |pending: &Pending| matches!(pending.work, Work::Done { .. });
+        if replicating {
+            let out = process
+                .question_ms
+                .is_some_and(|asked| now_ms.saturating_sub(asked) <= WORD_MS);
+            if !out && process.pending.iter().any(done) {
+                process.question += 1;
+                process.question_ms = Some(now_ms);
+                for pending in &mut process.pending {
+                    if done(pending) && pending.question == 0 {
+                        pending.question = process.question;
+                    }
+                }
+                process.outbox.push(Message::Confirm {
+                    question: process.question,
+                    asked_ms: now_ms,
+                });
+            }
+        } else if round_trip
+            && process
+                .pending
+                .iter()
+                .any(|pending| done(pending) && pending.ticket == 0)
+        {
+            process.ticket += 1;
+            for pending in &mut process.pending {
+                if done(pending) && pending.ticket == 0 {
+                    pending.ticket = process.ticket;
+                }
+            }
+        }
+    }
+}
