@@ -1,6 +1,6 @@
 //! The agent's side of `mirrorctl`: HTTP and JSON on `<run-dir>/agent.sock`.
 //!
-//! [`router`] takes calls and puts them to the agent's own task through an [`AgentPort`]; alerts are read
+//! `router` takes calls and puts them to the agent's own task through an [`AgentPort`]; alerts are read
 //! from their ring without asking it. [`client`] is the other end. The console decides nothing: it passes
 //! commands on and their outcome back. Server, run directory and caller are those of `mirrord`.
 

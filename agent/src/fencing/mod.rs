@@ -1,6 +1,6 @@
 //! Stopping the other node from outside, so that what it ran may be started here.
 //!
-//! Stands between membership and the groups: [`plan`] says whether this node may stop the other, and
+//! Stands between membership and the groups: [`plan()`] says whether this node may stop the other, and
 //! when; [`Fencing`] sees one forced stop through, and tries between times whether one would work.
 //! `docs/forced-stop.md` has the rules in words.
 //!

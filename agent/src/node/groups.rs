@@ -674,6 +674,7 @@ impl Node {
                 });
                 format!("up-to-date data of {mirror} on this node")
             }
+            Reason::Connection => format!("the connection of its mirrors to {peer}"),
             Reason::OtherHasNewer => {
                 format!(
                     "{peer}, which may have newer data; if it is gone for good, start the group by hand"

@@ -86,6 +86,8 @@ pub enum Reason {
     ForcedStopFailed,
     /// The data here is not up to date.
     Data,
+    /// The other node is heard, and its side of the mirrors is not connected: which is newer is not known.
+    Connection,
     /// The data here may be old, and only the other node knows.
     OtherHasNewer,
     FailoverLimit,
@@ -112,6 +114,9 @@ pub fn place(s: &Situation) -> Placement {
     match s.other {
         Other::Starting => Wait(Reason::OtherStarts),
         Other::Up if active_there => Stay,
+        Other::Up if s.able && !s.sure && (s.given || s.preferred || !s.there_able) => {
+            Wait(Reason::Connection)
+        }
         Other::Up if s.given && s.able => Start(Cause::Given),
         Other::Up if s.there_able && !s.given && !s.preferred => Stay,
         Other::Up if !s.able && s.there_able => Stay,
@@ -209,7 +214,7 @@ mod tests {
             );
             let runs_there = !matches!(s.there, State::Offline | State::Failed);
             assert!(!(s.other == Other::Up && runs_there), "active there: {s:?}");
-            assert!(s.other != Other::NeverHeard || s.sure, "{s:?}");
+            assert!(s.sure || s.other == Other::Gone, "{s:?}");
             match cause {
                 Cause::Automatic => assert!(s.automatic_start || s.given, "{s:?}"),
                 Cause::Failover => assert!(s.failover && !s.limited, "{s:?}"),
@@ -258,7 +263,7 @@ mod tests {
                 && s.allowed
                 && s.automatic_start
                 && !(s.starting || s.isolated || s.standby || s.stopped || s.failed);
-            if free && s.able && (s.preferred || !s.there_able) {
+            if free && s.able && s.sure && (s.preferred || !s.there_able) {
                 assert!(matches!(placement, Placement::Start(_)), "{s:?}");
             }
         });

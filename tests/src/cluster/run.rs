@@ -258,8 +258,8 @@ fn needs_operator(world: &World) -> bool {
 }
 
 fn operate(world: &mut World) {
-    for node in 0..2 {
-        let name = NAMES[node].to_owned();
+    for (node, name) in NAMES.into_iter().enumerate() {
+        let name = name.to_owned();
         world.command(node, CommandRequest::NodeActive { node: name });
     }
     let group = GROUP.to_owned();

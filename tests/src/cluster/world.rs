@@ -291,7 +291,7 @@ impl World {
         // The dead agent's children died with it.
         self.machines[node].jobs.clear();
         let states = self.found(node);
-        self.to_agent(node, Event::Found { group: 0, states });
+        self.hand_agent(node, Event::Found { group: 0, states });
     }
 
     fn found(&self, node: usize) -> Vec<State> {
@@ -316,7 +316,7 @@ impl World {
             return;
         }
         while let Some(event) = self.machines[node].inbox.pop_front() {
-            self.to_agent(node, event);
+            self.hand_agent(node, event);
         }
         let node_ms = self.machines[node].clock.read(now_ms);
         let mirror_runs = self.machines[node].mirror_runs(now_ms);
@@ -328,18 +328,18 @@ impl World {
         if news || now_ms >= agent.view_ms + VIEW_MS {
             agent.viewed = Some(view);
             agent.view_ms = now_ms;
-            self.to_agent(node, Event::Mirror { mirror: 0, view });
+            self.hand_agent(node, Event::Mirror { mirror: 0, view });
         }
         let next_ms = now_ms + self.random.between(10, 50);
         if let Some(agent) = &mut self.machines[node].agent
             && now_ms >= agent.tick_ms
         {
             agent.tick_ms = next_ms;
-            self.to_agent(node, Event::Tick);
+            self.hand_agent(node, Event::Tick);
         }
     }
 
-    fn to_agent(&mut self, node: usize, event: Event) {
+    fn hand_agent(&mut self, node: usize, event: Event) {
         let node_ms = self.machines[node].clock.read(self.now_ms);
         if !self.machines[node].agent_runs(self.now_ms) {
             if self.machines[node].agent.is_some() {
@@ -494,7 +494,7 @@ impl World {
         self.say(|| format!("{node} <- {id} {request:?}"));
         self.commands.push((node, run, id));
         let id = CommandId(id);
-        self.to_agent(node, Event::Command { id, request });
+        self.hand_agent(node, Event::Command { id, request });
         self.last_command
     }
 

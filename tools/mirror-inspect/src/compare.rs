@@ -43,7 +43,9 @@ pub fn verdict(
             );
         }
     }
-    let verdict = decide(&me, &peer, initial_sync);
+    // By what the disks hold: whether an arbiter overrules that is in the configuration, not in here.
+    let arbitrated = false;
+    let verdict = decide(&me, &peer, initial_sync, arbitrated);
     Ok(Outcome {
         rule: verdict.rule,
         strategy: verdict.strategy,

@@ -557,10 +557,9 @@ pub async fn unmount(kernel: &Slot, point: &Path, tries: Tries, force: bool) -> 
 
 /// Takes a mount out of sight; the kernel lets go of it when its last user does.
 async fn hide(kernel: &Slot, point: &Path) -> Result<()> {
-    match any_mount_at(kernel, point).await {
-        Ok(None) => return Ok(()),
-        // The call that hangs holds the slot; a second thread is worth the end of this.
-        Ok(Some(_)) | Err(_) => {}
+    // Otherwise the call that hangs holds the slot; a second thread is worth the end of this.
+    if let Ok(None) = any_mount_at(kernel, point).await {
+        return Ok(());
     }
     let owned = point.to_owned();
     let errno = Slot::default()

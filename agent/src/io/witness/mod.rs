@@ -1,7 +1,7 @@
 //! `mirror-witness`: the arbiter on a third host, for many clusters.
 //!
-//! [`http`] takes requests and checks their proof, [`service`] answers them by the rules of
-//! [`crate::arbiter`], and [`state_file`] keeps what must not be forgotten.
+//! `http` takes requests and checks their proof, `service` answers them by the rules of
+//! [`crate::arbiter`], and `state_file` keeps what must not be forgotten.
 
 mod http;
 mod service;

@@ -16,11 +16,11 @@ impl World {
     pub(super) fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Datagram { to, path, bytes } => {
-                self.to_agent(to, Event::Received { path, bytes });
+                self.hand_agent(to, Event::Received { path, bytes });
             }
             Happening::ToAgent { node, run, event } => {
                 if self.run_of(node) == Some(run) {
-                    self.to_agent(node, event);
+                    self.hand_agent(node, event);
                 }
             }
             Happening::AtWitness {
@@ -45,7 +45,7 @@ impl World {
                     Err("the disk gives errors".into())
                 };
                 if self.run_of(node) == Some(run) {
-                    self.to_agent(node, Event::Probed { number, result });
+                    self.hand_agent(node, Event::Probed { number, result });
                 }
             }
             Happening::StopTakesEffect { by, asked_ms } => {

@@ -158,9 +158,9 @@ impl World {
         if one != other {
             return;
         }
-        for node in 0..2 {
+        for (node, side) in sides.into_iter().enumerate() {
             let node_ms = self.machines[node].clock.read(self.now_ms);
-            if let Some((_, true, Some(until_ms))) = sides[node]
+            if let Some((_, true, Some(until_ms))) = side
                 && node_ms >= until_ms
             {
                 settle(&mut self.mirrors, node);
