@@ -19,6 +19,9 @@ use crate::monitor;
 const BY_HAND_MS_MAX: u64 = 30_000;
 /// Failovers that are remembered for the limit.
 const FAILOVERS_MAX: usize = 64;
+/// Looks in a row at which a mirror under a group that is online was no primary, before that counts: the
+/// first may have been on their way since before it was promoted.
+const LOST_VIEWS: u32 = 3;
 
 #[derive(Debug)]
 pub(super) struct Control {
@@ -159,6 +162,9 @@ impl Node {
         let online = self.controls[group].group.state() == State::Online;
         if online == std::mem::replace(&mut self.controls[group].was_online, online) {
             return;
+        }
+        for mirror in self.group_mirrors(group) {
+            self.mirrors[mirror].secondary_views = 0;
         }
         self.fx.push(Effect::Ready {
             group,
@@ -462,8 +468,30 @@ impl Node {
                 self.consider(group);
             }
             self.take_back(group);
+            self.notice_lost_primary(group);
             self.consider_failback(group);
         }
+    }
+
+    /// A mirror that is no longer primary under a group that runs: its daemon was restarted, and what was
+    /// mounted on it is gone. It and what stands on it start again.
+    fn notice_lost_primary(&mut self, group: usize) {
+        if self.controls[group].group.state() != State::Online
+            || self.controls[group].moving.is_some()
+        {
+            return;
+        }
+        let lost = self.config.groups[group].mirrors.iter().position(|mirror| {
+            mirror.is_some_and(|mirror| self.mirrors[mirror].secondary_views >= LOST_VIEWS)
+        });
+        let Some(resource) = lost else { return };
+        let placed = &self.config.groups[group].config;
+        let text = format!(
+            "{} of {} lost its mirror: mirrord was restarted under it. It is started again.",
+            placed.resources[resource].name, placed.name
+        );
+        self.alert(alert::RESOURCE_FAILED, text);
+        self.group_step(group, group::Event::Restart { resource });
     }
 
     /// A group that failed over goes back to the node that it prefers, once that could have run it for a

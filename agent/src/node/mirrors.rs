@@ -19,6 +19,8 @@ const ANSWER_MS: u64 = 10_000;
 #[derive(Debug, Default)]
 pub(super) struct Mirror {
     pub(super) view: Option<MirrorView>,
+    /// Looks in a row at which it was no primary.
+    pub(super) secondary_views: u32,
     /// Connected when the other node took its leave, and up to date: nobody can have newer data.
     pub(super) in_step_at_leave: bool,
     seen: bool,
@@ -61,6 +63,11 @@ impl Node {
     pub(super) fn on_mirror(&mut self, mirror: usize, view: Option<MirrorView>) {
         let before = std::mem::replace(&mut self.mirrors[mirror].view, view);
         let first = !std::mem::replace(&mut self.mirrors[mirror].seen, true);
+        let views = &mut self.mirrors[mirror].secondary_views;
+        *views = match view {
+            Some(view) if !view.primary => views.saturating_add(1),
+            _ => 0,
+        };
         if let Some(rights) = &mut self.rights {
             rights.on_view(mirror, view);
         }
