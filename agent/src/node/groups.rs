@@ -444,6 +444,11 @@ impl Node {
             automatic_start: placed.automatic_start,
             failover: placed.failover,
             limited: self.is_limited(group),
+            linked: self.rights.is_none()
+                && self.group_mirrors(group).into_iter().any(|mirror| {
+                    let view = self.mirrors[mirror].view;
+                    view.is_some_and(|view| view.connected && view.peer_primary)
+                }),
         }
     }
 
@@ -702,6 +707,7 @@ impl Node {
                 });
                 format!("up-to-date data of {mirror} on this node")
             }
+            Reason::Linked => format!("its mirrors to notice that {peer} is gone"),
             Reason::Connection => format!("the connection of its mirrors to {peer}"),
             Reason::OtherHasNewer => {
                 format!(

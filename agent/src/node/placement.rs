@@ -52,6 +52,9 @@ pub struct Situation {
     pub failover: bool,
     /// It failed over too often lately.
     pub limited: bool,
+    /// A mirror of it has not noticed yet that the other, its primary, is gone, and there is no grant to
+    /// tell it so: it would refuse.
+    pub linked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,6 +91,8 @@ pub enum Reason {
     Data,
     /// The other node is heard, and its side of the mirrors is not connected: which is newer is not known.
     Connection,
+    /// Its mirrors have yet to notice that the other node is gone.
+    Linked,
     /// The data here may be old, and only the other node knows.
     OtherHasNewer,
     FailoverLimit,
@@ -131,6 +136,7 @@ pub fn place(s: &Situation) -> Placement {
         Other::Left | Other::Gone if ran_there && !s.failover => Stay,
         Other::Left | Other::Gone if ran_there && s.limited => Wait(Reason::FailoverLimit),
         Other::Left | Other::Gone | Other::NeverHeard if !s.able => Wait(Reason::Data),
+        Other::Gone if s.linked => Wait(Reason::Linked),
         Other::Gone if ran_there => Start(Cause::Failover),
         Other::Left | Other::NeverHeard if !s.sure => Wait(Reason::OtherHasNewer),
         Other::Left if ran_there => Start(Cause::Failover),
@@ -165,7 +171,7 @@ mod tests {
         for here in STATES {
             for other in OTHERS {
                 for there in STATES {
-                    for bits in 0..1u32 << 14 {
+                    for bits in 0..1u32 << 15 {
                         let bit = |at: u32| bits & (1 << at) != 0;
                         let situation = Situation {
                             here,
@@ -185,6 +191,7 @@ mod tests {
                             automatic_start: bit(11),
                             failover: bit(12),
                             limited: bit(13),
+                            linked: bit(14),
                         };
                         check(situation, place(&situation));
                     }
@@ -215,6 +222,7 @@ mod tests {
             let runs_there = !matches!(s.there, State::Offline | State::Failed);
             assert!(!(s.other == Other::Up && runs_there), "active there: {s:?}");
             assert!(s.sure || s.other == Other::Gone, "{s:?}");
+            assert!(!(s.linked && s.other == Other::Gone), "{s:?}");
             match cause {
                 Cause::Automatic => assert!(s.automatic_start || s.given, "{s:?}"),
                 Cause::Failover => assert!(s.failover && !s.limited, "{s:?}"),
