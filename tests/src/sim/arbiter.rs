@@ -360,11 +360,7 @@ impl World {
         let Some((_, sent_ms, question)) = agent.out.take_if(|(out, _, _)| *out == number) else {
             return;
         };
-        let deadline_ms = if self.settings.mutation == Some(Mutation::LeaseCountedFromReply) {
-            self.now_of(node).monotonic_ms + plan.lease_ms
-        } else {
-            sent_ms + plan.held_ms()
-        };
+        let deadline_ms = sent_ms + plan.held_ms();
         let agent = &mut self.arbiter.agents[node];
         match (reply, question) {
             (Reply::Renewed { both }, Question::Renew { epoch, wanted }) => {
