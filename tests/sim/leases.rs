@@ -246,6 +246,35 @@ fn a_frozen_mirror_waits_for_the_word_and_a_failing_one_gives_errors() {
 }
 
 #[test]
+fn what_waited_while_it_was_overwritten_is_answered_where_the_peer_got_the_outcome_alone() {
+    for check in CHECKS {
+        let (mut world, node) = pair(9, check);
+        let peer = other(node);
+        world.arbiter.cut[peer] = true;
+        world.cut(&[0, 1], Some(10));
+        world.write(node, 0..4);
+        done(&mut world, node, Command::Freeze);
+        let ids = [Asked::write(8..12), Asked::write(8..16)].map(|asked| world.submit(node, asked));
+        world.until("this side has both", |world| {
+            world.nodes[node].data.is_idle()
+        });
+        world.heal();
+        world.until("the peer has what is left of them", |world| {
+            world.is_connected(peer)
+                && world
+                    .status(peer)
+                    .is_some_and(|status| status.disk == DiskState::UpToDate)
+        });
+        assert!(ids.iter().all(|id| answered(&world, *id).is_none()));
+        done(&mut world, node, Command::Thaw);
+        for id in ids {
+            assert_eq!(world.answer_to(id), Some(Answer::Done));
+        }
+        world.end_well();
+    }
+}
+
+#[test]
 fn a_secondary_that_is_told_so_is_outdated_until_a_handshake_mends_it() {
     let (mut world, node) = pair(7, LeaseCheck::Clock);
     let peer = other(node);

@@ -250,19 +250,29 @@ impl World {
 
     // --- D5, D8, D13 -----------------------------------------------------------------------
 
-    fn has_applied(&self, node: NodeIndex, pending: &Pending) -> bool {
+    /// This disk got the write, or holds what the other disk got over it: a write whose answer had to wait may
+    /// have been overwritten before a resync brought the outcome of both.
+    fn holds(&self, node: NodeIndex, pending: &Pending) -> bool {
         let disk = &self.nodes[node].data;
+        let elsewhere = &self.nodes[other(node)].data;
         pending.asked.units().all(|unit| {
-            disk.applied_at(unit, pending.tag)
-                .is_some_and(|at| at >= pending.submitted)
+            let got = disk
+                .applied_at(unit, pending.tag)
+                .is_some_and(|at| at >= pending.submitted);
+            let overwritten = elsewhere.applied_at(unit, pending.tag).is_some_and(|at| {
+                elsewhere
+                    .applied_at(unit, disk.current(unit))
+                    .is_some_and(|later| later > at)
+            });
+            got || overwritten
         })
     }
 
     /// An answered write is on both disks, or the side that lacks it is durably known to.
     fn check_answer_is_held(&mut self, node: NodeIndex, id: RequestId, pending: &Pending) {
         let peer = other(node);
-        let here = self.has_applied(node, pending);
-        let there = self.has_applied(peer, pending);
+        let here = self.holds(node, pending);
+        let there = self.holds(peer, pending);
         if !here && !there {
             self.violate("D3", format!("{id:?} was answered and is on no disk"));
         } else if !there {
