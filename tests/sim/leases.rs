@@ -275,6 +275,26 @@ fn what_waited_while_it_was_overwritten_is_answered_where_the_peer_got_the_outco
 }
 
 #[test]
+fn a_peer_that_has_said_hello_is_not_called_down() {
+    let (mut world, node) = pair(10, LeaseCheck::Clock);
+    world.arbiter.cut = [true; 2];
+    world.cut(&[0, 1], Some(10));
+    world.until("the link is lost", |world| !world.is_connected(node));
+    let greetings = |world: &World| {
+        let notices = world.nodes[node].notices.iter();
+        notices.filter(|(kind, _)| *kind == "handshake").count()
+    };
+    let before = greetings(&world);
+    world.heal();
+    world.until("they shake hands", |world| greetings(world) > before);
+    assert!(!world.is_connected(node), "it is too late to ask");
+    done(&mut world, node, Command::PeerDown);
+    world.until("they are in sync", |world| world.is_settled());
+    assert!(!world.status(node).expect("it runs").peer_outdated);
+    world.end_well();
+}
+
+#[test]
 fn a_secondary_that_is_told_so_is_outdated_until_a_handshake_mends_it() {
     let (mut world, node) = pair(7, LeaseCheck::Clock);
     let peer = other(node);

@@ -123,6 +123,11 @@ impl Volume {
         self.link().is_some_and(|link| link.phase != Phase::Ready)
     }
 
+    /// The peer has said hello on this link: whoever calls it down knows less than this side.
+    pub(super) fn has_greeted(&self) -> bool {
+        self.link().is_some_and(|link| link.hello.is_some())
+    }
+
     /// Between hello and ready: what was said of this side must stay true, so client writes wait. A
     /// side that has gone on alone for good says the same whatever is written; it need not wait for
     /// a peer that has yet to say anything, since its disk may hang for hours.

@@ -24,7 +24,7 @@ impl Volume {
         if self.role == Role::Primary {
             match grant {
                 Some(grant) if self.has_arbiter() => self.take_later_grant(id, grant),
-                _ if peer_down && !self.link_ready() => {
+                _ if peer_down && !self.has_greeted() => {
                     self.on_peer_confirmed_down();
                     self.finish_command(id, Ok("already primary; the peer counts as down".into()));
                 }
@@ -134,7 +134,7 @@ impl Volume {
                 "only a primary goes on without its peer",
                 "promote this side first",
             );
-        } else if self.link_ready() {
+        } else if self.has_greeted() {
             self.finish_command(id, Ok("the peer is connected".into()));
         } else {
             self.on_peer_confirmed_down();
@@ -258,7 +258,7 @@ impl Volume {
                 return;
             }
         }
-        if peer_down || force {
+        if (peer_down || force) && !self.has_greeted() {
             self.superblock.peer.confirmed_down = true;
         }
         self.record_promotion(id, force, grant);
