@@ -139,6 +139,18 @@ fn a_node_that_slept_past_its_lease_answers_nothing() {
 }
 
 #[test]
+fn a_flush_that_runs_when_its_node_steps_aside_ends_with_it() {
+    let (mut world, node) = pair(11, LeaseCheck::Clock);
+    world.cut(&[0, 1], Some(10));
+    world.until("the link is lost", |world| !world.is_connected(node));
+    let id = world.submit(node, Asked::Flush);
+    assert_eq!(answered(&world, id), None, "it runs");
+    done(&mut world, node, Command::EpochSeen { epoch: 77 });
+    assert!(matches!(answered(&world, id), Some(Answer::Failed(_))));
+    world.end_well();
+}
+
+#[test]
 fn a_machine_whose_clocks_stood_still_answers_nothing_stale() {
     for seed in 20..30 {
         sleep_through(seed, LeaseCheck::RoundTrip, true);

@@ -158,13 +158,19 @@ impl Volume {
         }
     }
 
+    /// Whatever a client asked for, also of the round that runs: who finishes it may no longer serve then.
     pub(super) fn fail_flushes(&mut self, answer: &Answer) {
         let mut waiters = std::mem::take(&mut self.flushing.next);
-        if self.halted
-            && let Some(round) = self.flushing.round.take()
-        {
-            self.log.end_flush(false, false);
-            waiters.extend(round.waiters);
+        if self.halted {
+            if let Some(round) = self.flushing.round.take() {
+                self.log.end_flush(false, false);
+                waiters.extend(round.waiters);
+            }
+        } else if let Some(round) = &mut self.flushing.round {
+            let requests = round
+                .waiters
+                .extract_if(.., |waiter| matches!(waiter, FlushFor::Request(_)));
+            waiters.extend(requests);
         }
         for waiter in waiters {
             match waiter {
