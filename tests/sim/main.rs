@@ -3,6 +3,7 @@
 
 mod cases;
 mod doubles;
+mod lease_mistakes;
 mod leases;
 mod mutations;
 mod outages;

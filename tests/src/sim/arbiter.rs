@@ -19,6 +19,8 @@ use crate::sim::world::{Happening, World};
 
 /// How long an agent waits for an answer before it asks again.
 const ANSWER_MS_MAX: u64 = 250;
+/// How much later than its mirror an agent may wake.
+const AGENT_WAKES_US_MAX: u64 = 5_000;
 /// Virtual time within which a mirror that is at rest must answer a request.
 const SERVICE_MS_MAX: u64 = 10_000;
 
@@ -97,6 +99,11 @@ impl Arbiter {
 
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// When it last counted a lease anew, on its own clock.
+    pub fn counted_us(&self) -> Option<u64> {
+        self.holder.map(|holder| holder.granted_us)
     }
 
     /// It comes back as somebody who cannot know how old a lease is.
@@ -360,7 +367,11 @@ impl World {
         let Some((_, sent_ms, question)) = agent.out.take_if(|(out, _, _)| *out == number) else {
             return;
         };
-        let deadline_ms = sent_ms + plan.held_ms();
+        let deadline_ms = if self.settings.mutation == Some(Mutation::LeaseCountedFromReply) {
+            self.now_of(node).monotonic_ms + plan.lease_ms
+        } else {
+            sent_ms + plan.held_ms()
+        };
         let agent = &mut self.arbiter.agents[node];
         match (reply, question) {
             (Reply::Renewed { both }, Question::Renew { epoch, wanted }) => {
@@ -376,6 +387,10 @@ impl World {
             }
             (Reply::Granted { epoch }, _) => {
                 let force = self.is_fresh();
+                if !self.network.connected() {
+                    self.nodes[node].superseded = false;
+                    self.nodes[other(node)].superseded = true;
+                }
                 let grant = Some(Grant { epoch, deadline_ms });
                 self.give(
                     node,
@@ -428,8 +443,14 @@ impl World {
             self.nodes[node].stopped_us += self.clock_us - since_us;
         }
         self.trace(|| format!("node {node} wakes"));
+        // Its agent is a process of its own, which runs on no sooner and no later than the other.
+        let agent_us = self.random.between(0, AGENT_WAKES_US_MAX);
         for happening in std::mem::take(&mut self.nodes[node].backlog) {
-            self.schedule(0, happening);
+            let of_agent = matches!(
+                happening,
+                Happening::Agent { .. } | Happening::Nudge { .. } | Happening::Told { .. }
+            );
+            self.schedule(if of_agent { agent_us } else { 0 }, happening);
         }
     }
 

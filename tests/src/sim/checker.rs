@@ -12,6 +12,7 @@ use crate::sim::client::{Asked, Pending};
 use crate::sim::content;
 use crate::sim::disk::Unit;
 use crate::sim::network::{NodeIndex, other};
+use crate::sim::node::SimNode;
 use crate::sim::oracle::{Oracle, Promise};
 use crate::sim::world::World;
 
@@ -403,14 +404,19 @@ impl World {
 
     /// Unflushed writes submitted before this may be missing on a node that begins to serve. While
     /// the nodes are connected either may have been the source for the other: a write must be there
-    /// if one of them held it and ran on.
+    /// if one of them held it and ran on. One that an arbiter took the role from gives nothing back: what was
+    /// answered and never flushed survives one failure, and a cache that was lost here and a node that could
+    /// not be asked there are two.
     pub(super) fn excused_before(&self, node: NodeIndex) -> u64 {
         if !self.network.connected() {
             return self.nodes[node].cache_lost;
         }
         let [a, b] = &self.nodes;
-        let by_a = a.cache_lost.min(b.broken);
-        let by_b = b.cache_lost.min(a.broken);
+        let excuse = |lost: &SimNode, asked: &SimNode| match asked.superseded {
+            true => lost.cache_lost,
+            false => lost.cache_lost.min(asked.broken),
+        };
+        let (by_a, by_b) = (excuse(a, b), excuse(b, a));
         by_a.max(by_b)
     }
 
@@ -419,6 +425,7 @@ impl World {
         let lost = self.excused_before(0);
         for node in &mut self.nodes {
             node.cache_lost = lost;
+            node.superseded = false;
         }
     }
 

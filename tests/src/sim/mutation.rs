@@ -22,6 +22,8 @@ pub enum Mutation {
     ForgetDirtyBits,
     /// A primary answers reads as soon as its disk has them, lease or not.
     UngatedReads,
+    /// An agent counts its lease from the arbiter's reply, and without a margin.
+    LeaseCountedFromReply,
     /// The arbiter counts a lease from its grant, as if it had not been renewed.
     LeaseCountedFromBefore,
     /// An agent takes a confirmation for proof of what was done after it had asked for it.

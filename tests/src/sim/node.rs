@@ -29,6 +29,8 @@ pub struct SimNode {
     /// The operator told this node that its peer is down, and the peer is not whole again
     /// since.
     pub told_down: bool,
+    /// The arbiter granted the role to the other node, which could not ask this one for what it lacks.
+    pub superseded: bool,
     /// The peer took leave of this run, and no link was made since.
     pub peer_left: bool,
     /// The next operation of that kind fails.
@@ -69,6 +71,7 @@ impl SimNode {
             broken: 0,
             serving: false,
             told_down: false,
+            superseded: false,
             peer_left: false,
             fail_next_write: false,
             doomed: false,
