@@ -301,6 +301,19 @@ fn each_daemon_may_die_under_load_and_service_goes_on_or_returns() {
 }
 
 #[test]
+fn a_mirrord_that_never_comes_back_costs_its_node_the_group() {
+    for profile in [Profile::Witness, Profile::WitnessAndStop] {
+        let (mut world, owner) = served(profile, |_| {});
+        world.begin(&trouble(1_000, Fault::KillMirror(owner)));
+        world.machines[owner].mirror_start_ms = None;
+        world.run_until(world.now_ms + 500);
+        assert!(!world.serves(owner), "{}", story(&world));
+        comes_true(&mut world, 60_000, |world| world.serves(1 - owner));
+        in_order(&world);
+    }
+}
+
+#[test]
 fn a_witness_that_lost_its_file_is_told_again_and_grants_again() {
     let (mut world, owner) = served(Profile::Witness, |_| {});
     world.begin(&trouble(2_000, Fault::WitnessLosesFile));

@@ -21,6 +21,8 @@ pub(super) struct Mirror {
     pub(super) view: Option<MirrorView>,
     /// Looks in a row at which it was no primary.
     pub(super) secondary_views: u32,
+    /// Since when its daemon has not answered.
+    pub(super) silent_since_ms: Option<u64>,
     /// Connected when the other node took its leave, and up to date: nobody can have newer data.
     pub(super) in_step_at_leave: bool,
     seen: bool,
@@ -67,6 +69,11 @@ impl Node {
         *views = match view {
             Some(view) if !view.primary => views.saturating_add(1),
             _ => 0,
+        };
+        let silent = &mut self.mirrors[mirror].silent_since_ms;
+        *silent = match view {
+            Some(_) => None,
+            None => silent.or(Some(self.now_ms)),
         };
         if let Some(rights) = &mut self.rights {
             rights.on_view(mirror, view);

@@ -11,7 +11,11 @@
 //! | `rights` | epochs and leases of the arbiter, and its record (A3) |
 //! | `mirrors` | what the mirrors say, and when they freeze |
 //! | `placement` | whether a group should start here |
-//! | `groups` | groups from the decision to the last resource (A6) |
+//! | `situation` | what `placement` judges a group by |
+//! | `starting` | from the decision to the first resource, over the arbiter's grants |
+//! | `groups` | what the resources of a group do, and what comes of it (A6) |
+//! | `moving` | a running group changes hands |
+//! | `watching` | what the monitors find, and a mirror that is gone from under its group |
 //! | `orders` | operators' commands, here and through the other node |
 //! | `status` | what people see |
 //!
@@ -23,13 +27,17 @@ pub mod config;
 pub mod event;
 mod groups;
 mod mirrors;
+mod moving;
 mod orders;
 mod partition;
 pub mod placement;
 pub mod report;
 pub mod resolving;
 mod rights;
+mod situation;
+mod starting;
 mod status;
+mod watching;
 
 use crate::alert::{self, Kind};
 use crate::control::State;

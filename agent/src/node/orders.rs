@@ -5,7 +5,7 @@ use mirror_core::control::Refusal;
 
 use super::Node;
 use super::event::{CommandId, Effect, MirrorCommand};
-use super::groups::MovedBy;
+use super::moving::MovedBy;
 use super::placement::Cause;
 use super::report::{Order, OrderKind, Outcome};
 use crate::alert;

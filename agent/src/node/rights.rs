@@ -81,6 +81,8 @@ struct Right {
     /// The arbiter said that it does not know it.
     unknown_told: bool,
     view: Option<MirrorView>,
+    /// It was stopped, and not started since: silence of its daemon hides no primary.
+    demoted: bool,
     /// Highest confirmation that was asked for, and that was given.
     confirming: u64,
     confirmed: u64,
@@ -189,9 +191,16 @@ impl Rights {
         self.is_live(mirror, now_ms) && right.held.is_some_and(|held| !held.used || primary)
     }
 
-    /// A stop of it succeeded, which the next look at it will show.
+    /// It is about to be promoted.
+    pub fn on_promoting(&mut self, mirror: usize) {
+        self.rights[mirror].demoted = false;
+    }
+
+    /// A stop of it succeeded, which the next look at it will show, if its daemon still runs.
     pub fn on_demoted(&mut self, mirror: usize) {
-        if let Some(view) = &mut self.rights[mirror].view {
+        let right = &mut self.rights[mirror];
+        right.demoted = true;
+        if let Some(view) = &mut right.view {
             view.primary = false;
         }
     }
@@ -322,14 +331,15 @@ impl Rights {
             }
             return;
         };
-        let Some(view) = right.view else { return };
-        if !view.primary {
+        let primary = right.view.map_or(!right.demoted, |view| view.primary);
+        if !primary {
             // Demoted, or granted too late to be of use. Whoever wants it still asks anew.
             if !right.wanted || held.used {
                 self.release(now_ms, mirror, out);
             }
             return;
         }
+        let Some(view) = right.view else { return };
         let alone = match (view.connected, view.peer_current) {
             (false, _) => true,
             // Its resync is durable.

@@ -1,0 +1,137 @@
+//! The situation of a group, as `placement` judges it: what runs here and there, whose data is good enough,
+//! and what the silence of the other node has been found to mean.
+
+use super::Node;
+use super::partition::Stage;
+use super::placement::{Other, Situation};
+
+use crate::arbiter::call::Refusal;
+use crate::control::State;
+use crate::membership::Peer;
+
+impl Node {
+    /// It ran on the other node when that fell silent, and would come here.
+    pub(super) fn would_fail_over(&self, group: usize) -> bool {
+        let placed = &self.config.groups[group];
+        let active = self
+            .peer_group(group)
+            .is_some_and(|there| there.state != State::Offline);
+        active
+            && placed.failover
+            && placed.nodes.contains(&self.config.me)
+            && self.controls[group].group.state() == State::Offline
+            && !self.controls[group].stopped
+            && !self.standby
+    }
+
+    /// As far as data goes, it could be started here.
+    pub(super) fn is_able(&self, group: usize) -> bool {
+        let control = &self.controls[group];
+        if control.group.state() != State::Offline {
+            return true;
+        }
+        let refused = |mirror: usize| {
+            self.rights.as_ref().is_some_and(|rights| {
+                matches!(rights.refusal(mirror), Some(Refusal::Outdated { .. }))
+            })
+        };
+        self.group_mirrors(group).into_iter().all(|mirror| {
+            !refused(mirror)
+                && self.mirrors[mirror]
+                    .view
+                    .is_some_and(|view| view.current && !view.split_brain)
+        })
+    }
+
+    /// The other node says that it could run it.
+    pub(super) fn could_run_there(&self, group: usize) -> bool {
+        let Some(report) = &self.peer_report else {
+            return false;
+        };
+        let there = &report.groups[group];
+        self.config.groups[group]
+            .nodes
+            .contains(&(1 - self.config.me))
+            && there.able
+            && !there.failed
+            && !there.stopped
+            && there.state != State::Failed
+            && !report.standby
+            && !report.starting
+            && !report.isolated
+    }
+
+    pub(super) fn other(&self) -> Other {
+        match (self.membership.peer(), self.partition.stage()) {
+            (Peer::Up, _) => match &self.peer_report {
+                Some(report) if !report.starting => Other::Up,
+                // Online there, or started by an operator: its start-up delay changes nothing.
+                _ => Other::Starting,
+            },
+            (Peer::Left, _) => Other::Left,
+            (Peer::Unknown, _) => Other::NeverHeard,
+            (Peer::Lost, Stage::Alone { .. }) => Other::Gone,
+            (Peer::Lost, Stage::Barred { .. }) => Other::Barred,
+            (Peer::Lost, _) => Other::Undecided,
+        }
+    }
+
+    pub(super) fn situation(&self, group: usize) -> Situation {
+        let placed = &self.config.groups[group];
+        let control = &self.controls[group];
+        let there = self.peer_group(group);
+        let me = self.config.me;
+        let position = |node: usize| placed.nodes.iter().position(|placed| *placed == node);
+        let preferred = match (position(me), position(1 - me)) {
+            (Some(mine), Some(other)) => mine < other,
+            (mine, _) => mine.is_some(),
+        };
+        let sure = self.rights.is_some()
+            || self.group_mirrors(group).into_iter().all(|mirror| {
+                let state = &self.mirrors[mirror];
+                let left_in_step = self.membership.peer() == Peer::Left && state.in_step_at_leave;
+                left_in_step
+                    || state
+                        .view
+                        .is_some_and(|view| view.peer_outdated || view.connected)
+            });
+        Situation {
+            here: control.group.state(),
+            other: self.other(),
+            there: there.map_or(State::Offline, |there| match (there.state, there.failed) {
+                (State::Offline, true) => State::Failed,
+                (state, _) => state,
+            }),
+            given: there.is_some_and(|there| there.given),
+            there_able: self.could_run_there(group),
+            preferred,
+            starting: self.starting_until_ms.is_some(),
+            isolated: self.is_freezing(),
+            standby: self.standby || self.leaving.is_some(),
+            allowed: placed.nodes.contains(&me),
+            stopped: control.stopped || there.is_some_and(|there| there.stopped),
+            failed: control.failed,
+            able: self.is_able(group),
+            sure,
+            automatic_start: placed.automatic_start,
+            failover: placed.failover,
+            limited: self.is_limited(group),
+            linked: self.rights.is_none()
+                && self.group_mirrors(group).into_iter().any(|mirror| {
+                    let view = self.mirrors[mirror].view;
+                    view.is_some_and(|view| view.connected && view.peer_primary)
+                }),
+        }
+    }
+
+    pub(super) fn is_limited(&self, group: usize) -> bool {
+        let placed = &self.config.groups[group];
+        let since_ms = self.now_ms.saturating_sub(placed.failover_window_ms);
+        let recent = self.controls[group]
+            .failovers_ms
+            .iter()
+            .filter(|at_ms| **at_ms >= since_ms)
+            .count();
+        placed.failovers_max > 0 && recent >= placed.failovers_max as usize
+    }
+}
