@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod control;
 pub mod dirty;
 pub mod generation;
+#[cfg(feature = "io")]
 pub mod io;
 pub mod layout;
 pub mod link;

@@ -1,7 +1,10 @@
 //! What stands between clients and the engine on one node: the configuration, the NBD server, the
 //! control API and the `mirrord` daemon that ties them together.
 
+#[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
 pub mod control;
+#[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod nbd;

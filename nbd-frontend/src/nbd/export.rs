@@ -13,28 +13,8 @@ use mirror_core::io::buffers::BufferPool;
 use mirror_core::request::{Answer, Failure, Operation};
 use mirror_core::units::ByteRange;
 
-/// A mirror as clients see it at this moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExportInfo {
-    pub name: String,
-    /// One line for `nbdinfo --list`.
-    pub description: String,
-    pub size_bytes: u64,
-    /// 512 or 4096: requests are multiples of it.
-    pub logical_block_bytes: u32,
-    /// Whether `WriteZeroes { fast: true }` may be asked for.
-    pub fast_zero: bool,
-    /// Why clients are refused, where they are: what holds and what would change it.
-    pub serving: Result<(), String>,
-}
-
-/// A run of bytes with one allocation state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    pub length: u64,
-    /// Unallocated, and reads as zeroes.
-    pub hole: bool,
-}
+pub use super::info::{ExportInfo, Extent};
+pub use super::session::Tag;
 
 pub type StatusFuture = Pin<Box<dyn Future<Output = Result<Vec<Extent>, Failure>>>>;
 
@@ -57,13 +37,6 @@ pub trait Export {
 /// Where answers go; `tag` is the sink's own.
 pub trait Sink {
     fn complete(&self, tag: Tag, answer: Answer);
-}
-
-/// One piece of one client request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tag {
-    pub(super) slot: u16,
-    pub(super) range: ByteRange,
 }
 
 /// The duty to answer one request. Dropped unfinished it answers that the node no longer serves,

@@ -8,7 +8,7 @@
 //!
 //! A mirror that this node does not serve is listed, with the reason, and refused.
 
-use super::export::ExportInfo;
+use super::info::ExportInfo;
 use super::protocol::*;
 
 /// Largest option data that is looked at. The longest legal name is 4 KiB.

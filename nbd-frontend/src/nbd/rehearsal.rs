@@ -7,10 +7,10 @@ use mirror_core::buffer::Buffer;
 use mirror_core::request::{Answer, Failure, Operation};
 use mirror_core::units::ByteRange;
 
-use super::export::{ExportInfo, Extent, Tag};
 use super::handshake::{Agreed, Handshake, Progress, Tls};
+use super::info::{ExportInfo, Extent};
 use super::reply::Output;
-use super::session::{Parsed, Session, Work};
+use super::session::{Parsed, Session, Tag, Work};
 
 const READ_BYTES_MAX: usize = 4 << 20;
 

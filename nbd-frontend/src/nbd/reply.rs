@@ -5,7 +5,7 @@
 
 use mirror_core::buffer::Buffer;
 
-use super::export::Extent;
+use super::info::Extent;
 use super::protocol::*;
 
 /// Replies in the order in which they go out.

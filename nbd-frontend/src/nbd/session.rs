@@ -25,8 +25,8 @@ use std::collections::VecDeque;
 use mirror_core::request::{Answer, Failure, Operation};
 use mirror_core::units::{ByteRange, REQUEST_BYTES_MAX};
 
-use super::export::{ExportInfo, Extent, Tag};
 use super::handshake::Agreed;
+use super::info::{ExportInfo, Extent};
 use super::protocol::*;
 use super::reply::Output;
 use slot::{Kind, Slot};
@@ -70,6 +70,13 @@ pub enum SessionError {
 pub enum Work {
     Submit(Tag, Operation),
     BlockStatus(Tag),
+}
+
+/// One piece of one client request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tag {
+    slot: u16,
+    range: ByteRange,
 }
 
 impl Tag {
