@@ -1,23 +1,20 @@
-//! The package `mirror-aws` and the agent's feature `aws`: built apart from everything else, and once.
+//! The package `mirror-aws` and the agent's feature `aws`.
 //!
-//! Its tests, and those of the agent that the feature concerns, share one selection of packages and so one
-//! build of what takes minutes to compile. They talk to a real `moto_server`, in a Python environment of its
-//! own under the target folder.
+//! Its tests talk to a real `moto_server`, in a Python environment of its own under the target folder; those of the
+//! agent run once more with the feature.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::command::{cargo, program, run, target_dir};
+use crate::command::{program, run, target_dir};
+use crate::workspace::linted;
 
 /// The test group.
 pub const GROUP: &str = "aws";
 
-/// Keeps the package out of what is done to the whole workspace.
-pub const EXCLUDE: [&str; 2] = ["--exclude", "mirror-aws"];
-
-/// What decides which of the shared dependencies' features are on. Another selection would compile them anew.
+/// Turns on the same features of dependencies as [`Selection::Whole`](crate::workspace::Selection::Whole), after
+/// which only the agent is left to compile.
 const SELECTION: [&str; 6] = [
     "--locked",
     "-p",
@@ -31,22 +28,7 @@ const SELECTION: [&str; 6] = [
 const REQUIREMENTS: [&str; 3] = ["moto[ec2]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 
 /// Names the server to the tests.
-const MOTO_VARIABLE: &str = "MIRROR_MOTO_SERVER";
-
-/// Crates of the workspace are compiled by clippy's compiler. `cargo clippy` would have to go through the
-/// dependencies once more.
-fn linted(command: &str) -> Command {
-    let mut cargo = cargo();
-    cargo
-        .arg(command)
-        .env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver")
-        // The form in which `cargo clippy` hands over `--deny warnings`.
-        .env(
-            "CLIPPY_ARGS",
-            "--deny__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__",
-        );
-    cargo
-}
+pub const MOTO_VARIABLE: &str = "MIRROR_MOTO_SERVER";
 
 pub fn test(arguments: &[String]) -> Result<()> {
     let server = moto_server()?;
@@ -58,7 +40,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
 }
 
 /// Installs the server, unless this very version is there already.
-fn moto_server() -> Result<PathBuf> {
+pub fn moto_server() -> Result<PathBuf> {
     let folder = target_dir().join("venv");
     let installed = folder.join("installed");
     let wanted = REQUIREMENTS.join("\n");

@@ -7,41 +7,51 @@ use crate::command::{cargo, run};
 use crate::dependencies;
 use crate::fuzz;
 use crate::steps::Steps;
+use crate::workspace::{self, Selection};
 
-pub fn run_steps(steps: &mut Steps) {
-    steps.step("format", || {
-        run(cargo().args(["fmt", "--all", "--check"]))?;
-        // Outside of the workspace; `fuzz::build` compiles it.
-        run(cargo()
-            .args(["fmt", "--check", "--manifest-path"])
-            .arg(fuzz::folder().join("Cargo.toml")))
-    });
-    steps.step("clippy", || {
-        run(cargo()
-            .args(["clippy", "--workspace", "--all-targets", "--locked"])
-            .args(aws::EXCLUDE)
-            .args(["--", "--deny", "warnings"]))
-    });
-    steps.step("unit tests", || {
-        run(cargo()
-            .args(["test", "--workspace", "--lib", "--bins", "--locked"])
-            .args(aws::EXCLUDE))
-    });
-    steps.step("documentation", || {
-        run(cargo()
-            .args(["doc", "--workspace", "--no-deps", "--locked"])
-            .args(aws::EXCLUDE)
-            .args(["--document-private-items"])
-            .env(
-                "RUSTDOCFLAGS",
-                "-D warnings -A rustdoc::private_intra_doc_links",
-            ))
-    });
-    steps.step("dependencies", dependencies::check);
+pub fn format() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    // Outside of the workspace; `fuzz::build` compiles it.
+    run(cargo()
+        .args(["fmt", "--check", "--manifest-path"])
+        .arg(fuzz::folder().join("Cargo.toml")))
+}
+
+/// Compiles every target, and denies every warning on the way.
+pub fn build(selection: Selection) -> Result<()> {
+    run(workspace::linted("build")
+        .args(selection.arguments())
+        .arg("--all-targets"))
+}
+
+pub fn unit_tests(selection: Selection) -> Result<()> {
+    let mut test = workspace::linted("test");
+    test.args(selection.arguments()).args(["--lib", "--bins"]);
+    if let Selection::Whole = selection {
+        test.env(aws::MOTO_VARIABLE, aws::moto_server()?);
+    }
+    run(&mut test)
+}
+
+pub fn documentation() -> Result<()> {
+    run(cargo()
+        .arg("doc")
+        .args(Selection::Usual.arguments())
+        .args(["--no-deps", "--document-private-items"])
+        .env(
+            "RUSTDOCFLAGS",
+            "-D warnings -A rustdoc::private_intra_doc_links",
+        ))
 }
 
 pub fn run_check() -> Result<()> {
-    let mut steps = Steps::default();
-    run_steps(&mut steps);
+    let selection = Selection::Usual;
+    let mut steps = Steps::begin();
+    steps.step("format", format);
+    if steps.step("build and lint", || build(selection)) {
+        steps.step("unit tests", || unit_tests(selection));
+    }
+    steps.step("documentation", documentation);
+    steps.step("dependencies", dependencies::check);
     steps.finish()
 }

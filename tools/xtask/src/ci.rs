@@ -1,47 +1,77 @@
 //! `ci`: what a change must pass. Every step is tried; a step that cannot run is a failed one.
+//!
+//! First everything is compiled, then everything is run, so that no test shares the processors with a compiler.
+
+use std::thread;
 
 use anyhow::Result;
 
-use crate::aws;
 use crate::check;
+use crate::dependencies;
 use crate::fuzz;
 use crate::packages::{self, Use};
 use crate::steps::Steps;
-use crate::suites::{self, GROUPS, Profile};
+use crate::suites::{self, GROUPS};
+use crate::workspace::Selection;
 
 const FUZZ_SECONDS: u64 = 12;
 const FRESH_SIM_MINUTES: &str = "1";
 
+/// One build for all steps, also for the group `aws`.
+const SELECTION: Selection = Selection::Whole;
+
+#[derive(Debug, Default)]
+struct Built {
+    dev: bool,
+    fuzz: bool,
+    release: bool,
+}
+
 pub fn run() -> Result<()> {
     packages::install_missing(&[Use::Demo, Use::Tests, Use::Bench, Use::Fuzz, Use::Aws])?;
-    let mut steps = Steps::default();
-    check::run_steps(&mut steps);
+    let mut steps = Steps::begin();
+    steps.step("format", check::format);
+    steps.step("dependencies", dependencies::check);
+    let built = build(&mut steps);
+    steps.step("documentation", check::documentation);
 
-    if steps.step("build programs (dev)", || {
-        suites::build_programs(Profile::Dev)
-    }) {
-        for group in GROUPS.iter().filter(|group| **group != aws::GROUP) {
-            steps.step(format!("test {group}"), || suites::test_group(group, &[]));
+    if built.dev {
+        steps.step("unit tests", || check::unit_tests(SELECTION));
+        for group in GROUPS {
+            steps.step(format!("test {group}"), || {
+                suites::test_group(group, SELECTION, &[])
+            });
         }
+        steps.step("sim, fresh seeds", || {
+            suites::sim(SELECTION, &["--minutes".into(), FRESH_SIM_MINUTES.into()])
+        });
     }
-    steps.step("sim, fresh seeds", || {
-        suites::sim(&["--minutes".into(), FRESH_SIM_MINUTES.into()])
-    });
-
-    if steps.step("build fuzz targets", fuzz::build) {
+    if built.fuzz {
         for target in fuzz::targets()? {
             steps.step(format!("fuzz {target}"), || {
                 fuzz::run_target(&target, FUZZ_SECONDS)
             });
         }
     }
-
-    if steps.step("build programs (release)", || {
-        suites::build_programs(Profile::Release)
-    }) {
+    if built.release {
         steps.step("bench --smoke", || suites::bench(&["--smoke".into()]));
         steps.step("demo", || suites::demo(&[]));
     }
-    steps.step("test aws", || suites::test_group(aws::GROUP, &[]));
     steps.finish()
+}
+
+/// Compiles side by side what has folders of its own: one crate, `aws-sdk-ec2`, keeps one processor busy for minutes
+/// while nothing else is left to do in its own build.
+fn build(steps: &mut Steps) -> Built {
+    let mut built = Built::default();
+    let mut beside = Steps::begin();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            built.fuzz = beside.step("build fuzz targets", fuzz::build);
+            built.release = beside.step("build programs (release)", suites::build_released);
+        });
+        built.dev = steps.step("build and lint (dev)", || check::build(SELECTION));
+    });
+    steps.append(beside);
+    built
 }

@@ -10,10 +10,13 @@ mod fuzz;
 mod packages;
 mod steps;
 mod suites;
+mod workspace;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::workspace::Selection;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -73,7 +76,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Check => check::run_check(),
         Task::Test { group, arguments } => suites::test(group.as_deref(), &arguments),
-        Task::Sim { arguments } => suites::sim(&arguments),
+        Task::Sim { arguments } => suites::sim(Selection::Usual, &arguments),
         Task::Crash => suites::test(Some("crash"), &[]),
         Task::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
         Task::Bench { arguments } => suites::bench(&arguments),

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Steps {
+    started: Instant,
     done: Vec<Step>,
 }
 
@@ -17,6 +18,18 @@ struct Step {
 }
 
 impl Steps {
+    pub fn begin() -> Self {
+        Self {
+            started: Instant::now(),
+            done: Vec::new(),
+        }
+    }
+
+    /// Takes over what was done beside these steps.
+    pub fn append(&mut self, beside: Self) {
+        self.done.extend(beside.done);
+    }
+
     /// Runs a step. A failure is kept for the table and does not stop the steps that follow.
     pub fn step(&mut self, name: impl Into<String>, work: impl FnOnce() -> Result<()>) -> bool {
         let name = name.into();
@@ -38,7 +51,7 @@ impl Steps {
     /// Prints the table and fails when a step did.
     pub fn finish(self) -> Result<()> {
         let width = self.done.iter().map(|s| s.name.len()).max().unwrap_or(0);
-        let total: Duration = self.done.iter().map(|s| s.took).sum();
+        let total = self.started.elapsed();
         println!();
         for step in &self.done {
             let (seconds, name) = (step.took.as_secs_f64(), &step.name);

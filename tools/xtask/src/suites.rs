@@ -1,16 +1,16 @@
 //! The suites that run whole nodes, simulated or real.
 //!
-//! Tests run in the dev profile, where arithmetic is checked and `mirror-core` and every dependency are
-//! optimised all the same. What people see, the demo and the figures, runs in the release profile.
+//! Tests run in the dev profile, where arithmetic is checked and what takes their time is optimised all the
+//! same. What people see, the demo and the figures, runs in the release profile.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Result, bail};
 
 use crate::aws;
 use crate::command::{cargo, program, run, target_dir};
 use crate::packages::{self, Use};
+use crate::workspace::{Selection, linted};
 
 /// Quickest first. Each is a test binary of the package [`SUITES`], but for [`PROGRAMS`] and [`aws::GROUP`].
 pub const GROUPS: [&str; 9] = [
@@ -38,7 +38,7 @@ const SELF_CONTAINED: [&str; 4] = ["golden", "crash", "sim", "cluster"];
 const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
 
 #[derive(Debug, Clone, Copy)]
-pub enum Profile {
+enum Profile {
     Dev,
     Release,
 }
@@ -50,33 +50,24 @@ impl Profile {
             Profile::Release => "release",
         })
     }
-
-    fn apply(self, command: &mut Command) -> &mut Command {
-        match self {
-            Profile::Dev => command,
-            Profile::Release => command.arg("--release"),
-        }
-    }
 }
 
-/// Builds the programs that end-to-end tests and the demo start.
-pub fn build_programs(profile: Profile) -> Result<()> {
-    let mut build = cargo();
-    build.args(["build", "--locked", "--bins"]);
-    build.args([
-        "-p",
-        "nbd-frontend",
-        "-p",
-        "agent",
-        "-p",
-        "mirrorctl",
-        "-p",
-        "mirror-inspect",
-    ]);
-    if let Profile::Release = profile {
-        build.args(["-p", "mirror-bench"]);
-    }
-    run(profile.apply(&mut build))
+/// Builds what the demo and the benches start.
+pub fn build_released() -> Result<()> {
+    run(cargo()
+        .args(["build", "--release", "--locked", "--bins"])
+        .args([
+            "-p",
+            "nbd-frontend",
+            "-p",
+            "agent",
+            "-p",
+            "mirrorctl",
+            "-p",
+            "mirror-inspect",
+            "-p",
+            "mirror-bench",
+        ]))
 }
 
 pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
@@ -92,57 +83,50 @@ pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
     if groups.contains(&aws::GROUP) {
         packages::install_missing(&[Use::Aws])?;
     }
-    if groups != [aws::GROUP] {
-        build_programs(Profile::Dev)?;
-    }
     groups
         .into_iter()
-        .try_for_each(|group| test_group(group, arguments))
+        .try_for_each(|group| test_group(group, Selection::Usual, arguments))
 }
 
-/// Runs one group; the programs must be built.
-pub fn test_group(group: &str, arguments: &[String]) -> Result<()> {
+/// Builds and runs one group.
+pub fn test_group(group: &str, selection: Selection, arguments: &[String]) -> Result<()> {
     if group == aws::GROUP {
         return aws::test(arguments);
     }
-    let mut test = cargo();
-    test.args(["test", "--locked"]);
-    match group {
+    let targets: &[&str] = match group {
         // Of the whole workspace, so that the tests of a new package cannot be forgotten.
-        PROGRAMS => test
-            .args(["--workspace", "--exclude", SUITES, "--test", "*"])
-            .args(aws::EXCLUDE),
-        _ => test.args(["-p", SUITES, "--test", group]),
+        PROGRAMS => &["--exclude", SUITES, "--test", "*"],
+        _ => &["--test", group],
     };
-    run(test
+    // The programs first: a test binary is no reason for cargo to build those of other packages.
+    run(linted("build")
+        .args(selection.arguments())
+        .arg("--bins")
+        .args(targets))?;
+    run(linted("test")
+        .args(selection.arguments())
+        .args(targets)
         .arg("--")
         .args(arguments)
         .env(PROGRAM_DIR_VARIABLE, Profile::Dev.program_dir()))
 }
 
 /// Mirrors, or whole clusters where the first word is `--cluster`.
-pub fn sim(arguments: &[String]) -> Result<()> {
+pub fn sim(selection: Selection, arguments: &[String]) -> Result<()> {
     let (simulator, arguments) = match arguments.split_first() {
         Some((first, rest)) if first == "--cluster" => ("cluster-sim", rest),
         _ => ("sim", arguments),
     };
-    run(cargo()
-        .args([
-            "run",
-            "--locked",
-            "--quiet",
-            "-p",
-            "mirror-tests",
-            "--bin",
-            simulator,
-            "--",
-        ])
-        .args(arguments))
+    // With a test among the targets cargo turns on what tests need of dependencies, as in every other task.
+    run(linted("build")
+        .args(selection.arguments())
+        .args(["--bin", simulator, "--test", "sim"]))?;
+    run(program(Profile::Dev.program_dir().join(simulator)).args(arguments))
 }
 
 pub fn bench(arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Bench])?;
-    build_programs(Profile::Release)?;
+    build_released()?;
     let folder = Profile::Release.program_dir();
     run(program(folder.join("mirror-bench"))
         .args(arguments)
@@ -151,7 +135,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
 
 pub fn demo(arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Demo])?;
-    build_programs(Profile::Release)?;
+    build_released()?;
     run(program(Profile::Release.program_dir().join("mirrorctl"))
         .arg("demo")
         .args(arguments))
