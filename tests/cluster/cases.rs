@@ -136,6 +136,21 @@ fn with_a_forced_stop_a_cut_leaves_the_owner_and_stops_the_other_first() {
 }
 
 #[test]
+fn an_owner_that_was_cut_off_when_the_other_fell_silent_has_lost_its_turn() {
+    for outage_ms in (500..12_000).step_by(500) {
+        let (mut world, owner) = served(Profile::Classic, |_| {});
+        let target = Fault::Cut(vec![Line::Target(owner)]);
+        begin(&mut world, target.clone());
+        begin(&mut world, Fault::Cut(Line::between_nodes()));
+        world.run_until(world.now_ms + outage_ms);
+        world.end(&trouble(0, target));
+        world.run_until(world.now_ms + 20_000);
+        assert!(world.serves(0) != world.serves(1), "{}", story(&world));
+        in_order(&world);
+    }
+}
+
+#[test]
 fn when_the_owner_dies_it_is_stopped_before_its_group_starts_elsewhere() {
     let (mut world, owner) = served(Profile::Classic, |_| {});
     begin(&mut world, Fault::FreezeBoth(owner));
@@ -311,6 +326,26 @@ fn a_mirrord_that_never_comes_back_costs_its_node_the_group() {
         comes_true(&mut world, 60_000, |world| world.serves(1 - owner));
         in_order(&world);
     }
+}
+
+#[test]
+fn an_owner_that_slept_through_its_replacement_does_not_outdate_what_is_newer() {
+    let (mut world, owner) = served(Profile::Witness, |_| {});
+    world.begin(&trouble(60_000, Fault::FreezeBoth(owner)));
+    comes_true(&mut world, 30_000, |world| world.serves(1 - owner));
+    world.run_until(world.now_ms + 3_000);
+    let link = [0, 1].map(|from| Line::Mirror { from }).to_vec();
+    begin(&mut world, Fault::Cut(link.clone()));
+    world.power_off(1 - owner);
+    world.machines[1 - owner].boot_ms = Some(world.now_ms + 3_000);
+    world.run_until(world.now_ms + 6_000);
+    world.end(&trouble(0, Fault::FreezeBoth(owner)));
+    world.run_until(world.now_ms + 10_000);
+    world.end(&trouble(0, Fault::Cut(link)));
+    comes_true(&mut world, 60_000, |world| {
+        world.serves(0) != world.serves(1)
+    });
+    in_order(&world);
 }
 
 #[test]

@@ -330,6 +330,23 @@ fn a_secondary_that_is_told_so_is_outdated_until_a_handshake_mends_it() {
 }
 
 #[test]
+fn a_side_that_went_on_alone_is_not_outdated_by_who_slept_through_it() {
+    let (mut world, node) = pair(12, LeaseCheck::Clock);
+    let peer = other(node);
+    world.pause(node, false);
+    world.until("the other serves", |world| world.nodes[peer].serving);
+    world.write(peer, 0..4);
+    done(&mut world, peer, Command::FailIo);
+    done(&mut world, peer, Command::Demote);
+    assert_eq!(refusal(&mut world, peer, Command::Outdate), "is-ahead");
+    world.wake(node);
+    world.until("somebody serves", |world| {
+        world.serving().is_some() && world.is_settled()
+    });
+    world.end_well();
+}
+
+#[test]
 fn a_primary_that_hears_of_a_later_epoch_stops_at_once() {
     let (mut world, node) = pair(8, LeaseCheck::RoundTrip);
     let id = world.submit(node, Asked::write(0..4));

@@ -13,7 +13,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{Plan, Situation, WhyNot, plan};
+pub use plan::{Plan, Situation, WhyNot, in_next_round, plan};
 
 use nbd_frontend::config::agent::ForcedStop;
 

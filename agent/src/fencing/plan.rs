@@ -109,3 +109,30 @@ pub fn plan(situation: &Situation, fence_delay: Duration) -> Plan {
         (false, false, false) => Plan::After(fence_delay.saturating_mul(2)),
     }
 }
+
+/// The longest delay of [`plan`], in units of `fence_delay`, and one for the stop to hit.
+const ROUND_DELAYS: u32 = 3;
+
+/// The plan of a node that could not act on it in time, because it was cut off or stood still after the
+/// other fell silent. Its head start is over: the other may be about to act by now. It comes back to its
+/// turn in the next round, counted from the beginning of the silence, so that two late nodes keep their
+/// distance too.
+pub fn in_next_round(plan: Plan, silence: Duration, fence_delay: Duration) -> Plan {
+    let turn = match plan {
+        Plan::Now => Duration::ZERO,
+        Plan::After(delay) => delay,
+        Plan::Never(_) => return plan,
+    };
+    let round = fence_delay.saturating_mul(ROUND_DELAYS);
+    if round.is_zero() {
+        return plan;
+    }
+    let mut at = turn + round;
+    if at < silence {
+        let rounds = (silence - at)
+            .as_millis()
+            .div_ceil(round.as_millis().max(1));
+        at += round.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
+    }
+    Plan::After(at.saturating_sub(silence))
+}

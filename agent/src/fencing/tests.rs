@@ -116,6 +116,33 @@ fn two_nodes_that_lost_each_other_never_stop_each_other_at_the_same_time() {
         let second = plan(&side(second_owns, first_owns, bit(3), false), DELAY);
         let never = matches!(first, Plan::Never(_)) && matches!(second, Plan::Never(_));
         assert!(never || first != second, "{first:?} and {second:?}");
+
+        // Nor where one or both come late, and however late.
+        for late_ms in (0..200).map(|step| step * 700) {
+            let silence = Duration::from_millis(late_ms);
+            let since = |plan: Plan, is_late: bool| {
+                let planned = match is_late {
+                    true => in_next_round(plan, silence, DELAY),
+                    false => plan,
+                };
+                let began = if is_late { silence } else { Duration::ZERO };
+                match planned {
+                    Plan::Now => Some(began),
+                    Plan::After(delay) => Some(began + delay),
+                    Plan::Never(_) => None,
+                }
+            };
+            for (first_late, second_late) in [(true, true), (true, false), (false, true)] {
+                let (Some(a), Some(b)) = (since(first, first_late), since(second, second_late))
+                else {
+                    continue;
+                };
+                assert!(
+                    a.abs_diff(b) >= DELAY,
+                    "{first:?} and {second:?}, late by {silence:?}: {a:?} and {b:?}"
+                );
+            }
+        }
     }
 }
 

@@ -14,6 +14,8 @@ use crate::group::{self, Group};
 use crate::membership::Peer;
 use crate::monitor;
 
+/// A group that did not stop is stopped again after this long, for as long as this node lives.
+const STOP_AGAIN_MS: u64 = 30_000;
 /// Failovers that are remembered for the limit.
 const FAILOVERS_MAX: usize = 64;
 
@@ -43,6 +45,8 @@ pub(super) struct Control {
     pub(super) failback: Option<Failback>,
     /// Of a monitor or a failed start: taken once it has stopped.
     pub(super) action_due: bool,
+    /// When it last did not stop.
+    stop_failed_ms: Option<u64>,
     /// A start that waits for the grant of its mirror.
     ungranted: Vec<Ungranted>,
     /// Stops of mirrors that are under way: number and mirror.
@@ -74,6 +78,7 @@ impl Control {
             was_online: false,
             failback: None,
             action_due: false,
+            stop_failed_ms: None,
             ungranted: Vec::new(),
             demoting: Vec::new(),
         }
@@ -198,6 +203,7 @@ impl Node {
                     "{resource} of {name} does not stop: {reason}. It counts as running here."
                 );
                 self.alert(alert::GROUP_STOP_FAILED, text);
+                self.controls[group].stop_failed_ms = Some(self.now_ms);
                 self.end_move(group, Err(format!("{name} does not stop: {reason}")));
                 let action = self.config.groups[group].final_action;
                 self.take_final_action(action, "a group does not stop");
@@ -231,6 +237,7 @@ impl Node {
         control.cause = None;
         control.failback = None;
         control.waits_for_grant = false;
+        control.stop_failed_ms = None;
         if control.moving.is_some() {
             control.given_ms = Some(self.now_ms);
         }
@@ -321,9 +328,21 @@ impl Node {
         }
     }
 
+    /// What held a stop up may be over, and nothing else frees the other node to start the group.
+    fn stop_again(&mut self, group: usize) {
+        let failed_ms = &mut self.controls[group].stop_failed_ms;
+        if failed_ms
+            .take_if(|failed_ms| self.now_ms.saturating_sub(*failed_ms) >= STOP_AGAIN_MS)
+            .is_some()
+        {
+            self.group_step(group, group::Event::Stop { force: true });
+        }
+    }
+
     pub(super) fn advance_groups(&mut self) {
         for group in 0..self.controls.len() {
             self.group_step(group, group::Event::Tick);
+            self.stop_again(group);
             self.advance_ungranted(group);
             if self.controls[group].waits_for_grant {
                 self.await_grants(group);

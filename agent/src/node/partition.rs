@@ -10,6 +10,8 @@
 //! begun to stop its groups for good sees that through. A forced stop that was called is seen through
 //! too. A node that runs nothing has nothing to protect: cut off, it waits, and takes no final action.
 
+use std::time::Duration;
+
 use nbd_frontend::config::agent::FinalAction;
 
 use super::Node;
@@ -18,7 +20,7 @@ use super::event::{Effect, MirrorCommand};
 use super::resolving::{Change, Said, Verdict, verdict};
 use crate::alert;
 use crate::control::State;
-use crate::fencing::{self, Phase, Plan, Situation, WhyNot, plan};
+use crate::fencing::{self, Phase, Plan, Situation, WhyNot, in_next_round, plan};
 use crate::membership::Peer;
 
 /// Longest wait for the first answers of the resolvers, unless `isolation_timeout` is longer.
@@ -67,6 +69,10 @@ pub(super) struct Partition {
     stage: Stage,
     /// The heartbeats stopped: for how long they had been silent, until the alert is given.
     silent_ms: Option<u64>,
+    /// When the other node was last lost.
+    lost_ms: u64,
+    /// This node was cut off or stood still since, and could not decide in time.
+    late: bool,
     /// When the questions that count began.
     asked_ms: u64,
     /// The other node is confirmed to be down since it was last heard.
@@ -166,6 +172,7 @@ impl Node {
     /// What was decided before this node was frozen may have been overtaken.
     pub(super) fn decide_anew(&mut self) {
         self.partition.peer_stopped = false;
+        self.partition.late = true;
         // A stop that waits would go out the moment this node wakes.
         self.fence(fencing::Event::Cancel);
         if !matches!(
@@ -261,6 +268,9 @@ impl Node {
             self.config.peer_name()
         );
         self.alert(alert::PEER_DOWN, text);
+        let overdue_ms = silent_ms.saturating_sub(self.membership.timeout_ms());
+        self.partition.lost_ms = self.now_ms.saturating_sub(overdue_ms);
+        self.partition.late = overdue_ms > 2 * self.membership.interval_ms();
         self.partition.stage = Stage::Resolving;
         self.ask_anew();
     }
@@ -363,7 +373,13 @@ impl Node {
             .forced_stop
             .as_ref()
             .map_or_else(Default::default, |stop| stop.fence_delay);
-        match plan(&situation, delay) {
+        let mut planned = plan(&situation, delay);
+        // With an arbiter, only one of the two gets here.
+        if self.partition.late && self.rights.is_none() {
+            let silence = self.now_ms.saturating_sub(self.partition.lost_ms);
+            planned = in_next_round(planned, Duration::from_millis(silence), delay);
+        }
+        match planned {
             Plan::Now => self.begin_fencing(0),
             Plan::After(delay) => self.begin_fencing(delay.as_millis() as u64),
             // Planned anew until the delay is over: nothing is decided by then that could not wait.
@@ -488,6 +504,7 @@ impl Node {
     fn cut_off(&mut self, why: &str) {
         let text = format!("{} is cut off: {why}.", self.config.my_name());
         self.alert(alert::ISOLATED, text);
+        self.partition.late = true;
         self.partition.stage = Stage::CutOff {
             since_ms: self.now_ms,
         };

@@ -464,6 +464,19 @@ impl Volume {
             );
             return;
         }
+        if self.superblock.peer.outdated {
+            // Whoever asks slept through that, and neither side would be whole if both were outdated.
+            self.refuse(
+                id,
+                "is-ahead",
+                format!(
+                    "this side went on without {}: it has what {} lacks",
+                    self.config.peer_name, self.config.peer_name
+                ),
+                "let the two connect: the side that is behind is brought up to date",
+            );
+            return;
+        }
         if self.commands.promoting.is_some() || self.commands.leaving.is_some() {
             self.refuse_busy(id);
             return;

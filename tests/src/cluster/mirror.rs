@@ -416,6 +416,9 @@ impl Mirror {
                 if process.primary || process.promoting.is_some() {
                     return Err("is-primary".into());
                 }
+                if self.disk.peer_outdated {
+                    return Err("is-ahead".into());
+                }
                 self.disk.outdated = true;
                 self.break_link(now_ms);
                 Ok(())

@@ -291,7 +291,7 @@ fn ports_are_free_unless_the_agent_runs() {
 #[test]
 fn a_disk_that_this_version_cannot_attach_is_named() {
     let site = Site::new();
-    site.write_config(|text| text.replace("attach = \"fuse\"\n", ""));
+    site.write_config(|text| text.replace("attach = \"fuse\"", "attach = \"kernel\""));
     site.refused(&[
         "resource \"disk\" attach",
         "not part of this version",

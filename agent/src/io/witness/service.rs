@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use super::state_file::{ClusterState, StateFile};
-use crate::arbiter::call::Request;
+use crate::arbiter::call::{Reply, Request};
 use crate::arbiter::envelope::{Answer, Ask, Call, LEASE_MS_MAX, WitnessKey};
 use crate::arbiter::registry::{Caller, Overview, Registry};
 use crate::arbiter::session::{Admission, Sessions};
@@ -242,6 +242,15 @@ fn log(cluster: &str, ask: &Ask, answer: &Answer) {
         }
         (Ask::Call(call), Answer::Displaced | Answer::Replayed) => {
             tracing::warn!(cluster, node = call.node, "refused a call: {answer:?}");
+        }
+        // Nodes that ask for nothing see to it that they are known.
+        (
+            Ask::Call(call),
+            Answer::Replied {
+                reply: Reply::Enrolled { complete: true },
+            },
+        ) => {
+            tracing::debug!(cluster, node = call.node, "{:?}: {answer:?}", call.request);
         }
         (Ask::Call(call), _) if matches!(call.request, Request::Beat { .. }) => {
             tracing::debug!(cluster, node = call.node, "{:?}: {answer:?}", call.request);

@@ -101,6 +101,16 @@ impl DraftForcedStop {
             _ => read_aws(&mut section, problems),
         };
         section.refuse_unknown_keys(problems);
+        if let (DraftStopKind::Aws { .. }, Some(wait)) = (&kind, &stop_wait)
+            && wait.value.is_zero()
+        {
+            problems.add(
+                Some(wait.line),
+                "forced_stop stop_wait",
+                "an instance is never down at the moment at which its stop is accepted, so no stop could be confirmed",
+                "remove the key, or write what such an instance takes, as \"2m\"",
+            );
+        }
         Some(Self {
             line,
             kind,

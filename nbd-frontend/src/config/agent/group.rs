@@ -364,7 +364,7 @@ fn read_mirror_disk(section: &mut Section, problems: &mut Collector) -> DraftMir
     });
     DraftMirrorDisk {
         mirror: section.required("mirror", "\"md1\"", problems, name),
-        attach: value_or(attach, Attach::Kernel),
+        attach: value_or(attach, Attach::Fuse),
         mount,
         filesystem: value_or(filesystem, Filesystem::Ext4),
         options: value_or(options, MOUNT_OPTIONS_DEFAULT.into()),

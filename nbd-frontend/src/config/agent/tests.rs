@@ -278,7 +278,7 @@ fn what_is_not_written_has_its_default() {
     let ResourceKind::MirrorDisk(disk) = &disk.kind else {
         panic!("a mirror disk")
     };
-    assert_eq!(disk.attach, Attach::Kernel);
+    assert_eq!(disk.attach, Attach::Fuse);
     assert_eq!((disk.filesystem, disk.fsck), (Filesystem::Ext4, Fsck::Auto));
     assert_eq!((&disk.options[..], disk.unmount_retries), ("rw", 3));
     let [process, link] = &full.monitors[..] else {

@@ -275,6 +275,15 @@ fn durations_and_numbers_keep_within_their_range() {
 }
 
 #[test]
+fn a_cloud_that_is_given_no_time_to_stop_an_instance_is_refused() {
+    refused(
+        "stop_wait = \"4s\"",
+        "stop_wait = \"0\"",
+        &["stop_wait", "no stop could be confirmed", "\"2m\""],
+    );
+}
+
+#[test]
 fn words_are_taken_from_their_list() {
     for (from, to, parts) in [
         (
