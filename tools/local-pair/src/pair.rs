@@ -44,7 +44,7 @@ impl Side {
         }
     }
 
-    fn index(self) -> usize {
+    pub fn index(self) -> usize {
         match self {
             Side::First => 0,
             Side::Second => 1,

@@ -9,11 +9,14 @@ use anyhow::{Context, Result, bail};
 /// Set by `cargo xtask`, which has just built what lies there.
 pub const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
 
+/// The first two are there; whoever starts another one finds out.
 #[derive(Debug, Clone)]
 pub struct Programs {
     pub mirrord: PathBuf,
     pub mirrorctl: PathBuf,
     pub mirror_inspect: PathBuf,
+    pub mirror_agent: PathBuf,
+    pub mirror_witness: PathBuf,
 }
 
 impl Programs {
@@ -32,8 +35,9 @@ impl Programs {
         Ok(Self {
             mirrord: found("mirrord")?,
             mirrorctl: found("mirrorctl")?,
-            mirror_inspect: found("mirror-inspect")
-                .unwrap_or_else(|_| folder.join("mirror-inspect")),
+            mirror_inspect: folder.join("mirror-inspect"),
+            mirror_agent: folder.join("mirror-agent"),
+            mirror_witness: folder.join("mirror-witness"),
         })
     }
 
@@ -71,6 +75,8 @@ fn build() -> Result<PathBuf> {
             "mirrorctl",
             "-p",
             "mirror-inspect",
+            "-p",
+            "agent",
         ]);
     if folder.ends_with("release") {
         cargo.arg("--release");

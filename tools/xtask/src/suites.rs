@@ -13,7 +13,7 @@ use crate::packages::{self, Use};
 use crate::workspace::{Selection, linted};
 
 /// Quickest first. Each is a test binary of the package [`SUITES`], but for [`PROGRAMS`] and [`aws::GROUP`].
-pub const GROUPS: [&str; 9] = [
+pub const GROUPS: [&str; 10] = [
     "golden",
     "crash",
     "conformance",
@@ -22,6 +22,7 @@ pub const GROUPS: [&str; 9] = [
     "sim",
     "cluster",
     "nbd",
+    "ha",
     aws::GROUP,
 ];
 

@@ -1,0 +1,128 @@
+//! A witness and no forced stop: whatever is cut, one server answers, and what it answered is kept.
+
+use std::time::{Duration, Instant};
+
+use agent::control::State;
+use anyhow::{Result, ensure};
+use local_pair::Side;
+
+use crate::bed::Bed;
+use crate::network::Net;
+use crate::setup::{Guard, HEARTBEAT_TIMEOUT_MS, LEASE_MS, Setup};
+use crate::writers::{Writers, ensure_handed_over};
+
+const WITNESSED: Setup = Setup {
+    guard: Guard::Witness,
+    mounted: false,
+};
+/// What a failover may take beside the time-outs on a machine that does other things as well.
+const FAILOVER_ALLOWANCE: Duration = Duration::from_secs(4);
+
+fn under_load() -> Result<(Bed, Writers)> {
+    let mut bed = Bed::running(WITNESSED)?;
+    let writers = Writers::start(bed.pair())?;
+    wait_answers(&mut bed, &writers, Side::First, 20)?;
+    Ok((bed, writers))
+}
+
+fn wait_answers(bed: &mut Bed, writers: &Writers, side: Side, more: usize) -> Result<()> {
+    let goal = writers.count(side) + more;
+    bed.until(&format!("{more} more answers of {side:?}"), 60, |_| {
+        Ok((writers.count(side) >= goal).then_some(()))
+    })
+}
+
+/// After the heal: in step, one server runs the group, and every answered write is there.
+fn ensure_whole(bed: &mut Bed, mut writers: Writers, of: &[Side], on: Side) -> Result<()> {
+    bed.wait_group(on, State::Online)?;
+    bed.wait_in_step()?;
+    ensure!(!bed.app_runs(on.other()));
+    writers.stop()?;
+    writers.check(bed.pair(), of, on)
+}
+
+#[test]
+fn a_cut_between_the_servers_leaves_exactly_one_answering() -> Result<()> {
+    let (mut bed, writers) = under_load()?;
+    bed.cut()?;
+    // Longer than any time-out takes to expire: both had every chance.
+    let end = Instant::now() + Duration::from_millis(3 * HEARTBEAT_TIMEOUT_MS + 3 * LEASE_MS);
+    bed.until("the end of all time-outs", 60, |_| {
+        Ok((Instant::now() >= end).then_some(()))
+    })?;
+    wait_answers(&mut bed, &writers, Side::First, 50)?;
+    ensure!(writers.count(Side::Second) == 0, "the other one answered");
+    ensure!(bed.group(Side::Second)?.state == State::Offline);
+    bed.heal()?;
+    ensure_whole(&mut bed, writers, &[Side::First], Side::First)
+}
+
+#[test]
+fn a_server_cut_off_from_everybody_answers_nothing_once_the_other_does() -> Result<()> {
+    let (mut bed, writers) = under_load()?;
+    bed.set_links(Side::First, false)?;
+    wait_answers(&mut bed, &writers, Side::Second, 50)?;
+    ensure_handed_over(
+        &writers.answers(Side::First),
+        &writers.answers(Side::Second),
+    )?;
+    bed.wait_group(Side::First, State::Offline)?;
+    bed.set_links(Side::First, true)?;
+    wait_answers(&mut bed, &writers, Side::Second, 50)?;
+    ensure_handed_over(
+        &writers.answers(Side::First),
+        &writers.answers(Side::Second),
+    )?;
+    ensure_whole(&mut bed, writers, &Side::BOTH, Side::Second)
+}
+
+#[test]
+fn a_cut_of_one_network_changes_nothing_but_the_paths() -> Result<()> {
+    let (mut bed, writers) = under_load()?;
+    bed.cut_one(Net::Public)?;
+    bed.until("a silent path", 30, |bed| {
+        let alerts = bed.alerts(Side::First);
+        Ok(alerts
+            .iter()
+            .any(|line| line.contains(" 1007 "))
+            .then_some(()))
+    })?;
+    wait_answers(&mut bed, &writers, Side::First, 50)?;
+    ensure!(writers.count(Side::Second) == 0);
+    bed.heal()?;
+    ensure_whole(&mut bed, writers, &[Side::First], Side::First)
+}
+
+#[test]
+fn a_server_without_power_is_replaced_within_its_time_outs() -> Result<()> {
+    let (mut bed, writers) = under_load()?;
+    bed.cut_power(Side::First)?;
+    let since = Instant::now();
+    bed.until("the first answer of the other", 60, |_| {
+        Ok((writers.count(Side::Second) > 0).then_some(()))
+    })?;
+    let took = since.elapsed();
+    let limit = Duration::from_millis(HEARTBEAT_TIMEOUT_MS.max(LEASE_MS)) + FAILOVER_ALLOWANCE;
+    ensure!(
+        took < limit,
+        "it took {took:?}, expected less than {limit:?}"
+    );
+    bed.boot(Side::First)?;
+    bed.start_server(Side::First)?;
+    ensure_whole(&mut bed, writers, &Side::BOTH, Side::Second)
+}
+
+#[test]
+fn without_the_witness_a_pair_that_hears_itself_goes_on() -> Result<()> {
+    let (mut bed, writers) = under_load()?;
+    bed.kill_witness()?;
+    let end = Instant::now() + Duration::from_millis(3 * LEASE_MS);
+    bed.until("the end of the lease", 60, |_| {
+        Ok((Instant::now() >= end).then_some(()))
+    })?;
+    // Each answer is covered by the other server's acknowledgement in this epoch.
+    wait_answers(&mut bed, &writers, Side::First, 50)?;
+    bed.start_witness()?;
+    wait_answers(&mut bed, &writers, Side::First, 50)?;
+    ensure_whole(&mut bed, writers, &[Side::First], Side::First)
+}
