@@ -162,6 +162,11 @@ impl Bed {
         if run_dir.exists() {
             fs::remove_dir_all(&run_dir)?;
         }
+        // Nor does what says that the application runs.
+        let app = self.here(side).join("app");
+        if app.exists() {
+            fs::remove_file(app)?;
+        }
         self.server(side).machine = Some(machine);
         Ok(())
     }
@@ -325,7 +330,17 @@ impl Bed {
     pub fn check(&self, side: Side) -> Result<String> {
         let program = self.pair.programs().mirrorctl.display().to_string();
         let config = self.pair.node(side).config.display().to_string();
-        let words = [&program, "--config", &config, "--node", self.name(side)];
+        let run_dir = self.pair.node(side).run_dir().display().to_string();
+        let node = self.name(side);
+        let words = [
+            &program,
+            "--config",
+            &config,
+            "--node",
+            node,
+            "--run-dir",
+            &run_dir,
+        ];
         let command = format!("{} check 2>&1", words.join(" "));
         self.machine(side)?.run(&["sh", "-c", &command])
     }

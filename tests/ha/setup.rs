@@ -65,7 +65,7 @@ on = {{ server1 = "{}", server2 = "{}" }}
 
 [partition]
 isolation_timeout = "500ms"
-action = "stop-service"
+action = "none"
 "#,
             address(Net::Interconnect, 1),
             address(Net::Interconnect, 2),
