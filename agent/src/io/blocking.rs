@@ -3,15 +3,17 @@
 //!
 //! A [`Slot`] runs one such call at a time on a thread of its own, and gives up on it when its time is over.
 //! The thread then stays with the kernel; until it comes back, the slot takes no other call, so that not more
-//! than one thread a slot is ever lost that way.
+//! than one thread a slot is ever lost that way. Who finds the slot taken waits for it as long as the call itself
+//! might take: mostly someone else is just looking.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 #[derive(Debug, Clone, Default)]
 pub struct Slot {
-    busy: Arc<AtomicBool>,
+    taken: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -29,15 +31,6 @@ pub enum Stuck {
     Panicked { what: &'static str },
 }
 
-/// Frees the slot when the call returned, also by a panic.
-struct Busy(Arc<AtomicBool>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
-
 impl Slot {
     pub async fn run<T: Send + 'static>(
         &self,
@@ -45,17 +38,17 @@ impl Slot {
         limit: Duration,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stuck> {
-        if self.busy.swap(true, Ordering::Acquire) {
-            return Err(Stuck::Before { what });
-        }
-        let busy = Busy(Arc::clone(&self.busy));
+        let turn = Arc::clone(&self.taken).lock_owned();
+        let turn: OwnedMutexGuard<()> = tokio::time::timeout(limit, turn)
+            .await
+            .map_err(|_| Stuck::Before { what })?;
         let (answer, answered) = tokio::sync::oneshot::channel();
         // Not one of the runtime's threads: those are waited for at the end.
         std::thread::Builder::new()
             .name("blocking".into())
             .spawn(move || {
                 let result = call();
-                drop(busy);
+                drop(turn);
                 let _ = answer.send(result);
             })
             .map_err(|source| Stuck::Thread { what, source })?;
@@ -81,14 +74,29 @@ mod tests {
             .run("the test", Duration::from_millis(10), move || held.recv())
             .await;
         assert!(matches!(stuck, Err(Stuck::Now { .. })));
-        let refused = slot.run("the next", LIMIT, || ()).await;
+        let refused = slot.run("the next", Duration::from_millis(10), || ()).await;
         assert!(matches!(refused, Err(Stuck::Before { .. })));
         release.send(()).unwrap();
-        let free = async {
-            while slot.run("the last", LIMIT, || ()).await.is_err() {
-                tokio::task::yield_now().await;
-            }
+        slot.run("the last", LIMIT, || ()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn two_calls_at_once_take_turns() {
+        let slot = Slot::default();
+        let (begun, beginning) = tokio::sync::oneshot::channel();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let first = slot.run("the first", LIMIT, move || {
+            let _ = begun.send(());
+            held.recv()
+        });
+        let second = async {
+            beginning.await.unwrap();
+            let second = slot.run("the second", LIMIT, || ());
+            let release = async { release.send(()).unwrap() };
+            tokio::join!(second, release).0
         };
-        tokio::time::timeout(LIMIT, free).await.unwrap();
+        let (first, second) = tokio::join!(first, second);
+        first.unwrap().unwrap();
+        second.unwrap();
     }
 }

@@ -4,6 +4,9 @@
 //! Nothing is remembered: what is attached is read from the kernel each time, so that an agent that was
 //! restarted finds its devices again. Each step looks first whether it is needed. `nbdfuse` lives on when the
 //! agent ends.
+//!
+//! A mirror that answers nothing holds everything above it inside the kernel, `losetup` included. So a detach by
+//! force aborts the connection of `nbdfuse`, after which all of that ends in errors.
 
 use std::fs;
 use std::io;
@@ -16,12 +19,14 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::mounts;
+use super::{fuse, mounts};
 use crate::io::blocking::{Slot, Stuck};
 use crate::io::command::{CommandError, Invocation};
 
 /// Longest run of `losetup` and `fusermount3`.
 const TOOL_LIMIT: Duration = Duration::from_secs(20);
+/// The same where everything may fail. What was answered until then is on the mirror.
+const FORCED_TOOL_LIMIT: Duration = Duration::from_secs(3);
 /// Longest wait until `nbdfuse` shows its file.
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// How long `nbdfuse` may take to end by itself after its file was unmounted, before it is killed.
@@ -232,22 +237,53 @@ impl Attachment {
     }
 
     async fn drop_device(&self, device: &str, force: bool) -> Result<(), AttachError> {
-        let result = Invocation::new(["losetup", "--detach", device])
-            .succeed(TOOL_LIMIT)
-            .await;
-        if let (Err(source), false) = (result, force) {
-            return Err(AttachError::LoopBusy {
-                device: device.into(),
-                file: self.file.clone(),
-                source,
-            });
+        let detach = Invocation::new(["losetup", "--detach", device]);
+        let busy = |source| AttachError::LoopBusy {
+            device: device.into(),
+            file: self.file.clone(),
+            source,
+        };
+        if !force {
+            return detach.succeed(TOOL_LIMIT).await.map(drop).map_err(busy);
+        }
+        if let Err(error) = detach.succeed(FORCED_TOOL_LIMIT).await {
+            self.abort();
+            // The first one may have got through after all, and then there is nothing to detach.
+            if let Err(again) = detach.succeed(FORCED_TOOL_LIMIT).await {
+                tracing::warn!("{}, and by force: {again}", busy(error));
+            }
         }
         Ok(())
+    }
+
+    /// Everything that waits for the mirror inside the kernel ends in an error, and so does whatever comes after.
+    pub fn abort(&self) {
+        let Ok(mounts) = mounts::mounted() else {
+            return;
+        };
+        let Some(mount) = mounts::at(&mounts, &self.file) else {
+            return;
+        };
+        let (_, connection) = mount.device;
+        match fuse::abort(connection) {
+            Ok(()) => tracing::warn!(
+                "aborted FUSE connection {connection} of {}",
+                self.file.display()
+            ),
+            Err(error) => tracing::warn!(
+                "cannot abort FUSE connection {connection} of {}: {error}",
+                self.file.display()
+            ),
+        }
     }
 
     /// The loop device lets go of the file a moment after it was detached, or when its last user is gone.
     async fn hide_file(&self, force: bool) -> Result<(), AttachError> {
         let begun = Instant::now();
+        if force {
+            // Out of sight it could not be found any more.
+            self.abort();
+        }
         while self.is_file_mounted() {
             // A dead nbdfuse leaves its mount behind, and nobody can use that.
             let lazy = force || self.process().is_none();

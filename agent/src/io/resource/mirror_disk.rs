@@ -6,8 +6,9 @@
 //! file system of this node is on it any more.
 //!
 //! On the way down users of the file system get time to leave, then they are killed. Only a forced stop goes
-//! further: the mirror fails what is under way, and the mount is taken out of sight with its users still in it;
-//! whatever those do then ends in an error, for `nbdfuse` is killed under them.
+//! further: the mirror fails what is under way, and where that is not enough, the connection of `nbdfuse` is
+//! aborted, so that all that waits inside the kernel gets errors and its users can be killed. What still does not
+//! unmount is taken out of sight with its users in it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -47,7 +48,10 @@ pub struct MirrorDisk {
     config: Config,
     mirrord: Client,
     attachment: Attachment,
+    /// Unmounts, which may flush for long.
     kernel: Slot,
+    /// Looks, which must not wait behind an unmount that hangs.
+    looks: Slot,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +154,7 @@ impl MirrorDisk {
             mirrord: Client::new(run_dir, COMMAND_LIMIT),
             attachment: Attachment::new(&run_dir.join("attached"), &config.mirror),
             kernel: Slot::default(),
+            looks: Slot::default(),
             config,
         }
     }
@@ -378,7 +383,7 @@ impl MirrorDisk {
 
     /// Our file system on the mount point. Another one there is an error.
     async fn mount_at(&self, point: &Path) -> Result<Option<mounts::Mount>> {
-        let Some(mount) = any_mount_at(&self.kernel, point).await? else {
+        let Some(mount) = any_mount_at(&self.looks, point).await? else {
             return Ok(None);
         };
         if self.attachment.owns(&mount.source) {
@@ -435,9 +440,18 @@ impl MirrorDisk {
         };
         match unmount(&self.kernel, &point, tries, force).await {
             Err(error) if force => {
-                tracing::warn!("{error}; it is taken out of sight with what uses it");
+                tracing::warn!("{error}; what is under way on it fails from now on");
                 self.fail_io().await;
-                hide(&self.kernel, &point).await
+                self.attachment.abort();
+                // The call that hung may still hold the slot for a moment.
+                let kernel = Slot::default();
+                match unmount(&kernel, &point, tries, true).await {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        tracing::warn!("{error}; it is taken out of sight with what uses it");
+                        hide(&point).await
+                    }
+                }
             }
             result => result,
         }
@@ -556,13 +570,14 @@ pub async fn unmount(kernel: &Slot, point: &Path, tries: Tries, force: bool) -> 
 }
 
 /// Takes a mount out of sight; the kernel lets go of it when its last user does.
-async fn hide(kernel: &Slot, point: &Path) -> Result<()> {
-    // Otherwise the call that hangs holds the slot; a second thread is worth the end of this.
-    if let Ok(None) = any_mount_at(kernel, point).await {
+async fn hide(point: &Path) -> Result<()> {
+    // Calls that hang may hold every slot there is; another thread is worth the end of this.
+    let kernel = Slot::default();
+    if let Ok(None) = any_mount_at(&kernel, point).await {
         return Ok(());
     }
     let owned = point.to_owned();
-    let errno = Slot::default()
+    let errno = kernel
         .run("a lazy unmount", FORCED_UNMOUNT_LIMIT, move || {
             mounts::unmount(&owned, true)
         })

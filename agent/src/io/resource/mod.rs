@@ -9,6 +9,7 @@
 pub mod attachment;
 pub mod exec;
 pub mod floating_ip;
+pub mod fuse;
 pub mod mirror_disk;
 pub mod mounts;
 pub mod neighbours;

@@ -1,0 +1,259 @@
+//! The resource `mirror-disk` on a real mirror: two daemons, `nbdfuse`, a loop device, ext4. Needs root.
+
+mod ground;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use agent::io::resource::attachment::Attachment;
+use agent::io::resource::{Permit, Presence, Resource, mounts};
+use local_pair::{MIRROR, Pair, PairOptions, Programs, Side};
+use mirror_core::control::{Connection, DiskState, Role};
+use nbd_frontend::config::agent::{
+    Attach, Filesystem, Fsck, MirrorDisk, Resource as Config, ResourceKind,
+};
+use nix::sys::signal::Signal;
+
+use ground::{Killed, LIMIT, run, wait_until};
+
+/// A mirror and the resource on its first side. What is still mounted or attached at the end is taken down.
+struct Scene {
+    pair: Pair,
+    point: PathBuf,
+    resource: Resource,
+}
+
+impl Scene {
+    async fn with_ext4() -> Self {
+        let pair = Pair::synced(Programs::fresh().unwrap(), &PairOptions::sized(32 << 20)).unwrap();
+        let point = pair.folder().join("mnt");
+        std::fs::create_dir(&point).unwrap();
+        let run_dir = pair.node(Side::First).run_dir();
+        let device_only = resource(&run_dir, None, Attach::Fuse);
+        device_only.start(&Permit::default()).await.unwrap();
+        let backing = run_dir.join("attached").join(MIRROR);
+        run(
+            "/sbin/mke2fs",
+            &["-q", "-t", "ext4", "-F", backing.to_str().unwrap()],
+        );
+        device_only.check().await.unwrap();
+        device_only.stop(false).await.unwrap();
+        let resource = resource(&run_dir, Some(&point), Attach::Fuse);
+        Self {
+            pair,
+            point,
+            resource,
+        }
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.pair.node(Side::First).run_dir()
+    }
+
+    fn role(&self) -> Role {
+        self.pair.status(Side::First).unwrap().role
+    }
+
+    /// Both sides are back, and nothing is copied any more.
+    fn wait_current(&self) {
+        for side in Side::BOTH {
+            self.pair
+                .wait_for(side, "a current mirror", 30, |mirror| {
+                    mirror.connection == Connection::Connected
+                        && mirror.disk == DiskState::UpToDate
+                        && mirror.peer.disk == DiskState::UpToDate
+                        && mirror.sync.is_none()
+                })
+                .unwrap();
+        }
+    }
+
+    fn attachment(&self) -> Attachment {
+        Attachment::new(&self.run_dir().join("attached"), MIRROR)
+    }
+
+    async fn presence(&self) -> Presence {
+        self.resource.probe_state().await.unwrap()
+    }
+
+    async fn start(&self) {
+        self.resource.start(&Permit::default()).await.unwrap();
+        assert_eq!(self.presence().await, Presence::Online);
+        self.resource.check().await.unwrap();
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let file = self.run_dir().join("attached").join(MIRROR);
+        let quiet = |program: &str, words: &[&str]| {
+            let _ = Command::new(program)
+                .args(words)
+                .stderr(Stdio::null())
+                .status();
+        };
+        let attached = self.attachment();
+        let device = attached.survey().device;
+        attached.abort();
+        quiet("umount", &["--lazy", self.point.to_str().unwrap()]);
+        if let Some(device) = device {
+            quiet("losetup", &["--detach", &device]);
+        }
+        quiet("umount", &["--lazy", file.to_str().unwrap()]);
+    }
+}
+
+fn resource(run_dir: &Path, mount: Option<&Path>, attach: Attach) -> Resource {
+    let config = Config {
+        name: "disk".into(),
+        kind: ResourceKind::MirrorDisk(MirrorDisk {
+            mirror: MIRROR.into(),
+            attach,
+            mount: mount.map(Path::to_owned),
+            filesystem: Filesystem::Ext4,
+            options: "noatime".into(),
+            fsck: Fsck::Auto,
+            fsck_timeout: LIMIT,
+            unmount_retries: 1,
+            unmount_interval: Duration::from_millis(10),
+        }),
+        depends_on: Vec::new(),
+        start_timeout: LIMIT,
+        stop_timeout: LIMIT,
+        start_retries: 0,
+    };
+    Resource::new(&config, "group", 0, run_dir)
+}
+
+#[tokio::test]
+async fn a_mirror_is_mounted_and_taken_down_again_and_keeps_its_files() {
+    let scene = Scene::with_ext4().await;
+    assert_eq!(scene.presence().await, Presence::Offline);
+    assert_eq!(scene.role(), Role::Secondary);
+    scene.start().await;
+    assert_eq!(scene.role(), Role::Primary);
+    std::fs::write(scene.point.join("file"), "kept").unwrap();
+    // An agent that was restarted finds what runs, and leaves it alone.
+    let again = resource(&scene.run_dir(), Some(&scene.point), Attach::Fuse);
+    assert_eq!(again.probe_state().await.unwrap(), Presence::Online);
+    again.start(&Permit::default()).await.unwrap();
+    again.stop(false).await.unwrap();
+    again.stop(false).await.unwrap();
+    assert_eq!(scene.presence().await, Presence::Offline);
+    assert_eq!(scene.role(), Role::Secondary);
+    scene.start().await;
+    let text = std::fs::read_to_string(scene.point.join("file")).unwrap();
+    assert_eq!(text, "kept");
+    // Nobody else's mount is touched, and none is put on top of it.
+    let error = resource(&scene.run_dir(), Some(Path::new("/proc")), Attach::Fuse)
+        .start(&Permit::default())
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is mounted on /proc already"), "{error}");
+    scene.resource.stop(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_forced_stop_gets_through_although_the_mirror_died_under_its_users() {
+    let mut scene = Scene::with_ext4().await;
+    scene.start().await;
+    let script = "while :; do echo x >> file; sleep 0.01; done";
+    let _writer = Killed::spawn("sh", &["-c", script], &scene.point);
+    let file = scene.point.join("file");
+    wait_until(|| file.exists()).await;
+    scene.pair.node_mut(Side::First).kill().unwrap();
+    scene.resource.stop(true).await.unwrap();
+    assert_eq!(scene.presence().await, Presence::Offline);
+    scene.pair.start(Side::First).unwrap();
+    scene.wait_current();
+    scene.start().await;
+    scene.resource.stop(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_forced_stop_gets_through_although_mirrord_stands_still_under_its_users() {
+    let scene = Scene::with_ext4().await;
+    scene.start().await;
+    let device = scene.attachment().survey().device.unwrap();
+    let script = "while :; do dd if=/dev/zero of=file bs=64k count=16 conv=fsync; done";
+    let writer = Killed::spawn("sh", &["-c", script], &scene.point);
+    let mirrord = scene.pair.node(Side::First);
+    mirrord.signal(Signal::SIGSTOP).unwrap();
+    wait_until(|| waits_inside_the_kernel(writer.0.id())).await;
+    let taken_down = async {
+        let is_mounted = || mounts::at(&mounts::mounted().unwrap(), &scene.point).is_some();
+        wait_until(|| !is_mounted() && scene.attachment().survey().is_nothing()).await;
+        // Only the mirror itself waits for it.
+        mirrord.signal(Signal::SIGCONT).unwrap();
+    };
+    let (stopped, ()) = tokio::join!(scene.resource.stop(true), taken_down);
+    stopped.unwrap();
+    assert_eq!(scene.presence().await, Presence::Offline);
+    assert_eq!(scene.role(), Role::Secondary);
+    // Others may have it by now.
+    let backing = PathBuf::from("/sys/block")
+        .join(device.trim_start_matches("/dev/"))
+        .join("loop/backing_file");
+    wait_until(|| {
+        let path = std::fs::read_to_string(&backing).unwrap_or_default();
+        path != "/\n" && !path.starts_with(scene.run_dir().to_str().unwrap())
+    })
+    .await;
+    scene.wait_current();
+    scene.start().await;
+    scene.resource.stop(false).await.unwrap();
+}
+
+/// One of the children of a process does, where no signal reaches it.
+fn waits_inside_the_kernel(pid: u32) -> bool {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    children
+        .unwrap_or_default()
+        .split_whitespace()
+        .any(|child| {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            stat.contains(") D ")
+        })
+}
+
+#[tokio::test]
+async fn what_a_dead_mirrord_left_is_found_and_taken_down_at_the_next_start() {
+    let mut scene = Scene::with_ext4().await;
+    scene.start().await;
+    scene.pair.node_mut(Side::First).kill().unwrap();
+    let error = scene.resource.check().await.unwrap_err().to_string();
+    assert!(error.contains("no mirrord answers"), "{error}");
+    assert_eq!(scene.presence().await, Presence::Partial);
+    scene.pair.start(Side::First).unwrap();
+    scene.wait_current();
+    let error = scene.resource.check().await.unwrap_err().to_string();
+    assert!(error.contains("not primary"), "{error}");
+    scene.start().await;
+    std::fs::write(scene.point.join("after"), "x").unwrap();
+    scene.resource.stop(false).await.unwrap();
+    assert_eq!(scene.presence().await, Presence::Offline);
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_with_a_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = async |resource: Resource| {
+        let error = resource.start(&Permit::default()).await.unwrap_err();
+        error.to_string()
+    };
+    let missing = folder.path().join("missing");
+    let error = start(resource(folder.path(), Some(&missing), Attach::Fuse)).await;
+    assert!(error.contains("does not exist; make it"), "{error}");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = start(resource(folder.path(), Some(&file), Attach::Fuse)).await;
+    assert!(error.contains("is no folder"), "{error}");
+    let error = start(resource(folder.path(), None, Attach::Fuse)).await;
+    assert!(error.contains("no mirrord answers"), "{error}");
+    let kernel = resource(folder.path(), None, Attach::Kernel);
+    let error = kernel.check().await.unwrap_err().to_string();
+    assert!(error.contains("attach = \"fuse\""), "{error}");
+    assert!(start(kernel).await.contains("attach = \"fuse\""));
+}
