@@ -78,7 +78,12 @@ fn without_a_forced_stop_a_cut_makes_both_active_and_both_say_so() {
         world.serves(0) && world.serves(1)
     });
     world.run_until(world.now_ms + 5_000);
-    assert!(world.has_alert(1 - owner, alert::MAY_BE_ACTIVE_TWICE.id));
+    for node in [owner, 1 - owner] {
+        assert!(
+            world.has_alert(node, alert::MAY_BE_ACTIVE_TWICE.id),
+            "{node}"
+        );
+    }
     world.end(&trouble(0, Fault::Cut(Line::between_nodes())));
     world.run_until(world.now_ms + 5_000);
     for node in 0..2 {

@@ -394,9 +394,33 @@ impl Node {
         } else if self.rights.is_some() {
             Proof::Arbiter
         } else {
+            self.tell_of_doubt();
             Proof::Unproven
         };
         self.partition.stage = Stage::Alone { proof };
+    }
+
+    /// The other node may start what runs here, and is told the same of itself.
+    fn tell_of_doubt(&mut self) {
+        let peer = self.config.peer_name();
+        let texts: Vec<String> = self
+            .controls
+            .iter()
+            .zip(&self.config.groups)
+            .filter(|(control, placed)| {
+                control.group.state() != State::Offline
+                    && placed.nodes.contains(&(1 - self.config.me))
+            })
+            .map(|(_, placed)| {
+                format!(
+                    "{} goes on although nothing proves that {peer} is down: it may be active on both nodes.",
+                    placed.config.name
+                )
+            })
+            .collect();
+        for text in texts {
+            self.alert(alert::MAY_BE_ACTIVE_TWICE, text);
+        }
     }
 
     /// The other node could start a group that this one does not know of, and no arbiter would stop it.
