@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use local_pair::{Deadline, MIRROR, Outcome, Pair, PairOptions, Programs, Side, run_tool};
 use nix::sys::signal::Signal;
 
+use crate::cleaner::Cleaner;
 use crate::machine::{Machine, Process, tail};
 use crate::network::{Net, Network};
 use crate::power::Power;
@@ -59,8 +60,8 @@ pub struct Bed {
     /// Leaves requests for a forced stop waiting.
     pub power_held: bool,
     setup: Setup,
-    // Last: its folder is removed when all else is gone.
     pair: Pair,
+    cleaner: Cleaner,
 }
 
 impl Bed {
@@ -85,6 +86,7 @@ impl Bed {
             (at, "127.0.0.1:10809".into())
         });
         let pair = Pair::create_at(Programs::fresh()?, &options, addresses)?;
+        let cleaner = Cleaner::start(pair.folder())?;
         let here = pair.folder().join("here");
         fs::create_dir(&here)?;
         for side in Side::BOTH {
@@ -99,6 +101,7 @@ impl Bed {
             power_held: false,
             setup,
             pair,
+            cleaner,
         };
         for side in Side::BOTH {
             bed.boot(side)?;
@@ -177,7 +180,7 @@ impl Bed {
             machine.cut_power()?;
         }
         *server = Server::default();
-        self.remove_loop_devices(Some(side))
+        Ok(())
     }
 
     /// SIGSTOP for all that runs on a server.
@@ -468,21 +471,6 @@ impl Bed {
         text + &tail(&self.folder().join("witness.log"))
     }
 
-    /// Loop devices outlive the machine that made them. Nothing of a server that is off uses them.
-    fn remove_loop_devices(&self, side: Option<Side>) -> Result<()> {
-        let folder = match side {
-            Some(side) => self.pair.node(side).folder.clone(),
-            None => self.folder().to_path_buf(),
-        };
-        let folder = folder.display().to_string();
-        let list = run_tool("losetup", &["-l", "-n", "-O", "NAME,BACK-FILE"], TOOL_LIMIT)?;
-        for line in list.lines().filter(|line| line.contains(&folder)) {
-            let device = line.split_whitespace().next().unwrap_or_default();
-            run_tool("losetup", &["-d", device], TOOL_LIMIT)?;
-        }
-        Ok(())
-    }
-
     fn server(&mut self, side: Side) -> &mut Server {
         &mut self.servers[side.index()]
     }
@@ -498,7 +486,10 @@ impl Drop for Bed {
         }
         self.servers = [Server::default(), Server::default()];
         self.witness = None;
-        let _ = self.remove_loop_devices(None);
+        if let Err(error) = self.cleaner.finish() {
+            assert!(std::thread::panicking(), "something is left: {error:#}");
+            eprintln!("something is left: {error:#}");
+        }
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use local_pair::{Side, run_tool};
 
+use crate::PYTHON;
 use crate::bed::Bed;
 use crate::machine::Process;
 
-const PYTHON: &str = "/usr/bin/python3";
 const SCRIPT: &str = include_str!("files.py");
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
 

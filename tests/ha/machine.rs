@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use agent::io::resource::fuse;
 use anyhow::{Context, Result, bail};
 use local_pair::{Deadline, run_tool};
 use nix::sys::signal::{Signal, kill};
@@ -107,12 +108,26 @@ impl Machine {
 
     /// Everything in it, from one moment to the next: nothing is flushed, nobody is told.
     pub fn cut_power(&mut self) -> Result<()> {
+        let connections = fuse_connections(self.init);
+        let space = process_space(self.init);
         // Its end ends the first process, and with that all others.
         self.holder.kill()?;
+        // A process that waits inside the kernel for a server that was stopped or is gone cannot be killed, and holds
+        // block devices that all machines share.
+        for connection in connections {
+            fuse::abort(connection)?;
+        }
         self.holder.wait()?;
-        // It goes last.
-        let gone = || Ok(is_gone(self.init).then_some(()));
-        Deadline::after_seconds(20).until("the end of a machine", gone)
+        Deadline::after_seconds(20).until("the end of a machine", || {
+            // It goes last, when all others are buried. What stands outside and waits for one of them was stopped along
+            // with it by a freeze.
+            for pid in all_processes()? {
+                if space.is_some() && process_space(pid) == space {
+                    signal(pid, Signal::SIGCONT)?;
+                }
+            }
+            Ok(is_gone(self.init).then_some(()))
+        })
     }
 
     /// SIGSTOP for everything in it: it stands still and its connections stay.
@@ -137,21 +152,13 @@ impl Machine {
 
     /// Everything in it but the first process and its clock.
     fn processes(&self) -> Result<Vec<Pid>> {
-        let own = |pid: Pid| std::fs::read_link(format!("/proc/{pid}/ns/pid_for_children")).ok();
-        let space = own(self.init).context("the machine is off")?;
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc")? {
-            let name = entry?.file_name();
-            let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let pid = Pid::from_raw(number);
+        let space = process_space(self.init).context("the machine is off")?;
+        let mut found = all_processes()?;
+        found.retain(|pid| {
             let is_inside = std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-            let is_clock = command_name(pid).as_deref() == Some("sleep");
-            if pid != self.init && is_inside.as_ref() == Some(&space) && !is_clock {
-                found.push(pid);
-            }
-        }
+            let is_clock = command_name(*pid).as_deref() == Some("sleep");
+            *pid != self.init && is_inside.as_ref() == Some(&space) && !is_clock
+        });
         Ok(found)
     }
 }
@@ -237,6 +244,32 @@ fn signal(pid: Pid, which: Signal) -> Result<()> {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot send {which} to {pid}")),
     }
+}
+
+/// Numbers of the FUSE file systems that are mounted where a process is.
+fn fuse_connections(pid: Pid) -> Vec<u32> {
+    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let number = |line: &str| line.split(' ').nth(2)?.split_once(':')?.1.parse().ok();
+    let lines = mounts.lines().filter(|line| line.contains(" - fuse"));
+    lines
+        .filter(|line| !line.contains(" - fusectl"))
+        .filter_map(number)
+        .collect()
+}
+
+fn all_processes() -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        found.extend(number.map(Pid::from_raw));
+    }
+    Ok(found)
+}
+
+/// The process namespace that children of a process are in.
+fn process_space(pid: Pid) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/pid_for_children")).ok()
 }
 
 fn child_of(pid: u32) -> Result<Option<Pid>> {

@@ -3,6 +3,7 @@
 
 mod bed;
 mod bed_itself;
+mod cleaner;
 mod files;
 mod frozen;
 mod killed;
@@ -14,3 +15,6 @@ mod published;
 mod setup;
 mod witnessed;
 mod writers;
+
+/// The interpreter that Debian's python3-libnbd belongs to.
+const PYTHON: &str = "/usr/bin/python3";

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use local_pair::{Pair, Side, run_tool};
+use nix::time::{ClockId, clock_gettime};
 
-/// The interpreter that Debian's python3-libnbd belongs to.
-const PYTHON: &str = "/usr/bin/python3";
+use crate::PYTHON;
+
 const SCRIPT: &str = include_str!("writers.py");
 /// The first 16 MiB, of which each side writes every other block.
 const BLOCKS: u64 = 4096;
@@ -21,6 +22,12 @@ const CHECK_LIMIT: Duration = Duration::from_secs(60);
 pub struct Answer {
     pub sent_ns: u64,
     pub done_ns: u64,
+}
+
+/// Now, by the clock of both clients.
+pub fn now_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(Duration::from(now).as_nanos().try_into()?)
 }
 
 #[derive(Debug)]
@@ -76,6 +83,12 @@ impl Writers {
             }
         }
         answers
+    }
+
+    /// A write was sent after this moment, and answered.
+    pub fn answered_since(&self, side: Side, ns: u64) -> bool {
+        let last = self.answers(side).pop();
+        last.is_some_and(|answer| answer.sent_ns > ns)
     }
 
     pub fn count(&self, side: Side) -> usize {
