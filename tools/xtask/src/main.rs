@@ -34,7 +34,7 @@ enum Task {
     Check,
     /// Runs one group of tests, or all of them
     Test {
-        /// golden, crash, conformance, programs, link, sim, cluster, nbd or aws
+        /// golden, crash, conformance, programs, link, sim, cluster, nbd, ha or aws
         group: Option<String>,
         /// Passed on to the test binary, after `--`
         #[arg(last = true)]

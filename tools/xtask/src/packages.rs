@@ -33,7 +33,7 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 12] = [
+const NEEDED: [Needed; 13] = [
     needed(
         "e2fsprogs",
         &["mke2fs", "e2fsck", "debugfs"],
@@ -48,6 +48,7 @@ const NEEDED: [Needed; 12] = [
         &["nbdinfo", "nbdcopy", "nbdfuse"],
         &[Demo, Tests, Bench],
     ),
+    needed("mount", &["losetup", "mount", "umount"], &[Demo, Tests]),
     // The disk that fails.
     needed("nbdkit", &["nbdkit"], &[Tests]),
     needed(
@@ -68,7 +69,12 @@ const NEEDED: [Needed; 12] = [
     ),
     // Reads our units.
     needed("systemd", &["systemd-analyze"], &[Tests]),
-    needed("util-linux", &["setpriv", "losetup"], &[Demo, Tests, Bench]),
+    // What machines of the tests are made of.
+    needed(
+        "util-linux",
+        &["setpriv", "nsenter", "unshare"],
+        &[Demo, Tests, Bench],
+    ),
 ];
 
 const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

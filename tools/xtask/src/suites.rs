@@ -22,7 +22,7 @@ pub const GROUPS: [&str; 10] = [
     "sim",
     "cluster",
     "nbd",
-    "ha",
+    HA,
     aws::GROUP,
 ];
 
@@ -31,6 +31,12 @@ const SUITES: &str = "mirror-tests";
 
 /// The tests in the `tests` folder of every other package: each program by itself, at its command line.
 const PROGRAMS: &str = "programs";
+
+/// Whole clusters, each in namespaces of its own.
+const HA: &str = "ha";
+
+/// Of those at once: they wait for time-outs nearly all the while, on however many cores.
+const HA_THREADS: &str = "8";
 
 /// Groups that start no program from outside of this repository.
 const SELF_CONTAINED: [&str; 4] = ["golden", "crash", "sim", "cluster"];
@@ -104,7 +110,11 @@ pub fn test_group(group: &str, selection: Selection, arguments: &[String]) -> Re
         .args(selection.arguments())
         .arg("--bins")
         .args(targets))?;
-    run(linted("test")
+    let mut test = linted("test");
+    if group == HA {
+        test.env("RUST_TEST_THREADS", HA_THREADS);
+    }
+    run(test
         .args(selection.arguments())
         .args(targets)
         .arg("--")
