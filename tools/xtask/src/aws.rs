@@ -8,21 +8,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use crate::command::{program, run, target_dir};
-use crate::workspace::linted;
+use crate::workspace::{Selection, linted};
 
 /// The test group.
 pub const GROUP: &str = "aws";
-
-/// Turns on the same features of dependencies as [`Selection::Whole`](crate::workspace::Selection::Whole), after
-/// which only the agent is left to compile.
-const SELECTION: [&str; 6] = [
-    "--locked",
-    "-p",
-    "mirror-aws",
-    "-p",
-    "agent",
-    "--features=agent/aws",
-];
 
 /// `moto_server` with the part of its dependencies that EC2 and IAM need.
 const REQUIREMENTS: [&str; 3] = ["moto[ec2]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
@@ -32,8 +21,7 @@ pub const MOTO_VARIABLE: &str = "MIRROR_MOTO_SERVER";
 
 pub fn test(arguments: &[String]) -> Result<()> {
     let server = moto_server()?;
-    run(linted("test")
-        .args(SELECTION)
+    run(linted("test", Selection::Aws)
         .args(["--lib", "--test", "forced_stop_custom", "--"])
         .args(arguments)
         .env(MOTO_VARIABLE, server))

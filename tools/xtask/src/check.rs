@@ -7,7 +7,7 @@ use crate::command::{cargo, run};
 use crate::dependencies;
 use crate::fuzz;
 use crate::steps::Steps;
-use crate::workspace::{self, Selection};
+use crate::workspace::{Selection, linted};
 
 pub fn format() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
@@ -19,14 +19,12 @@ pub fn format() -> Result<()> {
 
 /// Compiles every target, and denies every warning on the way.
 pub fn build(selection: Selection) -> Result<()> {
-    run(workspace::linted("build")
-        .args(selection.arguments())
-        .arg("--all-targets"))
+    run(linted("build", selection).arg("--all-targets"))
 }
 
 pub fn unit_tests(selection: Selection) -> Result<()> {
-    let mut test = workspace::linted("test");
-    test.args(selection.arguments()).args(["--lib", "--bins"]);
+    let mut test = linted("test", selection);
+    test.args(["--lib", "--bins"]);
     if let Selection::Whole = selection {
         test.env(aws::MOTO_VARIABLE, aws::moto_server()?);
     }
@@ -35,7 +33,7 @@ pub fn unit_tests(selection: Selection) -> Result<()> {
 
 pub fn documentation() -> Result<()> {
     run(cargo()
-        .arg("doc")
+        .args(["doc", "--locked"])
         .args(Selection::Usual.arguments())
         .args(["--no-deps", "--document-private-items"])
         .env(

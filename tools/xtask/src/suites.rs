@@ -106,16 +106,12 @@ pub fn test_group(group: &str, selection: Selection, arguments: &[String]) -> Re
         _ => &["--test", group],
     };
     // The programs first: a test binary is no reason for cargo to build those of other packages.
-    run(linted("build")
-        .args(selection.arguments())
-        .arg("--bins")
-        .args(targets))?;
-    let mut test = linted("test");
+    run(linted("build", selection).arg("--bins").args(targets))?;
+    let mut test = linted("test", selection);
     if group == HA {
         test.env("RUST_TEST_THREADS", HA_THREADS);
     }
     run(test
-        .args(selection.arguments())
         .args(targets)
         .arg("--")
         .args(arguments)
@@ -129,9 +125,7 @@ pub fn sim(selection: Selection, arguments: &[String]) -> Result<()> {
         _ => ("sim", arguments),
     };
     // With a test among the targets cargo turns on what tests need of dependencies, as in every other task.
-    run(linted("build")
-        .args(selection.arguments())
-        .args(["--bin", simulator, "--test", "sim"]))?;
+    run(linted("build", selection).args(["--bin", simulator, "--test", "sim"]))?;
     run(program(Profile::Dev.program_dir().join(simulator)).args(arguments))
 }
 
