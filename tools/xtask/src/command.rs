@@ -23,9 +23,15 @@ pub fn target_dir() -> PathBuf {
 /// The cargo that runs this task, so that the pinned toolchain stays the same throughout.
 pub fn cargo() -> Command {
     let mut command = program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Set by the cargo that started xtask; they would describe the wrong package to its children.
-    for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME"] {
-        command.env_remove(name);
+    // Set by the cargo that started xtask; they would describe the wrong package to its children, and to build scripts
+    // that look at them, which would run again after each plain `cargo build`.
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_MANIFEST_", "CARGO_PKG_"]
+            .iter()
+            .any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()))
+        {
+            command.env_remove(name);
+        }
     }
     command
 }
