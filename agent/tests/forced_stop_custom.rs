@@ -111,7 +111,7 @@ async fn a_script_that_fails_is_quoted() {
     let error = driver(&script, LONG).stop(0).await.unwrap_err();
     assert!(matches!(error, StopError::ScriptFailed { .. }), "{error:?}");
     let message = error.to_string();
-    for part in ["stop.sh", "exit status: 7", "mode stop", "no power switch"] {
+    for part in ["stop.sh", "exit code 7", "mode stop", "no power switch"] {
         assert!(message.contains(part), "{message}");
     }
 }

@@ -3,7 +3,8 @@
 //! Every one gets its own process group, nothing on its input, and a time limit. When the limit is over, or
 //! whoever waits for it loses interest, the whole group is killed, so that a script that hangs takes its
 //! children with it. Of the output the end is kept, for the error. A program that ends in time may leave
-//! children behind, as a start script does; what they still write is read and dropped.
+//! children behind, as a start script does; what they still write is read and dropped. Where it may not
+//! ([`Invocation::alone`]), they are killed.
 //!
 //! It does not know what a program is for, nor whether an exit code is good news.
 
@@ -31,6 +32,7 @@ const OUTPUT_LIMIT: Duration = Duration::from_millis(200);
 pub struct Invocation {
     words: Vec<String>,
     environment: Vec<(String, String)>,
+    leaves_children: bool,
 }
 
 /// How a program ended by itself.
@@ -65,7 +67,7 @@ pub enum CommandError {
     },
 }
 
-fn code_text(code: Option<i32>) -> String {
+pub(super) fn code_text(code: Option<i32>) -> String {
     match code {
         Some(code) => format!("exit code {code}"),
         None => "a signal".into(),
@@ -84,7 +86,14 @@ impl Invocation {
         Self {
             words: words.into_iter().map(Into::into).collect(),
             environment: Vec::new(),
+            leaves_children: true,
         }
+    }
+
+    /// What the program leaves behind with its output open is killed once it has ended.
+    pub fn alone(mut self) -> Self {
+        self.leaves_children = false;
+        self
     }
 
     /// Adds a path to the words.
@@ -133,7 +142,7 @@ impl Invocation {
                 if reaped.is_err() {
                     tracing::warn!("{program} was killed and is not gone: the kernel holds it");
                 }
-                let output = join(&stdout.text().await, &stderr.text().await);
+                let output = join(&stdout.text().await.0, &stderr.text().await.0);
                 return Err(CommandError::TimedOut {
                     program: program.clone(),
                     limit,
@@ -141,12 +150,20 @@ impl Invocation {
                 });
             }
         };
-        group.release();
+        if self.leaves_children {
+            group.release();
+        }
+        let ((stdout, stdout_ended), (stderr, stderr_ended)) =
+            (stdout.text().await, stderr.text().await);
+        // With the leader gone and nobody at its output, the number of the group may be another's.
+        if stdout_ended && stderr_ended {
+            group.release();
+        }
         Ok(Ended {
             program: program.clone(),
             code: status.code(),
-            stdout: stdout.text().await,
-            stderr: stderr.text().await,
+            stdout,
+            stderr,
         })
     }
 
@@ -244,12 +261,14 @@ impl Tail {
         Self { bytes, reader }
     }
 
-    async fn text(self) -> String {
-        if let Some(reader) = self.reader {
-            let _ = tokio::time::timeout(OUTPUT_LIMIT, reader).await;
-        }
+    /// And whether that is all of it: nobody holds the output any more.
+    async fn text(self) -> (String, bool) {
+        let ended = match self.reader {
+            Some(reader) => tokio::time::timeout(OUTPUT_LIMIT, reader).await.is_ok(),
+            None => true,
+        };
         let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes).trim().to_owned()
+        (String::from_utf8_lossy(&bytes).trim().to_owned(), ended)
     }
 }
 

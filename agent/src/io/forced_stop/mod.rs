@@ -7,12 +7,12 @@
 mod custom;
 
 use std::path::PathBuf;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use nbd_frontend::config::agent::{ForcedStop, ForcedStopKind};
 
 use crate::fencing::Stopped;
+use crate::io::command::code_text;
 pub use custom::{Custom, Mode};
 
 /// Whether `kind = "aws"` works in this build.
@@ -39,14 +39,16 @@ pub enum StopError {
         source: std::io::Error,
     },
     #[error(
-        "the forced stop script {} ended with {status} in mode {mode}{}",
+        "the forced stop script {} ended with {} in mode {mode}{}",
         script.display(),
+        code_text(*code),
         said(output)
     )]
     ScriptFailed {
         script: PathBuf,
         mode: Mode,
-        status: ExitStatus,
+        /// None: a signal ended it.
+        code: Option<i32>,
         output: String,
     },
     #[error(
