@@ -4,6 +4,7 @@
 //! mounts and interfaces away, so that a power cut is one signal, and a test that dies leaves nothing. It
 //! sees the files of the host, and has its own [`Machine::HERE`] among them.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -132,14 +133,20 @@ impl Machine {
 
     /// SIGSTOP for everything in it: it stands still and its connections stay.
     pub fn freeze(&self) -> Result<()> {
+        let mut told = HashSet::new();
         Deadline::after_seconds(20).until("a frozen machine", || {
-            let processes = self.processes()?;
-            let moving = processes.iter().filter(|pid| !is_stopped(**pid));
-            let moving: Vec<_> = moving.collect();
-            for pid in &moving {
-                signal(**pid, Signal::SIGSTOP)?;
+            let mut is_still = true;
+            for pid in self.processes()? {
+                is_still &= match state(pid) {
+                    None | Some('T' | 'Z') => continue,
+                    // It waits inside the kernel for what was stopped before it, and stops before it gets out.
+                    Some('D') => told.contains(&pid),
+                    Some(_) => false,
+                };
+                signal(pid, Signal::SIGSTOP)?;
+                told.insert(pid);
             }
-            Ok(moving.is_empty().then_some(()))
+            Ok(is_still.then_some(()))
         })
     }
 
@@ -284,10 +291,6 @@ fn child_of(pid: u32) -> Result<Option<Pid>> {
 fn command_name(pid: Pid) -> Option<String> {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(name.trim_end().to_owned())
-}
-
-fn is_stopped(pid: Pid) -> bool {
-    state(pid).is_none_or(|state| state == 'T' || state == 'Z')
 }
 
 fn is_gone(pid: Pid) -> bool {
