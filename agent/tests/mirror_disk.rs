@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use agent::io::resource::attachment::Attachment;
-use agent::io::resource::{Permit, Presence, Resource, mounts};
+use agent::io::resource::{Permit, Presence, Resource, fuse, mounts};
 use local_pair::{MIRROR, Pair, PairOptions, Programs, Side};
 use mirror_core::control::{Connection, DiskState, Role};
 use nbd_frontend::config::agent::{
@@ -177,6 +177,7 @@ async fn a_forced_stop_gets_through_although_mirrord_stands_still_under_its_user
     let scene = Scene::with_ext4().await;
     scene.start().await;
     let device = scene.attachment().survey().device.unwrap();
+    let sequence = sequence_of(&device);
     let script = "while :; do dd if=/dev/zero of=file bs=64k count=16 conv=fsync; done";
     let writer = Killed::spawn("sh", &["-c", script], &scene.point);
     let mirrord = scene.pair.node(Side::First);
@@ -192,18 +193,25 @@ async fn a_forced_stop_gets_through_although_mirrord_stands_still_under_its_user
     stopped.unwrap();
     assert_eq!(scene.presence().await, Presence::Offline);
     assert_eq!(scene.role(), Role::Secondary);
-    // Others may have it by now.
-    let backing = PathBuf::from("/sys/block")
-        .join(device.trim_start_matches("/dev/"))
-        .join("loop/backing_file");
-    wait_until(|| {
-        let path = std::fs::read_to_string(&backing).unwrap_or_default();
-        path != "/\n" && !path.starts_with(scene.run_dir().to_str().unwrap())
-    })
-    .await;
+    // Its number may be someone else's by now.
+    wait_until(|| sequence_of(&device) != sequence || backing_of(&device).is_empty()).await;
     scene.wait_current();
     scene.start().await;
     scene.resource.stop(false).await.unwrap();
+}
+
+/// A number that each use of a device has for itself.
+fn sequence_of(device: &str) -> String {
+    attribute_of(device, "diskseq")
+}
+
+fn backing_of(device: &str) -> String {
+    attribute_of(device, "loop/backing_file")
+}
+
+fn attribute_of(device: &str, name: &str) -> String {
+    let name = format!("/sys/block/{}/{name}", device.trim_start_matches("/dev/"));
+    std::fs::read_to_string(name).unwrap_or_default()
 }
 
 /// One of the children of a process does, where no signal reaches it.
@@ -234,6 +242,11 @@ async fn what_a_dead_mirrord_left_is_found_and_taken_down_at_the_next_start() {
     std::fs::write(scene.point.join("after"), "x").unwrap();
     scene.resource.stop(false).await.unwrap();
     assert_eq!(scene.presence().await, Presence::Offline);
+}
+
+#[test]
+fn a_connection_that_has_ended_needs_no_abort() {
+    fuse::abort(u32::MAX).unwrap();
 }
 
 #[tokio::test]

@@ -248,7 +248,10 @@ impl Attachment {
         }
         if let Err(error) = detach.succeed(FORCED_TOOL_LIMIT).await {
             self.abort();
-            // The first one may have got through after all, and then there is nothing to detach.
+            // The first one may have got through after all, and the number be someone else's by now.
+            if !self.owns(device) {
+                return Ok(());
+            }
             if let Err(again) = detach.succeed(FORCED_TOOL_LIMIT).await {
                 tracing::warn!("{}, and by force: {again}", busy(error));
             }
