@@ -481,9 +481,6 @@ impl Drop for Bed {
         if std::thread::panicking() {
             eprintln!("{}", self.story());
         }
-        for side in Side::BOTH {
-            let _ = self.thaw(side);
-        }
         self.servers = [Server::default(), Server::default()];
         self.witness = None;
         if let Err(error) = self.cleaner.finish() {
