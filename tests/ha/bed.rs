@@ -180,6 +180,7 @@ impl Bed {
             machine.cut_power()?;
         }
         *server = Server::default();
+        self.network.unplug(host(side));
         Ok(())
     }
 

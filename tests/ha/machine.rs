@@ -46,7 +46,26 @@ impl Machine {
             Ok(child.filter(|pid| command_name(*pid).as_deref() == Some("sh")))
         })?;
         machine.run_in_network(&["ip", "link", "set", "lo", "up"])?;
+        machine.forget_mounts_of_others()?;
         Ok(machine)
+    }
+
+    /// What another test mounted would stay mounted here when that test unmounts it.
+    fn forget_mounts_of_others(&self) -> Result<()> {
+        let within = std::env::temp_dir();
+        let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.init))?;
+        let points = mounts
+            .lines()
+            .rev()
+            .filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| {
+            Path::new(point)
+                .parent()
+                .is_some_and(|at| at.starts_with(&within))
+        }) {
+            self.run(&["umount", "--lazy", point])?;
+        }
+        Ok(())
     }
 
     pub fn init(&self) -> Pid {

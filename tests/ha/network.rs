@@ -116,6 +116,11 @@ impl Network {
         Ok(())
     }
 
+    /// A machine is off. Its ports go by themselves, at a moment of the kernel's own.
+    pub fn unplug(&mut self, host: u8) {
+        self.ports.retain(|port| port.host != host);
+    }
+
     /// The servers no longer reach each other here; both reach everybody else.
     pub fn cut(&mut self, net: Net) -> Result<()> {
         self.isolate(net, true)
