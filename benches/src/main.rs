@@ -2,7 +2,9 @@
 //! ratios between rows say something. QEMU's synchronous block mirror runs beside ours on the same files.
 
 mod fio;
+mod process;
 mod qemu_mirror;
+mod service;
 mod sizes;
 mod table;
 mod throughput;
@@ -25,6 +27,9 @@ struct Arguments {
     /// Only the figures about metadata, resync, memory and opening
     #[arg(long, conflicts_with = "throughput")]
     sizes: bool,
+    /// Only failover, switchover and the agent. Needs root: the servers are made of namespaces
+    #[arg(long, conflicts_with_all = ["throughput", "sizes"])]
+    service: bool,
 }
 
 fn main() -> Result<()> {
@@ -34,11 +39,17 @@ fn main() -> Result<()> {
     } else {
         (5, 1 << 30)
     };
-    if !arguments.sizes {
+    let all = !arguments.throughput && !arguments.sizes && !arguments.service;
+    if all || arguments.throughput {
         throughput::print(arguments.seconds.unwrap_or(seconds), file_bytes)?;
     }
-    if !arguments.throughput {
+    if all || arguments.sizes {
         sizes::print(arguments.smoke)?;
+    }
+    if all && !nix::unistd::geteuid().is_root() {
+        println!("\nService and agent: measured as root only, in servers made of namespaces");
+    } else if all || arguments.service {
+        service::print(arguments.smoke)?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use local_pair::{MIRROR, Pair, PairOptions, Placement, Programs, Side};
 use mirror_core::control::Counters;
 
 use crate::fio;
+use crate::process;
 use crate::table;
 
 const GIB: u64 = 1 << 30;
@@ -144,12 +145,7 @@ fn open(bytes: u64) -> Result<(u64, f64)> {
         .node(Side::First)
         .process_id()
         .context("the node runs")?;
-    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-    let resident = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
-        .context("/proc tells the resident memory")?;
+    let resident = process::resident_kib(id)?;
     pair.node_mut(Side::Second).stop()?;
     let start = Instant::now();
     pair.start(Side::Second)?;

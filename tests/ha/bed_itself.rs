@@ -1,13 +1,9 @@
 //! The bed holds what it promises: machines apart, cuts where they are said to be, nothing left.
 
 use anyhow::{Result, ensure};
+use local_cluster::{Bed, Daemon, Guard, Machine, Net, Network, ROUTER, Setup};
 use local_pair::Side;
 use mirror_core::control::{DiskState, Role};
-
-use crate::bed::{Bed, Daemon};
-use crate::machine::Machine;
-use crate::network::{Net, Network, ROUTER};
-use crate::setup::{Guard, Setup};
 
 struct Cabling {
     network: Network,

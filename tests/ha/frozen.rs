@@ -2,11 +2,9 @@
 
 use agent::control::State;
 use anyhow::{Result, ensure};
+use local_cluster::{Bed, Daemon, Files, Guard, Setup};
 use local_pair::Side;
 
-use crate::bed::{Bed, Daemon};
-use crate::files::Files;
-use crate::setup::{Guard, Setup};
 use crate::writers::{Writers, ensure_handed_over};
 
 #[test]

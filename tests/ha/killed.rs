@@ -3,11 +3,8 @@
 
 use agent::control::State;
 use anyhow::{Result, ensure};
+use local_cluster::{Bed, Daemon, Files, Guard, Setup};
 use local_pair::Side;
-
-use crate::bed::{Bed, Daemon};
-use crate::files::Files;
-use crate::setup::{Guard, Setup};
 
 const MOUNTED: Setup = Setup {
     guard: Guard::Witness,

@@ -2,11 +2,8 @@
 
 use agent::control::{CommandReply, State};
 use anyhow::{Context, Result, ensure};
+use local_cluster::{Bed, Daemon, Files, GROUP, Guard, Setup};
 use local_pair::Side;
-
-use crate::bed::{Bed, Daemon};
-use crate::files::Files;
-use crate::setup::{GROUP, Guard, Setup};
 
 #[test]
 fn a_planned_switchover_loses_nothing_and_stops_no_server() -> Result<()> {

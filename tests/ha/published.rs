@@ -3,11 +3,10 @@
 use agent::alert::{self, Kind};
 use agent::control::State;
 use anyhow::{Context, Result, ensure};
+use local_cluster::{Bed, GROUP, Guard, Setup};
 use local_pair::Side;
 use mirror_core::control::{Connection, Role};
 
-use crate::bed::Bed;
-use crate::setup::{GROUP, Guard, Setup};
 use crate::writers::Writers;
 
 /// Position of the first alert of a kind at or after `from`.

@@ -2,11 +2,9 @@
 
 use agent::control::State;
 use anyhow::{Result, ensure};
+use local_cluster::{Bed, Guard, HEARTBEAT_TIMEOUT_MS, LEASE_MS, Net, Setup};
 use local_pair::Side;
 
-use crate::bed::Bed;
-use crate::network::Net;
-use crate::setup::{Guard, HEARTBEAT_TIMEOUT_MS, LEASE_MS, Setup};
 use crate::writers::{Writers, ensure_handed_over, now_ns};
 
 const WITNESSED: Setup = Setup {

@@ -7,10 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use local_cluster::PYTHON;
 use local_pair::{Pair, Side, run_tool};
 use nix::time::{ClockId, clock_gettime};
-
-use crate::PYTHON;
 
 const SCRIPT: &str = include_str!("writers.py");
 /// The first 16 MiB, of which each side writes every other block.

@@ -37,24 +37,28 @@ const NEEDED: [Needed; 13] = [
     needed(
         "e2fsprogs",
         &["mke2fs", "e2fsck", "debugfs"],
-        &[Demo, Tests],
+        &[Demo, Tests, Bench],
     ),
     needed("fio", &["fio"], &[Tests, Bench]),
-    needed("fuse3", &["fusermount3"], &[Demo, Tests]),
+    needed("fuse3", &["fusermount3"], &[Demo, Tests, Bench]),
     needed("g++", &["c++"], &[Fuzz]),
-    needed("iproute2", &["ip"], &[Tests]),
+    needed("iproute2", &["ip"], &[Tests, Bench]),
     needed(
         "libnbd-bin",
         &["nbdinfo", "nbdcopy", "nbdfuse"],
         &[Demo, Tests, Bench],
     ),
-    needed("mount", &["losetup", "mount", "umount"], &[Demo, Tests]),
+    needed(
+        "mount",
+        &["losetup", "mount", "umount"],
+        &[Demo, Tests, Bench],
+    ),
     // The disk that fails.
     needed("nbdkit", &["nbdkit"], &[Tests]),
     needed(
         "python3-libnbd",
         &["/usr/lib/python3/dist-packages/nbd.py"],
-        &[Tests],
+        &[Tests, Bench],
     ),
     // Carries no file of its own that is always installed.
     needed(

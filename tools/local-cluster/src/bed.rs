@@ -11,6 +11,7 @@ use agent::control::{ClusterStatus, GroupStatus, State};
 use anyhow::{Context, Result, bail, ensure};
 use local_pair::{Deadline, MIRROR, Outcome, Pair, PairOptions, Programs, Side, run_tool};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::cleaner::Cleaner;
 use crate::machine::{Machine, Process, tail};
@@ -247,6 +248,15 @@ impl Bed {
             }
         });
         started.with_context(|| self.story())
+    }
+
+    pub fn process_id(&self, side: Side, daemon: Daemon) -> Result<Pid> {
+        let server = &self.servers[side.index()];
+        let process = match daemon {
+            Daemon::Mirrord => &server.mirrord,
+            Daemon::Agent => &server.agent,
+        };
+        Ok(process.as_ref().context("it does not run")?.id())
     }
 
     pub fn start_agents(&mut self) -> Result<()> {

@@ -206,6 +206,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// As this machine counts processes.
+    pub fn id(&self) -> Pid {
+        self.pid
+    }
+
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.entered.try_wait()?.is_none())
     }
