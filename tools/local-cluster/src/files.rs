@@ -58,6 +58,10 @@ impl Files {
         numbers(&text)
     }
 
+    pub fn stop_on(&mut self, side: Side) {
+        self.running[side.index()] = None;
+    }
+
     pub fn stop(&mut self) {
         self.running = [None, None];
     }

@@ -65,7 +65,12 @@ impl Network {
         let switches = Machine::boot()?;
         for net in Net::BOTH {
             let name = net.switch();
-            switches.run_in_network(&["ip", "link", "add", name, "type", "bridge"])?;
+            // Otherwise a bridge takes the lowest address of its ports, and changes it with a machine that goes: the
+            // others would not find the router until they have forgotten the old one.
+            let card = format!("02:77:00:00:{:02x}:fe", net as u8);
+            switches.run_in_network(&[
+                "ip", "link", "add", name, "address", &card, "type", "bridge",
+            ])?;
             switches.run_in_network(&["ip", "link", "set", name, "up"])?;
         }
         let address = format!("{ROUTER}/24");

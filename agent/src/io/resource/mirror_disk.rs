@@ -10,6 +10,7 @@
 //! aborted, so that all that waits inside the kernel gets errors and its users can be killed. What still does not
 //! unmount is taken out of sight with its users in it.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -560,8 +561,7 @@ pub async fn unmount(kernel: &Slot, point: &Path, tries: Tries, force: bool) -> 
         &[Signal::SIGTERM, Signal::SIGKILL]
     };
     for signal in signals {
-        end_users(kernel, point, *signal).await?;
-        match try_unmount(kernel, point, limit).await {
+        match end_users(kernel, point, *signal, limit).await {
             Err(MirrorDiskError::Busy { .. }) => {}
             result => return result,
         }
@@ -609,33 +609,35 @@ async fn try_unmount(kernel: &Slot, point: &Path, limit: Duration) -> Result<()>
     }
 }
 
-/// Sends the signal and waits until nobody uses the mount any more, or the time for that is over.
-async fn end_users(kernel: &Slot, point: &Path, signal: Signal) -> Result<()> {
+/// Sends the signal to whoever uses the mount, to each once, and unmounts between what comes and goes.
+async fn end_users(kernel: &Slot, point: &Path, signal: Signal, limit: Duration) -> Result<()> {
     let begun = Instant::now();
-    let mut is_first = true;
+    let mut told = HashSet::new();
     loop {
-        let owned = point.to_owned();
-        let users = kernel
-            .run("a look for users of a mount", LOOK_LIMIT, move || {
-                let users = users_of(&owned);
-                // One that appeared meanwhile is killed as well; SIGTERM is sent once only.
-                if is_first || signal == Signal::SIGKILL {
-                    users::signal_all(&users, signal);
-                }
-                users
-            })
-            .await?;
-        if is_first && !users.is_empty() {
+        let busy = match try_unmount(kernel, point, limit).await {
+            Err(busy @ MirrorDiskError::Busy { .. }) => busy,
+            result => return result,
+        };
+        let MirrorDiskError::Busy { users, .. } = &busy else {
+            return Err(busy);
+        };
+        let hopeless = !users.is_empty() && users::killable(users).next().is_none();
+        if hopeless || begun.elapsed() > USERS_END_LIMIT {
+            return Err(busy);
+        }
+        let news: Vec<User> = users
+            .iter()
+            .filter(|user| told.insert(user.pid))
+            .cloned()
+            .collect();
+        if !news.is_empty() {
+            users::signal_all(&news, signal);
             tracing::warn!(
                 "{signal} to what uses {}: {}",
                 point.display(),
-                users_text(&users)
+                users_text(&news)
             );
         }
-        if users::killable(&users).next().is_none() || begun.elapsed() > USERS_END_LIMIT {
-            return Ok(());
-        }
-        is_first = false;
         tokio::time::sleep(POLL).await;
     }
 }

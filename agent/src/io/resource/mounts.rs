@@ -1,10 +1,12 @@
 //! What is mounted where, as the kernel tells it in `/proc/self/mountinfo`; and the way down of a mount.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::unistd::syncfs;
 
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,17 @@ pub fn at<'m>(mounts: &'m [Mount], point: &Path) -> Option<&'m Mount> {
     mounts.iter().rev().find(|mount| mount.point == point)
 }
 
+/// The kernel writes back at an unmount only where no other mount namespace holds the file system as well.
+fn write_back(point: &Path) {
+    let written = File::open(point).map(syncfs);
+    if let Ok(Err(errno)) = written {
+        tracing::warn!(
+            "not all could be written back before {} is unmounted: {errno}",
+            point.display()
+        );
+    }
+}
+
 /// Takes a mount down with all that is mounted below it, the innermost first. `lazy`: only out of sight; the
 /// kernel lets go of it when its last user does.
 pub fn unmount(point: &Path, lazy: bool) -> Result<(), Errno> {
@@ -42,6 +55,9 @@ pub fn unmount(point: &Path, lazy: bool) -> Result<(), Errno> {
         .rev()
         .filter(|mount| mount.point.starts_with(point));
     for mount in within {
+        if !lazy {
+            write_back(&mount.point);
+        }
         match umount2(&mount.point, flags) {
             // Someone else was faster.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}

@@ -379,7 +379,11 @@ fn the_start_up_delay_is_the_sum_of_what_the_other_node_may_need() {
         explained(GOOD),
         "157 s = 60 s forced stop + 4 s stop wait + 90 s heartbeat timeout + 3 s heartbeat interval"
     );
-    let text = with(GOOD, "stop_wait = \"4s\"", "stop_wait = \"1s\"\nretries = 2");
+    let text = with(
+        GOOD,
+        "stop_wait = \"4s\"",
+        "stop_wait = \"1s\"\nretries = 2",
+    );
     assert!(explained(&text).starts_with("274 s = 3 × 60 s forced stop + 1 s stop wait"));
     let text = with(GOOD, "interval = \"3s\"", "interval = \"2500ms\"");
     assert!(explained(&text).starts_with("156500 ms = "));
