@@ -88,6 +88,7 @@ async fn a_script_is_told_whom_to_stop_and_its_exit_code_0_confirms() {
         folder.path(),
         "755",
         "#!/bin/sh\n\
+         test \"$(pwd)\" = / || exit 1\n\
          cd \"$(dirname \"$0\")\"\n\
          echo $MIRROR_CLUSTER $MIRROR_DOWN_SERVER $MIRROR_LOCAL_SERVER > $MIRROR_MODE\n",
     );

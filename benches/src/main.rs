@@ -15,7 +15,7 @@ use clap::Parser;
 /// Print the tables of figures.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Short runs on small files: shows that everything works, in under a minute
+    /// Short runs on small files: shows that everything works, in some two minutes
     #[arg(long)]
     smoke: bool,
     /// Seconds of each row of the throughput table

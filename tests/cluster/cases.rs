@@ -6,6 +6,7 @@ use mirror_tests::cluster::faults::{Fault, Trouble};
 use mirror_tests::cluster::network::Line;
 use mirror_tests::cluster::settings::{GROUP, NAMES, Profile, Settings};
 use mirror_tests::cluster::world::{Mistakes, World};
+use nbd_frontend::config::agent::FinalAction;
 
 /// A cluster of this kind that is in service, and the node that serves.
 fn served(profile: Profile, change: impl FnOnce(&mut Settings)) -> (World, usize) {
@@ -22,6 +23,10 @@ fn served(profile: Profile, change: impl FnOnce(&mut Settings)) -> (World, usize
     let owner = usize::from(world.serves(1));
     in_order(&world);
     (world, owner)
+}
+
+fn no_final_action(settings: &mut Settings) {
+    settings.final_action = FinalAction::None;
 }
 
 fn story(world: &World) -> String {
@@ -156,6 +161,21 @@ fn an_owner_that_was_cut_off_when_the_other_fell_silent_has_lost_its_turn() {
 }
 
 #[test]
+fn an_owner_that_stood_still_when_the_other_fell_silent_has_lost_its_turn() {
+    for frozen_ms in (500..9_000).step_by(500) {
+        let (mut world, owner) = served(Profile::Classic, |_| {});
+        let freeze = Fault::FreezeBoth(owner);
+        begin(&mut world, freeze.clone());
+        begin(&mut world, Fault::Cut(Line::between_nodes()));
+        world.run_until(world.now_ms + frozen_ms);
+        world.end(&trouble(0, freeze));
+        world.run_until(world.now_ms + 30_000);
+        assert!(world.serves(0) != world.serves(1), "{}", story(&world));
+        in_order(&world);
+    }
+}
+
+#[test]
 fn when_the_owner_dies_it_is_stopped_before_its_group_starts_elsewhere() {
     let (mut world, owner) = served(Profile::Classic, |_| {});
     begin(&mut world, Fault::FreezeBoth(owner));
@@ -247,6 +267,48 @@ fn a_switchover_loses_nothing_and_stops_nobody() {
         }
         assert_eq!(world.checker.forced_stops, 0);
     }
+}
+
+#[test]
+fn a_group_that_does_not_stop_is_started_elsewhere_only_when_its_node_is_down() {
+    for profile in [Profile::Classic, Profile::Witness, Profile::WitnessAndStop] {
+        let (mut world, owner) = served(profile, no_final_action);
+        begin(&mut world, Fault::StopFails(owner));
+        let request = CommandRequest::Switchover {
+            group: GROUP.into(),
+            to: None,
+        };
+        world.command(owner, request);
+        comes_true(&mut world, 20_000, |world| {
+            world.has_alert(owner, alert::GROUP_STOP_FAILED.id)
+        });
+        world.run_until(world.now_ms + 10_000);
+        assert!(!world.machines[1 - owner].mounted, "{}", story(&world));
+        assert!(!world.machines[1 - owner].application, "{}", story(&world));
+        world.power_off(owner);
+        world.machines[owner].boot_ms = None;
+        comes_true(&mut world, 60_000, |world| world.serves(1 - owner));
+        in_order(&world);
+    }
+}
+
+#[test]
+fn what_held_a_stop_up_may_be_over_later() {
+    let (mut world, owner) = served(Profile::Witness, no_final_action);
+    let fault = Fault::StopFails(owner);
+    begin(&mut world, fault.clone());
+    let request = CommandRequest::GroupStop {
+        group: GROUP.into(),
+    };
+    world.command(owner, request);
+    comes_true(&mut world, 20_000, |world| {
+        world.has_alert(owner, alert::GROUP_STOP_FAILED.id)
+    });
+    world.end(&trouble(0, fault));
+    comes_true(&mut world, 40_000, |world| {
+        !world.machines[owner].mounted && world.has_alert(owner, alert::GROUP_STOPPED.id)
+    });
+    in_order(&world);
 }
 
 #[test]

@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,6 +32,7 @@ const OUTPUT_LIMIT: Duration = Duration::from_millis(200);
 pub struct Invocation {
     words: Vec<String>,
     environment: Vec<(String, String)>,
+    folder: Option<PathBuf>,
     leaves_children: bool,
 }
 
@@ -86,8 +87,15 @@ impl Invocation {
         Self {
             words: words.into_iter().map(Into::into).collect(),
             environment: Vec::new(),
+            folder: None,
             leaves_children: true,
         }
+    }
+
+    /// Where the program runs; otherwise where this one does.
+    pub fn within(mut self, folder: &Path) -> Self {
+        self.folder = Some(folder.into());
+        self
     }
 
     /// What the program leaves behind with its output open is killed once it has ended.
@@ -111,7 +119,11 @@ impl Invocation {
     /// Runs it to its end, whatever that is.
     pub async fn run(&self, limit: Duration) -> Result<Ended, CommandError> {
         let (program, arguments) = self.words.split_first().ok_or(CommandError::Empty)?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        let mut child = command
             .args(arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())

@@ -27,7 +27,7 @@ pub struct MembershipConfig {
     pub cluster: Uuid,
     pub node: Uuid,
     pub peer: Uuid,
-    /// Paths by falling priority.
+    /// Every heartbeat goes over all of them; they are named in this order.
     pub paths: Vec<String>,
     pub interval_ms: u64,
     pub timeout_ms: u64,

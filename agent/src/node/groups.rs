@@ -330,11 +330,12 @@ impl Node {
 
     /// What held a stop up may be over, and nothing else frees the other node to start the group.
     fn stop_again(&mut self, group: usize) {
-        let failed_ms = &mut self.controls[group].stop_failed_ms;
-        if failed_ms
-            .take_if(|failed_ms| self.now_ms.saturating_sub(*failed_ms) >= STOP_AGAIN_MS)
-            .is_some()
-        {
+        let control = &mut self.controls[group];
+        let due = control
+            .stop_failed_ms
+            .is_some_and(|failed_ms| self.now_ms.saturating_sub(failed_ms) >= STOP_AGAIN_MS);
+        if due && control.group.state() == State::Failed {
+            control.stop_failed_ms = Some(self.now_ms);
             self.group_step(group, group::Event::Stop { force: true });
         }
     }

@@ -328,8 +328,12 @@ impl Node {
         if let Some(rights) = &mut self.rights {
             rights.distrust(now_ms);
         }
+        for mirror in &mut self.mirrors {
+            // Nobody was there to hear it.
+            mirror.silent_since_ms = mirror.silent_since_ms.map(|_| now_ms);
+        }
         self.freeze_all();
-        self.decide_anew();
+        self.decide_anew(for_ms);
     }
 
     /// What ends the doubt after a freeze: the other node's word, or a decision about its silence.
@@ -402,6 +406,11 @@ impl Node {
             .all(|control| matches!(control.group.state(), State::Offline | State::Failed));
         let released = self.rights.as_ref().is_none_or(Rights::is_free);
         if !stopped || !(released || self.controls.iter().any(Control::is_failed)) {
+            return;
+        }
+        // The other node must not take silence about what may still run here for a clean leave.
+        if self.controls.iter().any(Control::is_failed) {
+            self.fx.push(Effect::Exit);
             return;
         }
         let interval_ms = self.membership.interval_ms().min(RESEND_MS);

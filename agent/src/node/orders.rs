@@ -6,7 +6,7 @@ use mirror_core::control::Refusal;
 use super::Node;
 use super::event::{CommandId, Effect, MirrorCommand};
 use super::moving::MovedBy;
-use super::placement::Cause;
+use super::placement::{Cause, There};
 use super::report::{Order, OrderKind, Outcome};
 use crate::alert;
 use crate::control::{CommandReply, CommandRequest, State};
@@ -211,7 +211,14 @@ impl Node {
                 "look at `mirrorctl status`",
             ));
         }
-        let active = !matches!(situation.there, State::Offline | State::Failed);
+        let active = situation.there == There::Active;
+        if self.membership.peer() == Peer::Left && active && !peer_down {
+            return Err(refusal(
+                "did-not-stop",
+                format!("{name} did not stop on {peer} when its agent did: it may still run there"),
+                format!("once {peer} is down, say so: `mirrorctl group start {name} --peer-down`"),
+            ));
+        }
         if self.membership.peer() == Peer::Up && active {
             return Err(refusal(
                 "active-there",
@@ -226,7 +233,7 @@ impl Node {
                 format!("mend the network, or start {name} on {peer}"),
             ));
         }
-        let silent = matches!(self.membership.peer(), Peer::Lost | Peer::Unknown);
+        let silent = self.membership.peer() != Peer::Up;
         if peer_down && !silent {
             return Err(refusal(
                 "peer-is-heard",

@@ -73,6 +73,8 @@ pub(super) struct Partition {
     lost_ms: u64,
     /// This node was cut off or stood still since, and could not decide in time.
     late: bool,
+    /// When it last stood still: until when, and from when on.
+    stood_still_ms: Option<(u64, u64)>,
     /// When the questions that count began.
     asked_ms: u64,
     /// The other node is confirmed to be down since it was last heard.
@@ -101,15 +103,6 @@ impl Partition {
     /// The silence is decided on, and this node goes on.
     pub(super) fn may_act(&self) -> bool {
         matches!(self.stage, Stage::Alone { .. })
-    }
-
-    pub(super) fn is_unproven(&self) -> bool {
-        matches!(
-            self.stage,
-            Stage::Alone {
-                proof: Proof::Unproven
-            }
-        )
     }
 }
 
@@ -170,9 +163,10 @@ impl Node {
     }
 
     /// What was decided before this node was frozen may have been overtaken.
-    pub(super) fn decide_anew(&mut self) {
+    pub(super) fn decide_anew(&mut self, frozen_ms: u64) {
         self.partition.peer_stopped = false;
         self.partition.late = true;
+        self.partition.stood_still_ms = Some((self.now_ms, self.now_ms.saturating_sub(frozen_ms)));
         // A stop that waits would go out the moment this node wakes.
         self.fence(fencing::Event::Cancel);
         if !matches!(
@@ -268,9 +262,17 @@ impl Node {
             self.config.peer_name()
         );
         self.alert(alert::PEER_DOWN, text);
-        let overdue_ms = silent_ms.saturating_sub(self.membership.timeout_ms());
-        self.partition.lost_ms = self.now_ms.saturating_sub(overdue_ms);
-        self.partition.late = overdue_ms > 2 * self.membership.interval_ms();
+        let timeout_ms = self.membership.timeout_ms();
+        let mut heard_ms = self.now_ms.saturating_sub(silent_ms);
+        // What was said while this node stood still is forgiven to the other, not to this node.
+        if let Some((until_ms, from_ms)) = self.partition.stood_still_ms
+            && heard_ms <= until_ms
+        {
+            heard_ms = from_ms;
+        }
+        let lost_ms = heard_ms.saturating_add(timeout_ms).min(self.now_ms);
+        self.partition.lost_ms = lost_ms;
+        self.partition.late = self.now_ms - lost_ms > 2 * self.membership.interval_ms();
         self.partition.stage = Stage::Resolving;
         self.ask_anew();
     }
@@ -324,7 +326,8 @@ impl Node {
         };
         let mine =
             self.mirrors_of(|node, group| node.controls[group].group.state() != State::Offline);
-        let theirs = self.mirrors_of(Node::would_fail_over);
+        let theirs =
+            self.mirrors_of(|node, group| node.would_fail_over(group) && node.is_able(group));
         let live = |mirror: &usize| rights.is_live(*mirror, self.now_ms);
         let kept = mine.iter().all(live);
         if kept && theirs.iter().all(live) {
@@ -394,22 +397,37 @@ impl Node {
         } else if self.rights.is_some() {
             Proof::Arbiter
         } else {
-            self.tell_of_doubt();
             Proof::Unproven
         };
         self.partition.stage = Stage::Alone { proof };
+        self.tell_of_doubt();
+    }
+
+    /// Nothing proves that the other node does not run this group. An arbiter vouches for mirrors only.
+    pub(super) fn is_unproven(&self, group: usize) -> bool {
+        match self.partition.stage {
+            Stage::Alone {
+                proof: Proof::Unproven,
+            } => true,
+            Stage::Alone {
+                proof: Proof::Arbiter,
+            } => self.group_mirrors(group).is_empty(),
+            _ => false,
+        }
     }
 
     /// The other node may start what runs here, and is told the same of itself.
     fn tell_of_doubt(&mut self) {
         let peer = self.config.peer_name();
         let texts: Vec<String> = self
-            .controls
+            .config
+            .groups
             .iter()
-            .zip(&self.config.groups)
-            .filter(|(control, placed)| {
-                control.group.state() != State::Offline
+            .enumerate()
+            .filter(|(group, placed)| {
+                self.controls[*group].group.state() != State::Offline
                     && placed.nodes.contains(&(1 - self.config.me))
+                    && self.is_unproven(*group)
             })
             .map(|(_, placed)| {
                 format!(

@@ -23,12 +23,22 @@ pub enum Other {
     NeverHeard,
 }
 
+/// What the other node said last of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum There {
+    /// All of it is offline there, or the other never said anything.
+    Offline,
+    /// The same, and its last start failed.
+    StartFailed,
+    /// It runs there wholly or in part, or may: also where it did not stop.
+    Active,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Situation {
     pub here: State,
     pub other: Other,
-    /// What the other node said last; `Offline` if it never did.
-    pub there: State,
+    pub there: There,
     /// The other node released it for this one.
     pub given: bool,
     /// The other could run it too: it is one of its nodes, no standby, its data is good and no start failed.
@@ -93,6 +103,8 @@ pub enum Reason {
     Connection,
     /// Its mirrors have yet to notice that the other node is gone.
     Linked,
+    /// The other node left, and the group did not stop there.
+    DidNotStop,
     /// The data here may be old, and only the other node knows.
     OtherHasNewer,
     FailoverLimit,
@@ -104,8 +116,8 @@ pub fn place(s: &Situation) -> Placement {
     if s.here != State::Offline || !s.allowed || s.stopped || s.standby || s.failed {
         return Stay;
     }
-    let active_there = !matches!(s.there, State::Offline | State::Failed);
-    let ran_there = s.there != State::Offline;
+    let active_there = s.there == There::Active;
+    let ran_there = s.there != There::Offline;
     let takes_over = s.failover && ran_there;
     if !s.automatic_start && !s.given && !takes_over {
         return Stay;
@@ -126,13 +138,14 @@ pub fn place(s: &Situation) -> Placement {
         Other::Up if s.there_able && !s.given && !s.preferred => Stay,
         Other::Up if !s.able && s.there_able => Stay,
         Other::Up if !s.able => Wait(Reason::Data),
-        Other::Up if s.there == State::Failed && !s.failover => Stay,
-        Other::Up if s.there == State::Failed && s.limited => Wait(Reason::FailoverLimit),
-        Other::Up if s.there == State::Failed => Start(Cause::Failover),
+        Other::Up if s.there == There::StartFailed && !s.failover => Stay,
+        Other::Up if s.there == There::StartFailed && s.limited => Wait(Reason::FailoverLimit),
+        Other::Up if s.there == There::StartFailed => Start(Cause::Failover),
         Other::Up => Start(Cause::Automatic),
         Other::NeverHeard if !s.automatic_start => Stay,
         Other::Undecided => Wait(Reason::Partition),
         Other::Barred => Wait(Reason::ForcedStopFailed),
+        Other::Left if active_there => Wait(Reason::DidNotStop),
         Other::Left | Other::Gone if ran_there && !s.failover => Stay,
         Other::Left | Other::Gone if ran_there && s.limited => Wait(Reason::FailoverLimit),
         Other::Left | Other::Gone | Other::NeverHeard if !s.able => Wait(Reason::Data),
@@ -156,6 +169,7 @@ mod tests {
         State::Failed,
         State::Unknown,
     ];
+    const THERE: [There; 3] = [There::Offline, There::StartFailed, There::Active];
     const OTHERS: [Other; 7] = [
         Other::Up,
         Other::Starting,
@@ -170,7 +184,7 @@ mod tests {
     fn every(mut check: impl FnMut(Situation, Placement)) {
         for here in STATES {
             for other in OTHERS {
-                for there in STATES {
+                for there in THERE {
                     for bits in 0..1u32 << 15 {
                         let bit = |at: u32| bits & (1 << at) != 0;
                         let situation = Situation {
@@ -219,8 +233,11 @@ mod tests {
                 ),
                 "{s:?}"
             );
-            let runs_there = !matches!(s.there, State::Offline | State::Failed);
-            assert!(!(s.other == Other::Up && runs_there), "active there: {s:?}");
+            let may_run_there = s.there == There::Active && s.other != Other::Gone;
+            assert!(
+                !may_run_there || s.other == Other::NeverHeard,
+                "active there: {s:?}"
+            );
             assert!(s.sure || s.other == Other::Gone, "{s:?}");
             assert!(!(s.linked && s.other == Other::Gone), "{s:?}");
             match cause {
@@ -236,7 +253,7 @@ mod tests {
     fn two_nodes_that_hear_each_other_never_both_start_a_group() {
         every(|s, placement| {
             // The mirror image: both offline, both sides know the other's state.
-            if s.other != Other::Up || s.here != State::Offline || s.there != State::Offline {
+            if s.other != Other::Up || s.here != State::Offline || s.there != There::Offline {
                 return;
             }
             let able_here = s.able && s.allowed && !s.standby && !s.failed;
@@ -267,7 +284,7 @@ mod tests {
         every(|s, placement| {
             let free = s.other == Other::Up
                 && s.here == State::Offline
-                && s.there == State::Offline
+                && s.there == There::Offline
                 && s.allowed
                 && s.automatic_start
                 && !(s.starting || s.isolated || s.standby || s.stopped || s.failed);

@@ -81,8 +81,8 @@ struct Right {
     /// The arbiter said that it does not know it.
     unknown_told: bool,
     view: Option<MirrorView>,
-    /// It was stopped, and not started since: silence of its daemon hides no primary.
-    demoted: bool,
+    /// It was seen as secondary or stopped, and not started since: silence of its daemon hides no primary.
+    secondary: bool,
     /// Highest confirmation that was asked for, and that was given.
     confirming: u64,
     confirmed: u64,
@@ -193,13 +193,13 @@ impl Rights {
 
     /// It is about to be promoted.
     pub fn on_promoting(&mut self, mirror: usize) {
-        self.rights[mirror].demoted = false;
+        self.rights[mirror].secondary = false;
     }
 
     /// A stop of it succeeded, which the next look at it will show, if its daemon still runs.
     pub fn on_demoted(&mut self, mirror: usize) {
         let right = &mut self.rights[mirror];
-        right.demoted = true;
+        right.secondary = true;
         if let Some(view) = &mut right.view {
             view.primary = false;
         }
@@ -248,6 +248,7 @@ impl Rights {
         let right = &mut self.rights[mirror];
         right.view = view;
         let Some(view) = view else { return };
+        right.secondary = !view.primary;
         // In step with a primary, which puts that on record: the refusal is over. With none, nobody does,
         // and the other node is the one that may start.
         if view.connected
@@ -331,7 +332,7 @@ impl Rights {
             }
             return;
         };
-        let primary = right.view.map_or(!right.demoted, |view| view.primary);
+        let primary = right.view.map_or(!right.secondary, |view| view.primary);
         if !primary {
             // Demoted, or granted too late to be of use. Whoever wants it still asks anew.
             if !right.wanted || held.used {

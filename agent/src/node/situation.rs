@@ -3,7 +3,7 @@
 
 use super::Node;
 use super::partition::Stage;
-use super::placement::{Other, Situation};
+use super::placement::{Other, Situation, There};
 
 use crate::arbiter::call::Refusal;
 use crate::control::State;
@@ -98,9 +98,10 @@ impl Node {
         Situation {
             here: control.group.state(),
             other: self.other(),
-            there: there.map_or(State::Offline, |there| match (there.state, there.failed) {
-                (State::Offline, true) => State::Failed,
-                (state, _) => state,
+            there: there.map_or(There::Offline, |there| match (there.state, there.failed) {
+                (State::Offline, true) => There::StartFailed,
+                (State::Offline, false) => There::Offline,
+                _ => There::Active,
             }),
             given: there.is_some_and(|there| there.given),
             there_able: self.could_run_there(group),

@@ -59,7 +59,7 @@ impl Node {
                 format!("Failing over the group {name} to {here}."),
             );
         }
-        if self.partition.is_unproven() {
+        if self.is_unproven(group) {
             let text = format!(
                 "{name} starts although nothing proves that {} is down: it may be active on both nodes.",
                 self.config.peer_name()
@@ -181,6 +181,9 @@ impl Node {
                 format!("up-to-date data of {mirror} on this node")
             }
             Reason::Linked => format!("its mirrors to notice that {peer} is gone"),
+            Reason::DidNotStop => format!(
+                "{peer}, where it did not stop; once that node is down, start it by hand (`mirrorctl group start --peer-down`)"
+            ),
             Reason::Connection => format!("the connection of its mirrors to {peer}"),
             Reason::OtherHasNewer => {
                 format!(

@@ -255,18 +255,17 @@ impl Node {
                 ));
             }
             Stage::Fencing => warnings.push(format!("{peer} is silent and is being stopped")),
-            Stage::Alone { .. } if self.partition.is_unproven() => {
-                let runs = self
-                    .controls
-                    .iter()
-                    .any(|control| control.group.state() != State::Offline);
-                if runs {
+            Stage::Alone { .. } => {
+                let doubtful = (0..self.controls.len()).any(|group| {
+                    self.controls[group].group.state() != State::Offline && self.is_unproven(group)
+                });
+                if doubtful {
                     warnings.push(format!(
                         "nothing proves that {peer} is down: groups may be active on both nodes"
                     ));
                 }
             }
-            Stage::Alone { .. } | Stage::Together => {}
+            Stage::Together => {}
         }
         if self.doubt.is_some() {
             warnings

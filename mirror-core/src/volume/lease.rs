@@ -24,7 +24,7 @@ use super::store::After;
 use crate::control::LeaseStatus;
 use crate::request::{Answer, Failure};
 use crate::units::{CommandId, Epoch, RequestId};
-use crate::wire::message::{Message, Mode, Role};
+use crate::wire::message::{DiskState, Message, Mode, Role};
 
 /// How long a word of the peer counts, from the moment it was asked for. Whatever sleeps longer between
 /// its question and the answer finds the answer worthless.
@@ -464,7 +464,7 @@ impl Volume {
             );
             return;
         }
-        if self.superblock.peer.outdated {
+        if self.superblock.peer.outdated && self.disk_state() == DiskState::UpToDate {
             // Whoever asks slept through that, and neither side would be whole if both were outdated.
             self.refuse(
                 id,

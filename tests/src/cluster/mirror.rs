@@ -416,7 +416,7 @@ impl Mirror {
                 if process.primary || process.promoting.is_some() {
                     return Err("is-primary".into());
                 }
-                if self.disk.peer_outdated {
+                if self.disk.peer_outdated && self.disk.is_current() {
                     return Err("is-ahead".into());
                 }
                 self.disk.outdated = true;

@@ -253,7 +253,6 @@ fn needs_operator(world: &World) -> bool {
         || commanded
         || told(alert::BOTH_ACTIVE.id)
         || told(alert::GROUP_START_FAILED.id)
-        || told(alert::GROUP_STOP_FAILED.id)
         || told(alert::MONITOR_ACTION.id)
 }
 

@@ -260,10 +260,14 @@ impl World {
             let got = disk
                 .applied_at(unit, pending.tag)
                 .is_some_and(|at| at >= pending.submitted);
+            let held = disk.current(unit);
+            // Tags grow with the writes; zeroes are everybody's.
+            let is_later = held == content::ZEROES || held > pending.tag;
             let overwritten = elsewhere.applied_at(unit, pending.tag).is_some_and(|at| {
-                elsewhere
-                    .applied_at(unit, disk.current(unit))
-                    .is_some_and(|later| later > at)
+                is_later
+                    && elsewhere
+                        .applied_at(unit, held)
+                        .is_some_and(|later| later > at)
             });
             got || overwritten
         })

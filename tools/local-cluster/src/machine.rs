@@ -2,7 +2,7 @@
 //!
 //! Nothing of it has a name outside. When its first process ends, the kernel kills all others and takes
 //! mounts and interfaces away, so that a power cut is one signal, and a test that dies leaves nothing. It
-//! sees the files of the host, and has its own [`Machine::HERE`] among them.
+//! sees the files of the host, and has a folder `here` of its own among them.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -281,7 +281,9 @@ fn signal(pid: Pid, which: Signal) -> Result<()> {
 fn fuse_connections(pid: Pid) -> Vec<u32> {
     let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let number = |line: &str| line.split(' ').nth(2)?.split_once(':')?.1.parse().ok();
-    let lines = mounts.lines().filter(|line| line.contains(" - fuse"));
+    let lines = mounts
+        .lines()
+        .filter(|line| line.contains(" - fuse.nbdfuse "));
     lines
         .filter(|line| !line.contains(" - fusectl"))
         .filter_map(number)

@@ -13,6 +13,7 @@ set -eu
 test -d FOLDER
 test "$MIRROR_MODE" = stop || exit 0
 request="FOLDER/$MIRROR_LOCAL_SERVER-stops-$MIRROR_DOWN_SERVER"
+rm -f "$request.done"
 echo "$MIRROR_DOWN_SERVER" > "$request.new"
 mv "$request.new" "$request"
 while ! test -e "$request.done"; do sleep 0.05; done

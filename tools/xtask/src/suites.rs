@@ -59,6 +59,14 @@ impl Profile {
     }
 }
 
+/// Builds what is installed on servers.
+pub fn build_for_servers() -> Result<()> {
+    run(cargo()
+        .args(["build", "--release", "--locked", "--bins"])
+        .args(["-p", "nbd-frontend", "-p", "agent", "-p", "mirrorctl"])
+        .args(["-p", "mirror-inspect", "--features=agent/aws"]))
+}
+
 /// Builds what the demo and the benches start.
 pub fn build_released() -> Result<()> {
     run(cargo()

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{ScriptFault, Servers, StopError};
@@ -56,6 +56,7 @@ impl Custom {
             .variable("MIRROR_DOWN_SERVER", &nodes[target])
             .variable("MIRROR_LOCAL_SERVER", &nodes[*local])
             .variable("MIRROR_MODE", mode.to_string())
+            .within(Path::new("/"))
             .alone();
         let ended = script.succeed(self.timeout).await;
         tracing::debug!(script = %self.script.display(), %mode, ?ended, "forced stop script ended");

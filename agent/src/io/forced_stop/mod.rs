@@ -28,8 +28,8 @@ pub enum ForcedStopDriver {
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
     #[error(
-        "kind = \"aws\" of [forced_stop] is not in this build of mirror-agent; use the released package, \
-         or build it with `cargo build --release -p agent --features aws`"
+        "kind = \"aws\" of [forced_stop] is not in this build of mirror-agent; build it with \
+         `cargo xtask release`, or `cargo build --release -p agent --features aws`"
     )]
     NotBuiltIn,
     #[error("the forced stop script {} cannot be started: {fault}", script.display())]

@@ -267,7 +267,13 @@ impl Attachment {
         let Some(mount) = mounts::at(&mounts, &self.file) else {
             return;
         };
-        let (_, connection) = mount.device;
+        // A connection has the minor number of its mount, and FUSE's mounts no major one.
+        let (0, connection) = mount.device else {
+            return;
+        };
+        if !mount.filesystem.starts_with("fuse") {
+            return;
+        }
         match fuse::abort(connection) {
             Ok(()) => tracing::warn!(
                 "aborted FUSE connection {connection} of {}",

@@ -11,6 +11,7 @@
 //! unmount is taken out of sight with its users in it.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,23 @@ const FAIL_IO_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 /// Users that an error names.
 const USERS_NAMED_MAX: usize = 8;
+
+impl MirrorDiskError {
+    /// Nobody is at the other end. Any other fault, such as too many open files here, says nothing of `mirrord`.
+    fn says_not_running(&self) -> bool {
+        match self {
+            Self::NotRunning { .. } => true,
+            Self::Mirrord {
+                source: ClientError::Unreachable { source, .. },
+                ..
+            } => matches!(
+                source.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            ),
+            _ => false,
+        }
+    }
+}
 
 #[derive(Debug)]
 pub struct MirrorDisk {
@@ -237,13 +255,7 @@ impl MirrorDisk {
         let is_primary = match self.status().await {
             Ok(status) => status.role == Role::Primary,
             // A mirror that does not run is not primary: nothing makes it so at its start.
-            Err(
-                MirrorDiskError::NotRunning { .. }
-                | MirrorDiskError::Mirrord {
-                    source: ClientError::Unreachable { .. },
-                    ..
-                },
-            ) => false,
+            Err(error) if error.says_not_running() => false,
             Err(error) => return Err(error),
         };
         let attached = self.attachment.survey();
@@ -336,13 +348,7 @@ impl MirrorDisk {
         match self.status().await {
             Ok(status) if status.role != Role::Primary => return Ok(()),
             Ok(_) => {}
-            Err(
-                error @ (MirrorDiskError::NotRunning { .. }
-                | MirrorDiskError::Mirrord {
-                    source: ClientError::Unreachable { .. },
-                    ..
-                }),
-            ) => {
+            Err(error) if error.says_not_running() => {
                 tracing::warn!("nothing to demote: {error}");
                 return Ok(());
             }

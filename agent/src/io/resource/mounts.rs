@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -32,7 +33,11 @@ pub fn at<'m>(mounts: &'m [Mount], point: &Path) -> Option<&'m Mount> {
 
 /// The kernel writes back at an unmount only where no other mount namespace holds the file system as well.
 fn write_back(point: &Path) {
-    let written = File::open(point).map(syncfs);
+    let folder = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NONBLOCK)
+        .open(point);
+    let written = folder.map(syncfs);
     if let Ok(Err(errno)) = written {
         tracing::warn!(
             "not all could be written back before {} is unmounted: {errno}",
@@ -50,12 +55,13 @@ pub fn unmount(point: &Path, lazy: bool) -> Result<(), Errno> {
         MntFlags::empty()
     } | MntFlags::UMOUNT_NOFOLLOW;
     let mounts = mounted().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+    let device = at(&mounts, point).map(|mount| mount.device);
     let within = mounts
         .iter()
         .rev()
         .filter(|mount| mount.point.starts_with(point));
     for mount in within {
-        if !lazy {
+        if !lazy && device == Some(mount.device) {
             write_back(&mount.point);
         }
         match umount2(&mount.point, flags) {
