@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use mirror_tests::cluster::run::run_seed;
 
-const FIXED: std::ops::Range<u64> = 0..400;
+const FIXED: std::ops::Range<u64> = 0..250;
 const FRESH: u64 = 40;
 
 fn check(seeds: impl Iterator<Item = u64>) {

@@ -11,7 +11,7 @@ use crate::dependencies;
 use crate::fuzz;
 use crate::packages::{self, Use};
 use crate::steps::Steps;
-use crate::suites::{self, GROUPS};
+use crate::suites::{self, GROUPS, Profile};
 use crate::workspace::Selection;
 
 const FUZZ_SECONDS: u64 = 12;
@@ -24,7 +24,7 @@ const SELECTION: Selection = Selection::Whole;
 struct Built {
     dev: bool,
     fuzz: bool,
-    release: bool,
+    programs: bool,
 }
 
 pub fn run() -> Result<()> {
@@ -53,9 +53,11 @@ pub fn run() -> Result<()> {
             });
         }
     }
-    if built.release {
-        steps.step("bench --smoke", || suites::bench(&["--smoke".into()]));
-        steps.step("demo", || suites::demo(&[]));
+    if built.programs {
+        steps.step("bench --smoke", || {
+            suites::bench(Profile::Smoke, &["--smoke".into()])
+        });
+        steps.step("demo", || suites::demo(Profile::Smoke, &[]));
     }
     steps.finish()
 }
@@ -68,7 +70,9 @@ fn build(steps: &mut Steps) -> Built {
     thread::scope(|scope| {
         scope.spawn(|| {
             built.fuzz = beside.step("build fuzz targets", fuzz::build);
-            built.release = beside.step("build programs (release)", suites::build_released);
+            built.programs = beside.step("build programs (smoke)", || {
+                suites::build_programs(Profile::Smoke)
+            });
         });
         built.dev = steps.step("build and lint (dev)", || check::build(SELECTION));
     });

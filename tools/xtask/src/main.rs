@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::suites::Profile;
 use crate::workspace::Selection;
 
 #[derive(Debug, Parser)]
@@ -81,8 +82,8 @@ fn main() -> ExitCode {
         Task::Sim { arguments } => suites::sim(Selection::Usual, &arguments),
         Task::Crash => suites::test(Some("crash"), &[]),
         Task::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
-        Task::Bench { arguments } => suites::bench(&arguments),
-        Task::Demo { arguments } => suites::demo(&arguments),
+        Task::Bench { arguments } => suites::bench(Profile::Release, &arguments),
+        Task::Demo { arguments } => suites::demo(Profile::Release, &arguments),
         Task::Release => suites::build_for_servers(),
         Task::Ci => ci::run(),
     };

@@ -45,9 +45,12 @@ const SELF_CONTAINED: [&str; 4] = ["golden", "crash", "sim", "cluster"];
 const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
 
 #[derive(Debug, Clone, Copy)]
-enum Profile {
+pub enum Profile {
     Dev,
+    /// What people see.
     Release,
+    /// The same, compiled in less time.
+    Smoke,
 }
 
 impl Profile {
@@ -55,6 +58,7 @@ impl Profile {
         target_dir().join(match self {
             Profile::Dev => "debug",
             Profile::Release => "release",
+            Profile::Smoke => "smoke",
         })
     }
 }
@@ -68,9 +72,14 @@ pub fn build_for_servers() -> Result<()> {
 }
 
 /// Builds what the demo and the benches start.
-pub fn build_released() -> Result<()> {
+pub fn build_programs(profile: Profile) -> Result<()> {
+    let name = match profile {
+        Profile::Dev => "dev",
+        Profile::Release => "release",
+        Profile::Smoke => "smoke",
+    };
     run(cargo()
-        .args(["build", "--release", "--locked", "--bins"])
+        .args(["build", "--profile", name, "--locked", "--bins"])
         .args([
             "-p",
             "nbd-frontend",
@@ -137,19 +146,19 @@ pub fn sim(selection: Selection, arguments: &[String]) -> Result<()> {
     run(program(Profile::Dev.program_dir().join(simulator)).args(arguments))
 }
 
-pub fn bench(arguments: &[String]) -> Result<()> {
+pub fn bench(profile: Profile, arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Bench])?;
-    build_released()?;
-    let folder = Profile::Release.program_dir();
+    build_programs(profile)?;
+    let folder = profile.program_dir();
     run(program(folder.join("mirror-bench"))
         .args(arguments)
         .env(PROGRAM_DIR_VARIABLE, &folder))
 }
 
-pub fn demo(arguments: &[String]) -> Result<()> {
+pub fn demo(profile: Profile, arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Demo])?;
-    build_released()?;
-    run(program(Profile::Release.program_dir().join("mirrorctl"))
+    build_programs(profile)?;
+    run(program(profile.program_dir().join("mirrorctl"))
         .arg("demo")
         .args(arguments))
 }
