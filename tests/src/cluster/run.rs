@@ -13,6 +13,10 @@ use crate::random::Random;
 
 /// A client that is served hears something within this.
 const SERVED_MS: u64 = 1_500;
+/// How often the operator does what the alerts ask for.
+const OPERATOR_TRIES_MAX: usize = 3;
+/// What the operator waits before each look.
+const LOOK_MS: u64 = 1_000;
 /// One seed in so many gets nothing but what no cluster may mind.
 const QUIET_EVERY: u64 = 6;
 /// Watched once all is well again: what was put off must not come now.
@@ -229,9 +233,19 @@ fn come_back(world: &mut World) -> bool {
         out_of_service(world, within_ms);
         return false;
     }
-    operate(world);
-    if world.run_until_so(within_ms, is_well) {
-        return true;
+    for _ in 0..OPERATOR_TRIES_MAX {
+        // A node that shut itself down meanwhile is switched on first.
+        world.heal();
+        let both_up = |world: &World| world.machines.iter().all(|at| at.agent.is_some());
+        if !world.run_until_so(within_ms, both_up) {
+            break;
+        }
+        // By now they have heard each other, and know what their mirrors hold.
+        world.run_until(world.now_ms + LOOK_MS);
+        operate(world);
+        if world.run_until_so(within_ms, is_well) {
+            return true;
+        }
     }
     if world.checker.violation().is_none() {
         out_of_service(world, within_ms);
