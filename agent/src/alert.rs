@@ -124,6 +124,7 @@ kinds! {
     FINAL_ACTION = 1106 Error Np "The configured action of last resort is taken.";
     BOTH_ACTIVE = 1107 Error Np "A group is active on both nodes.";
     MAY_BE_ACTIVE_TWICE = 1108 Warning Np "A group starts or goes on although nothing proves that it is down on the other node.";
+    FINAL_ACTION_FAILED = 1109 Error Np "The configured action of last resort failed.";
 
     STOP_REQUESTED = 1201 Warning Forcestop "The forced stop of the other node is requested.";
     STOP_COMPLETED = 1202 Info Forcestop "The other node is confirmed to be down.";

@@ -6,6 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nbd_frontend::config::agent::FinalAction;
@@ -13,6 +14,9 @@ use nbd_frontend::config::agent::FinalAction;
 const SYSRQ: &str = "/proc/sys/kernel/sysrq";
 const SYSRQ_TRIGGER: &str = "/proc/sysrq-trigger";
 const WATCHDOG: &str = "/dev/watchdog";
+/// How long the service manager may take to accept a request.
+const SYSTEM_LIMIT: Duration = Duration::from_secs(10);
+const SYSTEM_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone)]
 pub enum Machine {
@@ -30,19 +34,18 @@ impl Machine {
         match action {
             FinalAction::None | FinalAction::StopGroup | FinalAction::StopService => Ok(()),
             FinalAction::StopServiceAndShutdown => system("poweroff"),
-            FinalAction::Reboot => system("reboot").or_else(|error| {
-                tracing::error!("{error:#}; rebooting without the service manager");
-                nix::unistd::sync();
-                let never = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT);
-                never.map(drop).context("reboot(2)")
-            }),
+            FinalAction::Reboot => reboot(),
             FinalAction::SysrqPanic => {
                 // The trigger works whatever is set, unless the kernel has none at all.
                 let _ = fs::write(SYSRQ, "1");
                 fs::write(SYSRQ_TRIGGER, "c")
                     .with_context(|| format!("cannot write {SYSRQ_TRIGGER}"))
             }
-            FinalAction::WatchdogReset => reset_by_watchdog(),
+            // A `stall` monitor may hold the device, and only one may.
+            FinalAction::WatchdogReset => reset_by_watchdog().or_else(|error| {
+                tracing::error!("{error:#}; rebooting instead");
+                reboot()
+            }),
         }
     }
 }
@@ -53,12 +56,32 @@ fn record(file: &PathBuf, action: FinalAction) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Not after a `sync`: that hangs where a file system does, which may be why this is called.
+fn reboot() -> anyhow::Result<()> {
+    system("reboot").or_else(|error| {
+        tracing::error!("{error:#}; rebooting without the service manager");
+        let never = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT);
+        never.map(drop).context("reboot(2)")
+    })
+}
+
 fn system(verb: &str) -> anyhow::Result<()> {
-    let status = Command::new("systemctl")
+    let mut asked = Command::new("systemctl")
         .args(["--no-block", verb])
         .stdin(Stdio::null())
-        .status()
+        .spawn()
         .with_context(|| format!("cannot start systemctl {verb}"))?;
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = asked.try_wait()? {
+            break status;
+        }
+        if begun.elapsed() > SYSTEM_LIMIT {
+            let _ = asked.kill();
+            anyhow::bail!("systemctl {verb} did not end within {SYSTEM_LIMIT:?}");
+        }
+        std::thread::sleep(SYSTEM_POLL);
+    };
     anyhow::ensure!(status.success(), "systemctl {verb} ended with {status}");
     Ok(())
 }

@@ -20,6 +20,7 @@ use nbd_frontend::daemon::notify;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::alert;
 use crate::alert_log::AlertLog;
 use crate::console::{AgentPort, Ask, Console};
 use crate::control::{ClusterStatus, CommandReply, State};
@@ -44,6 +45,8 @@ const EVENTS_MAX: usize = 1024;
 const COMMANDS_MAX: usize = 64;
 /// How long the last lines of the alert log may take to reach the disk before a final action.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+/// A little over what each step of a final action gives itself.
+const ACT_LIMIT: Duration = Duration::from_secs(15);
 
 /// The command line, parsed.
 #[derive(Debug, Clone)]
@@ -465,9 +468,17 @@ impl Hands {
         if action == FinalAction::StopService {
             return true;
         }
-        if let Err(error) = self.machine.act(action) {
-            tracing::error!("the final action failed: {error:#}");
-        }
+        let machine = self.machine.clone();
+        // A thread of its own: what hangs must not keep the rest of this from being told.
+        let acting = tokio::task::spawn_blocking(move || machine.act(action));
+        let failure = match tokio::time::timeout(ACT_LIMIT, acting).await {
+            Ok(Ok(Ok(()))) => return false,
+            Ok(Ok(Err(error))) => format!("{error:#}"),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it did not come to an end".into(),
+        };
+        let text = format!("The final action failed: {failure}.");
+        self.log.record(alert::FINAL_ACTION_FAILED.with(text));
         false
     }
 
