@@ -2,7 +2,7 @@
 
 use agent::control::State;
 use anyhow::{Result, ensure};
-use local_cluster::{Bed, Daemon, Files, Guard, Setup};
+use local_cluster::{Bed, Files, Guard, Setup};
 use local_pair::Side;
 
 use crate::writers::{Writers, ensure_handed_over};
@@ -62,13 +62,5 @@ fn a_file_system_that_wakes_up_after_its_failover_is_unmounted_and_nothing_of_it
     // What it confirmed as it fell asleep was noted as it woke up.
     let late = files.confirmed(Side::First).len() - before.len();
     ensure!(late <= 1, "{late} records were confirmed by the old side");
-    files.stop();
-    for side in Side::BOTH {
-        bed.stop(side, Daemon::Agent)?;
-    }
-    for side in Side::BOTH {
-        bed.stop(side, Daemon::Mirrord)?;
-        files.check(&bed, side)?;
-    }
-    Ok(())
+    files.conclude(&mut bed)
 }

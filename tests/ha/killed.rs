@@ -44,15 +44,7 @@ fn ensure_whole(mut bed: Bed, mut files: Files) -> Result<()> {
     })?;
     bed.wait_in_step()?;
     wait_records(&mut bed, &files, 20)?;
-    files.stop();
-    for side in Side::BOTH {
-        bed.stop(side, Daemon::Agent)?;
-    }
-    for side in Side::BOTH {
-        bed.stop(side, Daemon::Mirrord)?;
-        files.check(&bed, side)?;
-    }
-    Ok(())
+    files.conclude(&mut bed)
 }
 
 fn killed_and_started_again(side: Side, daemon: Daemon) -> Result<()> {

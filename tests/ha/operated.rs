@@ -2,7 +2,7 @@
 
 use agent::control::{CommandReply, State};
 use anyhow::{Context, Result, ensure};
-use local_cluster::{Bed, Daemon, Files, GROUP, Guard, Setup};
+use local_cluster::{Bed, Files, GROUP, Guard, Setup};
 use local_pair::Side;
 
 #[test]
@@ -49,15 +49,7 @@ fn there_and_back(guard: Guard) -> Result<()> {
 
     ensure!(bed.stopped.is_empty(), "{:?} were stopped", bed.stopped);
     bed.wait_in_step()?;
-    files.stop();
-    for side in Side::BOTH {
-        bed.stop(side, Daemon::Agent)?;
-    }
-    for side in Side::BOTH {
-        bed.stop(side, Daemon::Mirrord)?;
-        files.check(&bed, side)?;
-    }
-    Ok(())
+    files.conclude(&mut bed)
 }
 
 fn wait_records(bed: &mut Bed, files: &Files, side: Side) -> Result<()> {

@@ -21,15 +21,7 @@ fn pair(seed: u64, check: LeaseCheck, mutation: Option<Mutation>) -> (World, Nod
     if let Some(plan) = &mut settings.arbiter {
         plan.lease_ms = LEASE_MS;
     }
-    let mut world = World::new(seed, settings, true);
-    world.keep_answers();
-    world.start(0);
-    world.start(1);
-    world.until("both are in sync and one serves", |world| {
-        world.serving().is_some() && world.is_settled()
-    });
-    let node = world.serving().expect("somebody serves");
-    (world, node)
+    World::arbitrated_pair(seed, settings)
 }
 
 /// The nodes lose each other, and the first its arbiter.

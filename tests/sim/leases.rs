@@ -19,15 +19,7 @@ const LONG_MS: u64 = 4_000;
 
 /// Two nodes in sync under an arbiter, and the one that serves.
 fn pair(seed: u64, check: LeaseCheck) -> (World, NodeIndex) {
-    let mut world = World::new(seed, Settings::arbitrated(check), true);
-    world.keep_answers();
-    world.start(0);
-    world.start(1);
-    world.until("both are in sync and one serves", |world| {
-        world.serving().is_some() && world.is_settled()
-    });
-    let node = world.serving().expect("somebody serves");
-    (world, node)
+    World::arbitrated_pair(seed, Settings::arbitrated(check))
 }
 
 fn answered(world: &World, id: RequestId) -> Option<Answer> {

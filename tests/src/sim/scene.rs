@@ -27,6 +27,19 @@ impl World {
         world
     }
 
+    /// Two nodes in sync under an arbiter, and the one that serves. Panics where that does not come about.
+    pub fn arbitrated_pair(seed: u64, settings: Settings) -> (Self, NodeIndex) {
+        let mut world = Self::new(seed, settings, true);
+        world.keep_answers();
+        world.start(0);
+        world.start(1);
+        world.until("both are in sync and one serves", |world| {
+            world.serving().is_some() && world.is_settled()
+        });
+        let node = world.serving().expect("somebody serves");
+        (world, node)
+    }
+
     /// Two nodes whose first sync is about to begin; node 0 serves.
     pub fn founded(seed: u64, settings: Settings) -> Self {
         let mut world = Self::new(seed, settings, true);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use local_pair::{Side, run_tool};
 
 use crate::PYTHON;
-use crate::bed::Bed;
+use crate::bed::{Bed, Daemon};
 use crate::machine::Process;
 
 const SCRIPT: &str = include_str!("files.py");
@@ -64,6 +64,19 @@ impl Files {
 
     pub fn stop(&mut self) {
         self.running = [None, None];
+    }
+
+    /// Ends the programs and the daemons, and looks at both disks.
+    pub fn conclude(&mut self, bed: &mut Bed) -> Result<()> {
+        self.stop();
+        for side in Side::BOTH {
+            bed.stop(side, Daemon::Agent)?;
+        }
+        for side in Side::BOTH {
+            bed.stop(side, Daemon::Mirrord)?;
+            self.check(bed, side)?;
+        }
+        Ok(())
     }
 
     /// Looks at the disk of a server that runs no daemon: the file system is in order, and every record
