@@ -109,12 +109,13 @@ kinds! {
     PATH_UP = 1006 Info Nm "A heartbeat path works.";
     PATH_DOWN = 1007 Warning Nm "A heartbeat path is silent.";
     BEAT_REFUSED = 1008 Warning Nm "A datagram on a heartbeat path was not taken for a heartbeat.";
-    SAME_NAME = 1009 Error Nm "Another machine answers to this node's name.";
+    SAME_NAME = 1009 Error Nm "Two machines answer to the name of one node.";
     FROZEN = 1010 Error Nm "This node itself did not run for longer than the heartbeat time-out.";
     STARTUP_WAIT = 1011 Info Nm "The start-up delay began; no group starts before it ends.";
     STARTUP_DONE = 1012 Info Nm "The start-up delay is over.";
     STANDBY = 1013 Info Nm "A node was set to standby or to active.";
     CONFIG_DIFFERS = 1014 Warning Nm "The other node runs with another configuration.";
+    AGENT_FAILED = 1015 Error Nm "The agent of this node ends with an error.";
 
     RESOLVER_UP = 1101 Info Np "A resolver's target answers.";
     RESOLVER_DOWN = 1102 Warning Np "A resolver's target does not answer.";

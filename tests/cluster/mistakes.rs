@@ -1,9 +1,11 @@
 //! The checker sees: each of these breaks one promise on purpose, and some cluster shows it.
 
 use mirror_tests::cluster::checker::Violation;
+use mirror_tests::cluster::faults::{Fault, Trouble};
+use mirror_tests::cluster::network::Line;
 use mirror_tests::cluster::run::run_with;
-use mirror_tests::cluster::settings::Profile;
-use mirror_tests::cluster::world::Mistakes;
+use mirror_tests::cluster::settings::{Profile, Settings};
+use mirror_tests::cluster::world::{Mistakes, World};
 
 const SEEDS: std::ops::Range<u64> = 0..150;
 
@@ -17,7 +19,7 @@ fn is_seen(profile: Profile, mistakes: Mistakes, kind: impl Fn(&Violation) -> bo
 fn two_or_lost(violation: &Violation) -> bool {
     matches!(
         violation,
-        Violation::TwoAnswer { .. } | Violation::Lost { .. }
+        Violation::TwoAnswer { .. } | Violation::Lost { .. } | Violation::Stale { .. }
     )
 }
 
@@ -28,6 +30,61 @@ fn a_forced_stop_that_lies() {
         ..Mistakes::default()
     };
     is_seen(Profile::Classic, mistakes, two_or_lost);
+}
+
+#[test]
+fn a_forced_stop_that_lies_lets_the_application_run_twice() {
+    let mistakes = Mistakes {
+        stop_lies: true,
+        ..Mistakes::default()
+    };
+    is_seen(Profile::Classic, mistakes, |violation| {
+        matches!(violation, Violation::BothRun { .. })
+    });
+}
+
+/// The owner is cut off from the other node and from the arbiter; its lease outlives the heartbeat time-out.
+fn cut_off_with_a_long_lease(arbiter_forgets_leases: bool) -> Option<Violation> {
+    let settings = Settings {
+        lease_ms: 10_000,
+        ..Settings::new(Profile::Witness)
+    };
+    let mistakes = Mistakes {
+        arbiter_forgets_leases,
+        ..Mistakes::default()
+    };
+    let mut world = World::new(settings, 7, mistakes);
+    let served = |world: &World| world.serves(0) || world.serves(1);
+    assert!(world.run_until_so(60_000, served), "{}", world.describe());
+    world.run_until(world.now_ms + 10_000);
+    let owner = usize::from(world.serves(1));
+    let mut lines = Line::between_nodes();
+    lines.extend(Line::witness(owner));
+    world.begin(&Trouble {
+        at_ms: 0,
+        for_ms: 0,
+        fault: Fault::Cut(lines),
+    });
+    world.run_until(world.now_ms + 9_000);
+    world.checker.violation().cloned()
+}
+
+#[test]
+fn an_arbiter_that_forgets_the_leases_it_gave() {
+    assert_eq!(cut_off_with_a_long_lease(false), None);
+    let seen = cut_off_with_a_long_lease(true);
+    assert!(seen.as_ref().is_some_and(two_or_lost), "{seen:?}");
+}
+
+#[test]
+fn a_mirror_that_answers_reads_without_a_lease() {
+    let mistakes = Mistakes {
+        no_gate: true,
+        ..Mistakes::default()
+    };
+    is_seen(Profile::Witness, mistakes, |violation| {
+        matches!(violation, Violation::Stale { .. })
+    });
 }
 
 #[test]

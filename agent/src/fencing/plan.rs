@@ -17,6 +17,9 @@ pub struct Situation {
     pub peer_group_fails_over: bool,
     /// It could start a group without the consent of this node or of the arbiter.
     pub peer_could_start: bool,
+    /// A mirror here holds its answers until the other node is known to be down, and nobody else can
+    /// tell that.
+    pub answers_wait: bool,
     /// This node's start-up delay is not over.
     pub starting_up: bool,
     /// This node runs a group.
@@ -58,7 +61,7 @@ impl fmt::Display for WhyNot {
             Self::Isolated => "it is this node that is cut off",
             Self::StartingUp => "this node is still starting up",
             Self::NothingAtStake => {
-                "the other node ran no group that would start here, and can start none by itself"
+                "the other node ran no group that would start here, can start none by itself, and no answer waits for its end"
             }
         })
     }
@@ -77,6 +80,7 @@ pub fn plan(situation: &Situation, fence_delay: Duration) -> Plan {
         peer_down,
         peer_group_fails_over,
         peer_could_start,
+        answers_wait,
         starting_up,
         owns_group,
         isolated,
@@ -100,7 +104,7 @@ pub fn plan(situation: &Situation, fence_delay: Duration) -> Plan {
     if starting_up {
         return Plan::Never(WhyNot::StartingUp);
     }
-    if !peer_group_fails_over && !peer_could_start {
+    if !peer_group_fails_over && !peer_could_start && !answers_wait {
         return Plan::Never(WhyNot::NothingAtStake);
     }
     match (owns_group, peer_group_fails_over, is_first_node) {

@@ -10,7 +10,7 @@ fn situations() -> Vec<Situation> {
     let peers = [Peer::Unknown, Peer::Up, Peer::Lost, Peer::Left];
     let mut all = Vec::new();
     for peer in peers {
-        for bits in 0..1u32 << 8 {
+        for bits in 0..1u32 << 9 {
             let bit = |n: u32| bits >> n & 1 == 1;
             all.push(Situation {
                 peer,
@@ -22,6 +22,7 @@ fn situations() -> Vec<Situation> {
                 owns_group: bit(5),
                 isolated: bit(6),
                 is_first_node: bit(7),
+                answers_wait: bit(8),
             });
         }
     }
@@ -30,26 +31,35 @@ fn situations() -> Vec<Situation> {
 
 /// The same decision, written as a table of patterns: `-` is any, and exactly one line fits.
 /// Columns: peer, down, configured, isolated, starting up, group fails over here, could start one,
-/// owns a group, first node.
+/// answers wait, owns a group, first node.
 const TABLE: &[(&str, Plan)] = &[
-    ("up   - - - - - - - -", Plan::Never(WhyNot::PeerUp)),
-    ("left - - - - - - - -", Plan::Never(WhyNot::PeerLeft)),
+    ("up   - - - - - - - - -", Plan::Never(WhyNot::PeerUp)),
+    ("left - - - - - - - - -", Plan::Never(WhyNot::PeerLeft)),
     (
-        "unknown - - - - - - - -",
+        "unknown - - - - - - - - -",
         Plan::Never(WhyNot::PeerNeverHeard),
     ),
-    ("lost y - - - - - - -", Plan::Never(WhyNot::PeerDown)),
-    ("lost n n - - - - - -", Plan::Never(WhyNot::NotConfigured)),
-    ("lost n y y - - - - -", Plan::Never(WhyNot::Isolated)),
-    ("lost n y n y - - - -", Plan::Never(WhyNot::StartingUp)),
-    ("lost n y n n n n - -", Plan::Never(WhyNot::NothingAtStake)),
-    ("lost n y n n n y y -", Plan::Now),
-    ("lost n y n n y - y y", Plan::Now),
-    ("lost n y n n y - y n", Plan::After(DELAY)),
-    ("lost n y n n y - n -", Plan::After(DELAY)),
-    ("lost n y n n n y n y", Plan::After(DELAY)),
+    ("lost y - - - - - - - -", Plan::Never(WhyNot::PeerDown)),
+    ("lost n n - - - - - - -", Plan::Never(WhyNot::NotConfigured)),
+    ("lost n y y - - - - - -", Plan::Never(WhyNot::Isolated)),
+    ("lost n y n y - - - - -", Plan::Never(WhyNot::StartingUp)),
     (
-        "lost n y n n n y n n",
+        "lost n y n n n n n - -",
+        Plan::Never(WhyNot::NothingAtStake),
+    ),
+    ("lost n y n n n y - y -", Plan::Now),
+    ("lost n y n n n n y y -", Plan::Now),
+    ("lost n y n n y - - y y", Plan::Now),
+    ("lost n y n n y - - y n", Plan::After(DELAY)),
+    ("lost n y n n y - - n -", Plan::After(DELAY)),
+    ("lost n y n n n y - n y", Plan::After(DELAY)),
+    ("lost n y n n n n y n y", Plan::After(DELAY)),
+    (
+        "lost n y n n n y - n n",
+        Plan::After(Duration::from_secs(2 * DELAY.as_secs())),
+    ),
+    (
+        "lost n y n n n n y n n",
         Plan::After(Duration::from_secs(2 * DELAY.as_secs())),
     ),
 ];
@@ -68,6 +78,7 @@ fn fits(line: &str, situation: &Situation) -> bool {
         situation.starting_up,
         situation.peer_group_fails_over,
         situation.peer_could_start,
+        situation.answers_wait,
         situation.owns_group,
         situation.is_first_node,
     ];
@@ -98,10 +109,11 @@ fn every_situation_is_decided_by_exactly_one_line_of_the_table() {
 /// Two nodes that lost each other and see the same of themselves never act at the same moment.
 #[test]
 fn two_nodes_that_lost_each_other_never_stop_each_other_at_the_same_time() {
-    for bits in 0..1u32 << 4 {
+    for bits in 0..1u32 << 5 {
         let bit = |n: u32| bits >> n & 1 == 1;
         let (first_owns, second_owns) = (bit(0), bit(1));
         let side = |owns: bool, other_owns: bool, could_start: bool, first: bool| Situation {
+            answers_wait: owns && bit(4),
             configured: true,
             peer: Peer::Lost,
             peer_down: false,

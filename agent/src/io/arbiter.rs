@@ -208,7 +208,21 @@ impl WitnessClient {
 
     /// Asks once, and again only where the witness turns out to have restarted.
     pub async fn call(&self, request: Request) -> Result<Answered, ArbiterError> {
-        tokio::time::timeout(self.timeout, self.call_in_turn(request))
+        self.in_time(self.call_in_turn(request)).await
+    }
+
+    /// Whether it is there, knows the cluster and has its key. Nothing changes there, not even for an
+    /// agent that speaks to it under the same name: a session counts from its first call.
+    pub async fn greet(&self) -> Result<(), ArbiterError> {
+        self.in_time(async { self.next_turn().await.map(|_| ()) })
+            .await
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, ArbiterError>>,
+    ) -> Result<T, ArbiterError> {
+        tokio::time::timeout(self.timeout, work)
             .await
             .unwrap_or_else(|_| {
                 Err(ArbiterError::TimedOut {

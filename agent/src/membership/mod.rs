@@ -9,6 +9,7 @@
 //! ([`Effect::Frozen`]), and its peer gets a whole time-out before it may count as lost.
 
 mod beat;
+mod namesake;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,8 @@ use std::collections::VecDeque;
 use mirror_core::units::Uuid;
 
 pub use beat::{BEAT_BYTES_MAX, BODY_BYTES_MAX, Beat, BeatFault, BeatKey, Run};
+pub use namesake::Whose;
+use namesake::{Namesakes, Newcomer};
 
 /// Runs of the peer that have ended and are never believed again.
 const ENDED_RUNS_MAX: usize = 64;
@@ -67,9 +70,10 @@ pub enum Effect {
     Frozen {
         for_ms: u64,
     },
-    /// Another node answers to this node's name.
+    /// Two machines speak under one name; said again only after it was quiet for the time-out.
     SameName {
         path: usize,
+        whose: Whose,
     },
     /// A datagram on a path is no beat of this cluster; said once a path and reason.
     Refused {
@@ -111,6 +115,7 @@ pub struct Membership {
     /// Last sequence of the peer's run whose body was taken in, over all paths.
     body_sequence: u64,
     ended: VecDeque<Run>,
+    namesakes: Namesakes,
     stepped_ms: u64,
     sent_ms: Option<u64>,
     heard_ms: u64,
@@ -122,6 +127,7 @@ impl Membership {
         assert!(run != Run::NONE, "a run has a number");
         let paths = config.paths.iter().map(|_| Path::default()).collect();
         Self {
+            namesakes: Namesakes::new(config.interval_ms, config.timeout_ms),
             config,
             run,
             sequence: 0,
@@ -160,6 +166,11 @@ impl Membership {
 
     pub fn is_path_up(&self, path: usize) -> bool {
         self.paths[path].up
+    }
+
+    /// Another machine spoke under that name within the time-out.
+    pub fn has_namesake(&self, whose: Whose) -> bool {
+        self.namesakes.is_seen(whose, self.stepped_ms)
     }
 
     /// What the next beats say of this node. `at_once`: they go with the next step.
@@ -204,8 +215,11 @@ impl Membership {
         }
         if beat.node == self.config.node {
             // Its own beat come back is no second node.
-            if beat.run != self.run {
-                out.push(Effect::SameName { path: index });
+            if beat.run != self.run && self.namesakes.notice(Whose::Mine, now_ms) {
+                out.push(Effect::SameName {
+                    path: index,
+                    whose: Whose::Mine,
+                });
             }
             return;
         }
@@ -218,10 +232,16 @@ impl Membership {
             return self.refuse(index, format!("it was meant for path {name}"), out);
         }
         if beat.heard != self.run {
+            if beat.heard != Run::NONE && self.namesakes.on_overlooked(now_ms) {
+                out.push(Effect::SameName {
+                    path: index,
+                    whose: Whose::Mine,
+                });
+            }
             self.answer_stranger(now_ms, index, beat.run, out);
             return;
         }
-        if !self.take_run(beat.run) {
+        if !self.take_run(now_ms, index, beat.run, out) {
             return;
         }
         let path = &mut self.paths[index];
@@ -232,6 +252,7 @@ impl Membership {
         path.heard_ms = Some(now_ms);
         path.refused = None;
         self.heard_ms = now_ms;
+        self.namesakes.on_named();
         if !std::mem::replace(&mut path.up, true) {
             out.push(Effect::PathUp { path: index });
         }
@@ -263,7 +284,11 @@ impl Membership {
         let soon = path
             .answered_ms
             .is_some_and(|answered| now_ms.saturating_sub(answered) < self.config.interval_ms);
-        if soon || self.ended.contains(&run) {
+        // An answer would tell a second machine under the peer's name that it is the peer.
+        let doubtful = self.peer == Peer::Up
+            && run != self.peer_run
+            && !self.namesakes.is_silent(self.heard_ms, now_ms);
+        if soon || doubtful || self.ended.contains(&run) {
             return;
         }
         path.answered_ms = Some(now_ms);
@@ -271,13 +296,27 @@ impl Membership {
         out.push(Effect::Send { path: index, bytes });
     }
 
-    /// False if the run has ended. A new one begins its sequences anew.
-    fn take_run(&mut self, run: Run) -> bool {
+    /// False if the run has ended, or may not follow the present one yet. A new one begins its
+    /// sequences anew.
+    fn take_run(&mut self, now_ms: u64, index: usize, run: Run, out: &mut Vec<Effect>) -> bool {
         if run == self.peer_run {
             return true;
         }
         if self.ended.contains(&run) {
             return false;
+        }
+        if self.peer == Peer::Up {
+            match self.namesakes.on_newcomer(run, self.heard_ms, now_ms) {
+                Newcomer::Follows => {}
+                Newcomer::Waits => return false,
+                Newcomer::Namesake => {
+                    out.push(Effect::SameName {
+                        path: index,
+                        whose: Whose::Peers,
+                    });
+                    return false;
+                }
+            }
         }
         if self.peer_run != Run::NONE {
             if self.ended.len() == ENDED_RUNS_MAX {

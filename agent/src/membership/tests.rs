@@ -164,6 +164,52 @@ fn a_restarted_peer_is_known_anew_and_its_old_run_never_again() {
 }
 
 #[test]
+fn of_two_machines_under_one_name_the_first_stays_believed_and_all_three_are_told() {
+    let mut pair = Pair::new();
+    pair.run_for(500);
+    let mut clone = member("two", "one", 99, pair.now_ms);
+    let mut told_to_clone = Vec::new();
+    pair.happened[0].clear();
+    for _ in 0..2 * TIMEOUT_MS / 20 {
+        pair.run_for(20);
+        let from = pair.recorded.len().saturating_sub(8);
+        let mut events = vec![Event::Tick];
+        for (to, path, bytes) in pair.recorded[from..].iter().cloned() {
+            if to == 1 {
+                events.push(Event::Received { path, bytes });
+            }
+        }
+        for event in events {
+            let mut out = Vec::new();
+            clone.step(pair.now_ms, &event, &mut out);
+            for effect in out {
+                match effect {
+                    Effect::Send { path, bytes } => pair.step(0, &Event::Received { path, bytes }),
+                    effect => told_to_clone.push(effect),
+                }
+            }
+        }
+    }
+    pair.happened[0].retain(|effect| !matches!(effect, Effect::Body(_)));
+    let told = |whose| Effect::SameName { path: 0, whose };
+    assert_eq!(pair.happened[0], [told(Whose::Peers)], "once, and no more");
+    assert!(pair.nodes[0].has_namesake(Whose::Peers));
+    assert_eq!(pair.peers(), [Peer::Up, Peer::Up]);
+    assert_eq!(told_to_clone, [told(Whose::Mine)]);
+    assert_eq!(clone.peer(), Peer::Unknown);
+    // The first stops: the second is the node now.
+    pair.cut = [true, true];
+    pair.nodes[1] = clone;
+    pair.run_for(3 * INTERVAL_MS);
+    pair.cut = [false, false];
+    pair.run_for(5 * INTERVAL_MS);
+    assert_eq!(pair.peers(), [Peer::Up, Peer::Up]);
+    pair.run_for(2 * TIMEOUT_MS);
+    assert!(!pair.nodes[0].has_namesake(Whose::Peers));
+    assert!(!pair.nodes[1].has_namesake(Whose::Mine));
+}
+
+#[test]
 fn a_node_that_was_frozen_says_so_first_and_blames_nobody() {
     let mut pair = Pair::new();
     pair.run_for(500);
@@ -225,8 +271,12 @@ fn strangers_are_named_once() {
     let mut own = member("one", "two", 99, 0).beat(0, Run::NONE);
     assert_eq!(
         refused(&own, &right_key(), 0),
-        [Effect::SameName { path: 0 }]
+        [Effect::SameName {
+            path: 0,
+            whose: Whose::Mine
+        }]
     );
+    assert_eq!(refused(&own, &right_key(), 0), [], "once is enough");
     own.run = Run(11);
     assert_eq!(refused(&own, &right_key(), 0), [], "its own echo");
 }

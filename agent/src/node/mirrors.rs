@@ -184,7 +184,7 @@ impl Node {
         let late = view.primary
             && rights.grant(mirror).is_some()
             && !rights.is_live(mirror, self.now_ms)
-            && rights.is_up() == Some(false);
+            && matches!(rights.last(), Some(Err(_)));
         if late && !self.mirrors[mirror].late_told {
             let text = format!(
                 "The lease of {} ran out: what its peer does not acknowledge waits for the arbiter.",
@@ -222,7 +222,7 @@ impl Node {
             self.mirrors[mirror].peer_down_ms = None;
             return;
         }
-        let confirmed = self.partition.is_peer_stopped();
+        let confirmed = self.partition.is_peer_stopped() || self.is_peer_taken_for_stopped();
         let peer_word = self.membership.peer() == Peer::Up && self.outdated_there(mirror);
         if confirmed || peer_word {
             let due = self.mirrors[mirror]
@@ -312,6 +312,14 @@ impl Node {
             rights::Effect::Down { reason } => {
                 let text = format!("The arbiter does not answer: {reason}.");
                 self.alert(alert::ARBITER_DOWN, text);
+            }
+            rights::Effect::PeerHeard { heard: true } => {
+                let text = format!("The arbiter hears {}.", self.config.peer_name());
+                self.alert(alert::PATH_UP, text);
+            }
+            rights::Effect::PeerHeard { heard: false } => {
+                let text = format!("The arbiter hears {} no more.", self.config.peer_name());
+                self.alert(alert::PATH_DOWN, text);
             }
             rights::Effect::Granted { mirror } => {
                 let epoch = self

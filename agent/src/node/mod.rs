@@ -42,7 +42,7 @@ mod watching;
 use crate::alert::{self, Kind};
 use crate::control::State;
 use crate::fencing::Fencing;
-use crate::membership::{self, Membership, MembershipConfig, Peer, Run};
+use crate::membership::{self, Membership, MembershipConfig, Peer, Run, Whose};
 use crate::monitor::Monitors;
 
 use config::NodeConfig;
@@ -268,12 +268,17 @@ impl Node {
                 self.on_peer_left();
             }
             membership::Effect::Frozen { for_ms } => self.on_frozen(for_ms),
-            membership::Effect::SameName { path } => {
-                let text = format!(
-                    "On path {} another machine calls itself {}: give each node its own name.",
-                    path_name(self, path),
-                    self.config.my_name()
-                );
+            membership::Effect::SameName { path, whose } => {
+                let path = path_name(self, path);
+                let text = match whose {
+                    Whose::Mine => format!(
+                        "Another machine calls itself {} too, as path {path} shows: no group starts here. Stop it, or give it a name of its own.",
+                        self.config.my_name()
+                    ),
+                    Whose::Peers => format!(
+                        "Two machines on path {path} call themselves {peer}: the one that was heard first is believed. Stop the other, or give it a name of its own."
+                    ),
+                };
                 self.alert(alert::SAME_NAME, text);
             }
             membership::Effect::Refused { path, reason } => {

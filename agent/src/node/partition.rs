@@ -363,6 +363,12 @@ impl Node {
             peer_group_fails_over: (0..self.controls.len())
                 .any(|group| self.would_fail_over(group)),
             peer_could_start: (0..self.controls.len()).any(|group| self.could_start_there(group)),
+            // An arbiter's record lets them go.
+            answers_wait: self.rights.is_none()
+                && self.mirrors.iter().any(|mirror| {
+                    let view = mirror.view;
+                    view.is_some_and(|view| view.primary && view.suspended)
+                }),
             starting_up: self.starting_until_ms.is_some(),
             owns_group: self
                 .controls
@@ -401,6 +407,16 @@ impl Node {
         };
         self.partition.stage = Stage::Alone { proof };
         self.tell_of_doubt();
+    }
+
+    /// The operator wrote that a failed stop is no obstacle: what waits for the end of the other node
+    /// waits no longer.
+    pub(super) fn is_peer_taken_for_stopped(&self) -> bool {
+        let stop = self.config.forced_stop.as_ref();
+        let unproven = Stage::Alone {
+            proof: Proof::Unproven,
+        };
+        self.partition.stage == unproven && stop.is_some_and(|stop| stop.failover_on_failure)
     }
 
     /// Nothing proves that the other node does not run this group. An arbiter vouches for mirrors only.

@@ -47,6 +47,8 @@ pub struct Situation {
     pub preferred: bool,
     pub starting: bool,
     pub isolated: bool,
+    /// Another machine speaks under this node's name.
+    pub namesake: bool,
     pub standby: bool,
     /// One of its nodes.
     pub allowed: bool,
@@ -92,6 +94,8 @@ pub enum Cause {
 pub enum Reason {
     StartupDelay,
     CutOff,
+    /// Another machine speaks under this node's name: what it runs, nobody here knows.
+    Namesake,
     /// The other node is about to say what it runs.
     OtherStarts,
     /// What the silence of the other means is being found out.
@@ -127,6 +131,9 @@ pub fn place(s: &Situation) -> Placement {
     }
     if s.isolated {
         return Wait(Reason::CutOff);
+    }
+    if s.namesake {
+        return Wait(Reason::Namesake);
     }
     match s.other {
         Other::Starting => Wait(Reason::OtherStarts),
@@ -185,7 +192,7 @@ mod tests {
         for here in STATES {
             for other in OTHERS {
                 for there in THERE {
-                    for bits in 0..1u32 << 15 {
+                    for bits in 0..1u32 << 16 {
                         let bit = |at: u32| bits & (1 << at) != 0;
                         let situation = Situation {
                             here,
@@ -206,6 +213,7 @@ mod tests {
                             failover: bit(12),
                             limited: bit(13),
                             linked: bit(14),
+                            namesake: bit(15),
                         };
                         check(situation, place(&situation));
                     }
@@ -223,7 +231,7 @@ mod tests {
             assert_eq!(s.here, State::Offline, "{s:?}");
             assert!(s.allowed && s.able, "{s:?}");
             assert!(
-                !(s.starting || s.isolated || s.standby || s.stopped || s.failed),
+                !(s.starting || s.isolated || s.namesake || s.standby || s.stopped || s.failed),
                 "{s:?}"
             );
             assert!(
@@ -287,7 +295,7 @@ mod tests {
                 && s.there == There::Offline
                 && s.allowed
                 && s.automatic_start
-                && !(s.starting || s.isolated || s.standby || s.stopped || s.failed);
+                && !(s.starting || s.isolated || s.namesake || s.standby || s.stopped || s.failed);
             if free && s.able && s.sure && (s.preferred || !s.there_able) {
                 assert!(matches!(placement, Placement::Start(_)), "{s:?}");
             }

@@ -15,6 +15,8 @@ use crate::arbiter::call::{Claim, Holding, Refusal, Renewal, Reply, Request};
 const RENEWALS_IN_LEASE: u64 = 4;
 /// Pause between tries of what the arbiter refused or did not answer.
 const RETRY_MS: u64 = 250;
+/// Different reasons of one outage that are told; more are only shown.
+const REASONS_TOLD_MAX: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
@@ -26,10 +28,14 @@ pub enum Effect {
         mirror: usize,
         command: MirrorCommand,
     },
-    /// The arbiter answers, or does no longer.
+    /// The arbiter answers, or does no longer; said again where the reason becomes another.
     Up,
     Down {
         reason: String,
+    },
+    /// The arbiter hears the other node, or does no longer.
+    PeerHeard {
+        heard: bool,
     },
     Granted {
         mirror: usize,
@@ -128,8 +134,19 @@ pub struct Rights {
     asked: Vec<(u64, u64, Asked)>,
     next_number: u64,
     beat_due_ms: u64,
-    /// When the last answered question was put, and whether it was answered.
-    heard: Option<(u64, bool)>,
+    /// How the last question ended.
+    heard: Option<Heard>,
+    /// Reasons of the present outage that were told.
+    reasons_told: Vec<String>,
+    /// Whether the arbiter hears the other node. None: not since it started, or nothing was said yet.
+    peer_heard: Option<bool>,
+}
+
+#[derive(Debug)]
+struct Heard {
+    /// When the question was put.
+    asked_ms: u64,
+    result: Result<(), String>,
 }
 
 impl Rights {
@@ -145,6 +162,8 @@ impl Rights {
             next_number: 1,
             beat_due_ms: now_ms,
             heard: None,
+            reasons_told: Vec::new(),
+            peer_heard: None,
         })
     }
 
@@ -156,13 +175,21 @@ impl Rights {
 
     /// Whether the arbiter answered a question that was put since.
     pub fn said_since(&self, since_ms: u64) -> Option<bool> {
-        self.heard
-            .filter(|(asked_ms, _)| *asked_ms >= since_ms)
-            .map(|(_, answered)| answered)
+        let heard = self.heard.as_ref()?;
+        (heard.asked_ms >= since_ms).then_some(heard.result.is_ok())
     }
 
-    pub fn is_up(&self) -> Option<bool> {
-        self.heard.map(|(_, answered)| answered)
+    /// How the last question ended: answered, or why not.
+    pub fn last(&self) -> Option<Result<(), &str>> {
+        let heard = self.heard.as_ref()?;
+        Some(heard.result.as_ref().copied().map_err(String::as_str))
+    }
+
+    /// Whether the arbiter hears the other node. None where it does not answer, or has not heard it
+    /// since it started.
+    pub fn hears_peer(&self) -> Option<bool> {
+        self.last()?.ok()?;
+        self.peer_heard
     }
 
     /// The next beat does not wait for its time.
@@ -412,22 +439,41 @@ impl Rights {
             return;
         };
         let (_, asked_ms, asked) = self.asked.swap_remove(position);
-        let was_up = self.is_up();
-        self.heard = Some((asked_ms, result.is_ok()));
+        let was_up = matches!(self.last(), Some(Ok(())));
+        self.heard = Some(Heard {
+            asked_ms,
+            result: result.as_ref().map(|_| ()).map_err(Clone::clone),
+        });
         match result {
             Ok(answer) => {
-                if was_up != Some(true) {
+                if !was_up {
+                    self.reasons_told.clear();
                     out.push(Effect::Up);
                 }
                 self.on_reply(now_ms, &asked, answer, out);
             }
             Err(reason) => {
-                if was_up != Some(false) {
+                // A wrong key behind a broken network is another thing to mend.
+                let told = self.reasons_told.contains(&reason);
+                if !told && self.reasons_told.len() < REASONS_TOLD_MAX {
+                    self.reasons_told.push(reason.clone());
                     out.push(Effect::Down { reason });
                 }
                 self.give_up(now_ms, &asked);
             }
         }
+    }
+
+    /// A node that beats has several beats in a lease.
+    fn on_peer_heard(&mut self, ago_ms: Option<u64>, out: &mut Vec<Effect>) {
+        let heard = ago_ms.map(|ago_ms| ago_ms < self.config.lease_ms);
+        let was = std::mem::replace(&mut self.peer_heard, heard);
+        if was.is_none() && heard == Some(false) || was == heard {
+            return;
+        }
+        out.push(Effect::PeerHeard {
+            heard: heard == Some(true),
+        });
     }
 
     fn give_up(&mut self, now_ms: u64, asked: &Asked) {
@@ -449,7 +495,14 @@ impl Rights {
     fn on_reply(&mut self, now_ms: u64, asked: &Asked, answer: Answer, out: &mut Vec<Effect>) {
         let deadline_ms = answer.sent_ms + self.config.trusted_ms();
         match (asked, answer.reply) {
-            (Asked::Beat { held }, Reply::Beat { leases, .. }) => {
+            (
+                Asked::Beat { held },
+                Reply::Beat {
+                    leases,
+                    peer_heard_ms,
+                },
+            ) => {
+                self.on_peer_heard(peer_heard_ms, out);
                 for ((mirror, ticket), renewal) in held.iter().zip(leases) {
                     self.on_renewal(now_ms, *mirror, *ticket, renewal, deadline_ms, out);
                 }

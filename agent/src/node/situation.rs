@@ -7,7 +7,7 @@ use super::placement::{Other, Situation, There};
 
 use crate::arbiter::call::Refusal;
 use crate::control::State;
-use crate::membership::Peer;
+use crate::membership::{Peer, Whose};
 
 impl Node {
     /// It ran on the other node when that fell silent, and would come here.
@@ -108,6 +108,7 @@ impl Node {
             preferred,
             starting: self.starting_until_ms.is_some(),
             isolated: self.is_freezing(),
+            namesake: self.membership.has_namesake(Whose::Mine),
             standby: self.standby || self.leaving.is_some(),
             allowed: placed.nodes.contains(&me),
             stopped: control.stopped || there.is_some_and(|there| there.stopped),

@@ -165,6 +165,10 @@ impl Node {
         match reason {
             Reason::StartupDelay => "the end of the start-up delay".into(),
             Reason::CutOff => "an end of the isolation of this node".into(),
+            Reason::Namesake => format!(
+                "the end of another machine that calls itself {} too",
+                self.config.my_name()
+            ),
             Reason::OtherStarts => format!("{peer}, which is starting"),
             Reason::Partition => format!("the decision about the silence of {peer}"),
             Reason::ForcedStopFailed => {

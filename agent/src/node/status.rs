@@ -3,12 +3,13 @@
 use super::Node;
 use super::config::Reach;
 use super::partition::Stage;
+use super::rights::Rights;
 use crate::control::{
     ArbiterStatus, ClusterStatus, ForcedStopStatus, GroupStatus, Health, HealthStatus, LeaseStatus,
     MonitorStatus, NodeState, NodeStatus, ResourceStatus, StartupStatus, State,
 };
 use crate::fencing;
-use crate::membership::Peer;
+use crate::membership::{Peer, Whose};
 
 impl Node {
     /// `monitor_kinds`: what each monitor is, for people.
@@ -72,19 +73,31 @@ impl Node {
         }
     }
 
+    /// The arbiter hears both nodes, which makes it one more path.
     fn path_status(&self) -> Vec<HealthStatus> {
-        (0..self.membership.paths())
-            .map(|path| HealthStatus {
-                name: self.membership.path_name(path).into(),
-                kind: "LAN heartbeat".into(),
-                health: match (self.membership.is_path_up(path), self.membership.peer()) {
-                    (true, _) => Health::Normal,
-                    (false, Peer::Up) => Health::Error,
-                    (false, _) => Health::Unknown,
-                },
-                detail: None,
+        let health = |heard: Option<bool>| match (heard, self.membership.peer()) {
+            (Some(true), _) => Health::Normal,
+            (Some(false), Peer::Up) => Health::Error,
+            _ => Health::Unknown,
+        };
+        let status = |name: &str, kind: &str, heard| HealthStatus {
+            name: name.into(),
+            kind: kind.into(),
+            health: health(heard),
+            detail: None,
+        };
+        let mut paths: Vec<_> = (0..self.membership.paths())
+            .map(|path| {
+                let heard = Some(self.membership.is_path_up(path));
+                status(self.membership.path_name(path), "LAN heartbeat", heard)
             })
-            .collect()
+            .collect();
+        paths.extend(
+            self.rights
+                .as_ref()
+                .map(|rights| status("arbiter", "witness heartbeat", rights.hears_peer())),
+        );
+        paths
     }
 
     fn resolver_status(&self) -> Vec<HealthStatus> {
@@ -92,8 +105,8 @@ impl Node {
             let arbiter = self
                 .rights
                 .as_ref()
-                .and_then(super::rights::Rights::is_up)
-                .map(|up| if up { Ok(()) } else { Err("no answer".into()) });
+                .and_then(Rights::last)
+                .map(|last| last.map_err(ToOwned::to_owned));
             let last = match resolver.config.kind {
                 Reach::Ping | Reach::Http => resolver.last().cloned(),
                 Reach::Arbiter | Reach::Majority => arbiter,
@@ -191,12 +204,15 @@ impl Node {
                 .arbiter
                 .as_ref()
                 .map_or_else(String::new, |arbiter| arbiter.url.clone()),
-            health: match rights.is_up() {
+            health: match rights.last() {
                 None => Health::Unknown,
-                Some(true) => Health::Normal,
-                Some(false) => Health::Error,
+                Some(Ok(())) => Health::Normal,
+                Some(Err(_)) => Health::Error,
             },
-            detail: refused.map(ToString::to_string),
+            detail: match rights.last() {
+                Some(Err(reason)) => Some(reason.to_owned()),
+                _ => refused.map(ToString::to_string),
+            },
             leases: leases.collect(),
         })
     }
@@ -270,6 +286,23 @@ impl Node {
         if self.doubt.is_some() {
             warnings
                 .push("this node was frozen; its mirrors wait until its rights are known".into());
+        }
+        if self.membership.has_namesake(Whose::Mine) {
+            let me = self.config.my_name();
+            warnings.push(format!(
+                "another machine calls itself {me} too; stop it, or give it a name of its own"
+            ));
+        }
+        if self.membership.has_namesake(Whose::Peers) {
+            warnings.push(format!(
+                "two machines call themselves {peer}; the one that was heard first is believed"
+            ));
+        }
+        let heard_elsewhere = self.rights.as_ref().and_then(Rights::hears_peer) == Some(true);
+        if heard_elsewhere && self.membership.peer() == Peer::Lost {
+            warnings.push(format!(
+                "the arbiter hears {peer}: it runs, and the network between the nodes is broken"
+            ));
         }
         if self.config_differs {
             warnings.push(format!("{peer} runs with another configuration"));

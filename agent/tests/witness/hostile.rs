@@ -186,6 +186,21 @@ async fn a_wrong_key_and_an_unknown_cluster_are_named() {
     );
 }
 
+#[tokio::test]
+async fn a_greeting_finds_the_same_and_disturbs_nobody() {
+    let witness = Witness::start(&[("c", 1)]);
+    let [agent, _] = enrolled(&witness, "c", 1).await;
+    witness.client("c", 1, "a").greet().await.unwrap();
+    agent.call(beat("md1", 0)).await.unwrap();
+    let error = witness.client("c", 2, "a").greet().await.unwrap_err();
+    assert!(matches!(error, ArbiterError::WrongKey { .. }), "{error}");
+    let error = witness.client("d", 1, "a").greet().await.unwrap_err();
+    assert!(
+        matches!(error, ArbiterError::UnknownCluster { .. }),
+        "{error}"
+    );
+}
+
 /// Answers every connection with the same bytes.
 async fn answering(answer: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

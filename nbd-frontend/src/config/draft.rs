@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::agent::draft::AgentDraft;
 use super::machine::Machine;
+use super::places::Places;
 use super::problem::{Collector, Located, Problem};
 use super::section::{
     Complaint, Lines, Section, article, boolean, table, tables, text, wrong_shape,
@@ -32,6 +33,7 @@ pub(super) struct Draft {
     pub mirrors: Vec<DraftMirror>,
     pub nbd_tls: Option<DraftNbdTls>,
     pub agent: AgentDraft,
+    pub places: Places,
 }
 
 #[derive(Debug)]
@@ -106,7 +108,10 @@ pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
         return Draft::default();
     }
     let mut root = Section::new("", 1, lines, table.get_ref());
-    let mut draft = Draft::default();
+    let mut draft = Draft {
+        places: Places::of(table.get_ref(), lines),
+        ..Draft::default()
+    };
     read_cluster(&mut root, lines, problems, &mut draft);
     for (entry, line) in tables(&mut root, "node", "[[node]]", lines, problems) {
         let mut section = Section::new("node", line, lines, entry);
@@ -410,6 +415,7 @@ impl Draft {
             nodes,
             unsupported,
             warnings,
+            places: self.places,
         })
     }
 }

@@ -13,6 +13,7 @@ mod convert;
 mod draft;
 pub mod key;
 mod machine;
+mod places;
 mod problem;
 mod section;
 mod tls;
@@ -33,6 +34,7 @@ use crate::nbd::tls::ServerTls;
 use agent::AgentConfig;
 pub use key::{ClusterKey, KeyError};
 pub use machine::Machine;
+pub use places::Places;
 pub use problem::{Located, Problem, Problems};
 pub use tls::NbdTls;
 
@@ -61,6 +63,8 @@ pub struct Config {
     pub unsupported: Vec<Problem>,
     /// Choices that the operator should know the price of.
     pub warnings: Vec<Problem>,
+    /// Where in the file its keys are.
+    pub places: Places,
 }
 
 /// One `[[mirror]]`.

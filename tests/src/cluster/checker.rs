@@ -18,6 +18,15 @@ pub enum Violation {
         node: usize,
         write: usize,
     },
+    /// A read was answered that had not seen a write answered before it.
+    Stale {
+        node: usize,
+        write: usize,
+    },
+    /// The group's application runs on both nodes, where the other was to be stopped first.
+    BothRun {
+        node: usize,
+    },
     /// Each stopped the other.
     StoppedEachOther,
     /// A forced stop that was called off hit a node, or nothing was wrong at all.
@@ -59,6 +68,16 @@ impl fmt::Display for Violation {
                     "node {node} serves without write {write}, which was answered"
                 )
             }
+            Self::Stale { node, write } => {
+                write!(
+                    f,
+                    "node {node} answers a read that did not see write {write}, which was answered"
+                )
+            }
+            Self::BothRun { node } => write!(
+                f,
+                "the application starts on node {node}, and still runs on the other"
+            ),
             Self::StoppedEachOther => f.write_str("the nodes stopped each other"),
             Self::WithoutNeed { what } => write!(f, "without need: {what}"),
             Self::OutOfService { for_ms, state } => {
@@ -126,6 +145,11 @@ impl Checker {
         }
         self.answers += 1;
         self.last_answer_ms = Some(now_ms);
+        if let What::Read { stale: Some(write) } = answer.what
+            && self.exclusive
+        {
+            self.report(Violation::Stale { node, write });
+        }
         let (newer, since_ms) = self.newest[1 - node];
         if newer > answer.promotion && answer.proved_ms > since_ms {
             self.overlaps += 1;
@@ -150,6 +174,11 @@ impl Checker {
         if let What::Write(number) = answer.what {
             self.answered.insert(number);
         }
+    }
+
+    /// An answered write that is not there.
+    pub fn first_missing_in(&self, holds: &Writes) -> Option<usize> {
+        self.answered.first_missing_in(holds)
     }
 
     /// At the end, where somebody serves.

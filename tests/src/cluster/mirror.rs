@@ -135,7 +135,10 @@ enum Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
     Write(usize),
-    Read,
+    /// `stale`: a write that had been answered when this read was done, and that it did not see.
+    Read {
+        stale: Option<usize>,
+    },
 }
 
 /// An answer to a client.
@@ -221,8 +224,6 @@ pub struct Rules {
     pub first: bool,
     /// A mistake on purpose: answers need no lease.
     pub no_gate: bool,
-    /// A mistake on purpose: orders to freeze are not followed.
-    pub ignores_freeze: bool,
 }
 
 #[derive(Debug)]
@@ -381,7 +382,7 @@ impl Mirror {
                 Ok(())
             }
             MirrorCommand::Freeze => {
-                if process.order == Order::Open && !self.rules.ignores_freeze {
+                if process.order == Order::Open {
                     process.order = Order::Frozen;
                 }
                 Ok(())

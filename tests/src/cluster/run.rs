@@ -104,6 +104,7 @@ fn draw_settings(random: &mut Random, profile: Profile) -> Settings {
         round_trip: random.percent(40),
         isolation_timeout_ms: random.between(1_000, 6_000),
         failback: random.percent(25),
+        failover_on_failure: random.percent(30) && profile == Profile::WitnessAndStop,
         final_action: *random.pick(&[
             FinalAction::Reboot,
             FinalAction::Reboot,

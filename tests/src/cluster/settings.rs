@@ -56,6 +56,8 @@ pub struct Settings {
     pub fence_delay_ms: u64,
     pub final_action: FinalAction,
     pub failback: bool,
+    /// A failover takes place although the forced stop failed; the arbiter decides alone then.
+    pub failover_on_failure: bool,
     /// Longest that a stop takes from its acceptance.
     pub stop_takes_ms: u64,
 }
@@ -74,6 +76,7 @@ impl Settings {
             fence_delay_ms: 4_000,
             final_action: FinalAction::Reboot,
             failback: false,
+            failover_on_failure: false,
             stop_takes_ms: 1_000,
         }
     }
@@ -84,6 +87,11 @@ impl Settings {
 
     pub fn has_forced_stop(&self) -> bool {
         matches!(self.profile, Profile::Classic | Profile::WitnessAndStop)
+    }
+
+    /// The application never starts before the other node is down, whatever it may answer there.
+    pub fn stops_first(&self) -> bool {
+        self.has_forced_stop() && !self.failover_on_failure
     }
 
     pub fn is_exclusive(&self) -> bool {
@@ -149,7 +157,7 @@ impl Settings {
                 kind: "custom".into(),
                 fencing: self.fencing(),
                 fence_delay: Duration::from_millis(self.fence_delay_ms),
-                failover_on_failure: false,
+                failover_on_failure: self.failover_on_failure,
             }),
             mirrors: vec![MirrorConfig {
                 name: MIRROR.into(),

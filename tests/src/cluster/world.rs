@@ -79,8 +79,6 @@ pub struct Mistakes {
     pub stop_lies: bool,
     pub arbiter_forgets_leases: bool,
     pub no_gate: bool,
-    /// The mirror does not freeze when told; a node in doubt goes on answering.
-    pub ignores_freeze: bool,
     /// Both nodes act at once: no head start for the owner.
     pub no_fence_delay: bool,
 }
@@ -134,7 +132,6 @@ impl World {
             hold: settings.holds(),
             first,
             no_gate: mistakes.no_gate,
-            ignores_freeze: mistakes.ignores_freeze,
         };
         let mut world = Self {
             mirrors: [true, false].map(|first| Mirror::new(rules(first))),

@@ -145,8 +145,12 @@ pub enum Command {
     Explain { mirror: String },
     #[command(flatten)]
     Cluster(cluster::Command),
-    /// Check the configuration file and name every problem
-    Check,
+    /// Check the configuration and what it needs of this machine and of others; name every problem
+    Check {
+        /// Do not try the forced stop, the arbiter and the resolvers' targets
+        #[arg(long)]
+        offline: bool,
+    },
     /// Two nodes in a temporary folder: one dies, the other carries on, the first comes back
     Demo {
         /// How the file system reaches the mirror [default: the first that works here, in this order]

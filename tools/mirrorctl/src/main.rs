@@ -34,7 +34,7 @@ fn run(arguments: &Arguments) -> Outcome {
     let global = &arguments.global;
     match &arguments.command {
         Command::Keygen { file } => offline::keygen(global, file),
-        Command::Check => check::run(global),
+        Command::Check { offline } => check::run(global, *offline),
         Command::Demo { attach } => Ok(demo::run(*attach)?),
         Command::Completions { shell } => {
             offline::completions(*shell);

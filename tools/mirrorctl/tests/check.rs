@@ -128,7 +128,11 @@ impl Site {
 
     /// The messages of the problems and of the warnings, each with its key and remedy.
     fn found(&self) -> [Vec<String>; 2] {
-        let done = self.run(&["check", "--json", "--node", "a"]);
+        self.found_with(&["--offline"])
+    }
+
+    fn found_with(&self, options: &[&str]) -> [Vec<String>; 2] {
+        let done = self.run(&[&["check", "--json", "--node", "a"], options].concat());
         let out: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
         ["problems", "warnings"].map(|kind| {
             let list = out[kind].as_array().unwrap().iter();
@@ -164,7 +168,7 @@ fn a_machine_with_everything_in_place_has_no_problem() {
         !warnings.iter().any(|warning| warning.contains("mount")),
         "{warnings:#?}"
     );
-    let done = site.run(&["check", "--node", "a"]);
+    let done = site.run(&["check", "--offline", "--node", "a"]);
     let out = String::from_utf8(done.stdout).unwrap();
     assert!(
         out.contains(
@@ -173,7 +177,7 @@ fn a_machine_with_everything_in_place_has_no_problem() {
         ),
         "{out}"
     );
-    let done = site.run(&["check", "--json", "--node", "b"]);
+    let done = site.run(&["check", "--offline", "--json", "--node", "b"]);
     let out: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!(out["startup_delay"]["ms"], 153_000);
     assert_eq!(out["startup_delay"]["needed_ms"], 153_000);
@@ -297,4 +301,52 @@ fn a_disk_that_this_version_cannot_attach_is_named() {
         "not part of this version",
         "attach = \"fuse\"",
     ]);
+}
+
+#[test]
+fn what_is_missing_on_the_machine_is_shown_with_its_line() {
+    let site = Site::new();
+    fs::remove_file(site.path("stop")).unwrap();
+    let done = site.run(&["check", "--offline", "--node", "a"]);
+    let out = String::from_utf8(done.stdout).unwrap();
+    let text = fs::read_to_string(site.path("cluster.toml")).unwrap();
+    let line = text
+        .lines()
+        .position(|line| line.starts_with("script"))
+        .unwrap()
+        + 1;
+    let place = format!("cluster.toml:{line}: forced_stop script: cannot look at");
+    assert!(out.contains(&place), "{out}");
+}
+
+#[test]
+fn what_the_agent_relies_on_elsewhere_is_tried() {
+    let site = Site::new();
+    let script =
+        "#!/bin/sh\necho \"$MIRROR_MODE of $MIRROR_DOWN_SERVER: no credentials\"\nexit 3\n";
+    fs::write(site.path("stop"), script).unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    site.write_config(|text| {
+        text.replace("targets = [\"192.0.2.1\"]", "targets = [\"127.0.0.1\"]")
+            + &format!("[arbiter]\nurl = \"http://{closed}\"\n")
+    });
+    let [problems, _] = site.found_with(&[]);
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    let found = |parts: &[&str]| {
+        let all = |problem: &&String| parts.iter().all(|part| problem.contains(part));
+        assert!(
+            problems.iter().any(|problem| all(&problem)),
+            "{problems:#?}"
+        );
+    };
+    found(&[
+        "forced_stop: ",
+        "ended with exit code 3",
+        "check of b: no credentials",
+    ]);
+    found(&["arbiter: ", "cannot be reached", "--offline"]);
+    assert_eq!(site.found()[0], [""; 0]);
 }

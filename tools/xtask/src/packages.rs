@@ -83,12 +83,26 @@ const NEEDED: [Needed; 13] = [
 
 const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// A package that is installed can take one away that was there in another version; that one is missing next.
+const ROUNDS_MAX: u32 = 2;
+
 /// Makes sure of the packages that any of these uses needs.
 pub fn install_missing(uses: &[Use]) -> Result<()> {
-    let missing = missing(uses);
-    if missing.is_empty() {
-        return Ok(());
+    for _ in 0..ROUNDS_MAX {
+        let missing = missing(uses);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        install(&missing)?;
     }
+    let missing = missing(uses);
+    if !missing.is_empty() {
+        bail!("still missing after apt-get install: {}", missing.join(" "));
+    }
+    Ok(())
+}
+
+fn install(missing: &[&str]) -> Result<()> {
     let list = missing.join(" ");
     if !nix::unistd::geteuid().is_root() {
         bail!(
@@ -100,12 +114,7 @@ pub fn install_missing(uses: &[Use]) -> Result<()> {
     run(apt().arg("update"))?;
     run(apt()
         .args(["install", "--yes", "--no-install-recommends"])
-        .args(&missing))?;
-    let missing = self::missing(uses);
-    if !missing.is_empty() {
-        bail!("still missing after apt-get install: {}", missing.join(" "));
-    }
-    Ok(())
+        .args(missing))
 }
 
 fn apt() -> std::process::Command {

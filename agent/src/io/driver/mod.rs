@@ -83,8 +83,18 @@ pub fn run(options: &Options, machine: Machine) -> anyhow::Result<()> {
     let outcome = runtime.block_on(async {
         // Claimed before anything else, so that a second agent ends before it touches a group.
         let console = Console::claim(&run_dir)?;
-        let driver = Driver::start(&config, agent, me, &key, &run_dir, machine).await?;
-        driver.run(console).await
+        let log = AlertLog::open(&agent.alert_log, &config.nodes[me]);
+        let ran = async {
+            let log = log.clone();
+            let driver = Driver::start(&config, agent, me, &key, &run_dir, machine, log).await?;
+            driver.run(console).await
+        };
+        let ran = ran.await;
+        if let Err(error) = &ran {
+            log.record(alert::AGENT_FAILED.with(format!("The agent ends: {error:#}.")));
+            log.flush(FLUSH_LIMIT).await;
+        }
+        ran
     });
     // A probe that hangs in the kernel must not keep the agent from ending.
     runtime.shutdown_background();
@@ -128,9 +138,14 @@ impl Driver {
         key: &ClusterKey,
         run_dir: &Path,
         machine: Machine,
+        log: AlertLog,
     ) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let paths = Paths::open(&agent.heartbeat.paths, me, &sender)?;
+        let mut complaints = Vec::new();
+        let paths = Paths::open(&agent.heartbeat.paths, me, &sender, &mut complaints)?;
+        for complaint in complaints {
+            log.record(alert::PATH_DOWN.with(format!("The agent {complaint}.")));
+        }
         let names: Vec<String> = config
             .mirrors
             .iter()
@@ -170,7 +185,12 @@ impl Driver {
             let mut made = Vec::with_capacity(group.resources.len());
             for resource in &group.resources {
                 let resource = Resource::new(resource, &group.name, me, run_dir);
-                resource.prepare().await?;
+                // It is tried again when the group starts, which then fails by it.
+                if let Err(error) = resource.prepare().await {
+                    let (group, resource) = (&group.name, resource.name());
+                    let text = format!("{resource} of {group} cannot be prepared: {error}.");
+                    log.record(alert::RESOURCE_FAILED.with(text));
+                }
                 made.push(Arc::new(resource));
             }
             resources.push(made);
@@ -189,7 +209,7 @@ impl Driver {
                 .iter()
                 .map(|monitor| Arc::new(MonitorProbe::new(monitor, me)))
                 .collect(),
-            log: AlertLog::open(&agent.alert_log, &config.nodes[me]),
+            log,
             events: sender,
             paths,
             mirrors,

@@ -221,7 +221,8 @@ fn find_arbiter_in_doubt(
             "run mirror-witness on a third host",
         );
     }
-    let unfenced = draft.agent.forced_stop.is_none();
+    let stop = draft.agent.forced_stop.as_ref();
+    let unfenced = stop.is_none_or(|stop| stop.failover_on_failure.value);
     if arbiter.lease_check(machine) == LeaseCheck::Clock && machine == Machine::Virtual && unfenced
     {
         let line = arbiter
@@ -234,7 +235,8 @@ fn find_arbiter_in_doubt(
             "this is a virtual machine, and one that is paused cannot see by its clock that its \
              lease ran out: when it wakes, both nodes can become active for a moment; a paused \
              machine is outside the guarantee",
-            "remove the key, which is \"round-trip\" on virtual machines, or add [forced_stop]",
+            "remove the key, which is \"round-trip\" on virtual machines, or add [forced_stop] without \
+             failover_on_failure",
         );
     }
     if arbiter.lease.value > heartbeat.timeout.value {

@@ -6,12 +6,16 @@ use super::{
     Answer, KEEPALIVE_MS, Message, Mirror, Order, PEER_TIMEOUT_MS, Pending, What, Word, Work,
 };
 
+/// Requests of one kind that are under way at once.
+const CLIENTS: usize = 3;
+
 impl Mirror {
-    /// Clients beyond the limit wait outside.
-    pub fn can_take_request(&self) -> bool {
-        self.process
-            .as_ref()
-            .is_some_and(|process| process.primary && process.pending.len() < 4)
+    /// Clients beyond the limit wait outside. Those that read do not wait for those that write.
+    pub fn can_take(&self, write: bool) -> bool {
+        self.process.as_ref().is_some_and(|process| {
+            let same = |pending: &&Pending| matches!(pending.what, What::Write(_)) == write;
+            process.primary && process.pending.iter().filter(same).count() < CLIENTS
+        })
     }
 
     pub fn submit(&mut self, now_ms: u64, what: What) {
@@ -22,7 +26,7 @@ impl Mirror {
             return;
         }
         let work = match what {
-            What::Read => Work::Done { word: None },
+            What::Read { .. } => Work::Done { word: None },
             What::Write(number) => {
                 self.disk.data.insert(number);
                 if process.is_replicating() {

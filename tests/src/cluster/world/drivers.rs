@@ -356,6 +356,9 @@ impl World {
             }
             (Action::Start, APPLICATION) => {
                 self.machines[node].application = true;
+                if self.settings.stops_first() && self.machines[1 - node].application {
+                    self.checker.report(Violation::BothRun { node });
+                }
                 Some(Ok(()))
             }
             (Action::Start, _) => self.start_disk(node, job),

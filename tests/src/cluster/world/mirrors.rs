@@ -6,6 +6,7 @@ use crate::cluster::mirror::What;
 
 /// Of a hundred steps, those in which a client asks something.
 const ASKS_PERCENT: u64 = 8;
+const WRITES_PERCENT: u64 = 70;
 
 impl World {
     pub(super) fn run_mirrors(&mut self) {
@@ -31,17 +32,21 @@ impl World {
 
     fn ask_as_client(&mut self, node: usize) {
         let machine = &self.machines[node];
-        if !machine.application || !machine.mounted || !self.mirrors[node].can_take_request() {
+        if !machine.application || !machine.mounted || !self.random.percent(ASKS_PERCENT) {
             return;
         }
-        if !self.random.percent(ASKS_PERCENT) {
+        let write = self.random.percent(WRITES_PERCENT);
+        if !self.mirrors[node].can_take(write) {
             return;
         }
-        let what = if self.random.percent(70) {
+        let what = if write {
             self.writes += 1;
             What::Write(self.writes)
         } else {
-            What::Read
+            let holds = &self.mirrors[node].disk.data;
+            What::Read {
+                stale: self.checker.first_missing_in(holds),
+            }
         };
         let node_ms = self.machines[node].clock.read(self.now_ms);
         self.mirrors[node].submit(node_ms, what);

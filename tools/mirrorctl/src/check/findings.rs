@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use nbd_frontend::config::Problem;
+use nbd_frontend::config::{Places, Problem};
 
 #[derive(Debug)]
 pub struct Findings {
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
+    pub places: Places,
     file: PathBuf,
 }
 
@@ -16,6 +17,7 @@ impl Findings {
         Self {
             problems: Vec::new(),
             warnings: Vec::new(),
+            places: Places::default(),
             file: file.into(),
         }
     }
@@ -43,7 +45,7 @@ impl Findings {
     fn found(&self, key: String, message: String, remedy: String) -> Problem {
         Problem {
             file: self.file.clone(),
-            line: None,
+            line: self.places.line_of(&key),
             key,
             message,
             remedy,

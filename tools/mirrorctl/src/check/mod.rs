@@ -1,9 +1,10 @@
 //! `mirrorctl check`: every problem of the file at once, every choice with a price, and what of both
-//! this machine shows. The file is judged by the parser; [`machine`] looks at the host, where it is one
-//! of the nodes.
+//! this machine shows. The file is judged by the parser; where this host is one of the nodes, [`machine`]
+//! looks at it and [`outside`] asks what the agent will rely on elsewhere.
 
 mod findings;
 mod machine;
+mod outside;
 mod ports;
 
 use nbd_frontend::config::{Config, ConfigError, key};
@@ -12,17 +13,19 @@ use crate::arguments::Global;
 use crate::outcome::{Failure, Outcome};
 use findings::Findings;
 
-/// Warnings alone are no failure.
-pub fn run(global: &Global) -> Outcome {
+/// Warnings alone are no failure. `offline`: nothing outside this machine is asked.
+pub fn run(global: &Global, offline: bool) -> Outcome {
     let mut findings = Findings::new(&global.config);
     let mut startup_delay = None;
     let mut notes = Vec::new();
     match Config::load(&global.config) {
         Ok(config) => {
             let node = this_node(global, &config)?;
+            findings.places = config.places.clone();
             findings.problems.extend(config.unsupported.iter().cloned());
             findings.warnings.extend(config.warnings.iter().cloned());
-            if let Err(error) = key::load(&config.key_file) {
+            let key = key::load(&config.key_file);
+            if let Err(error) = &key {
                 let remedy = "every node needs the same key";
                 findings.problem("cluster key_file", error.to_string(), remedy);
             }
@@ -31,7 +34,13 @@ pub fn run(global: &Global) -> Outcome {
             }
             if let Some(agent) = &config.agent {
                 match node {
-                    Some(node) => machine::look(agent, node, &global.run_dir, &mut findings),
+                    Some(node) => {
+                        machine::look(agent, node, &global.run_dir, &mut findings);
+                        if !offline {
+                            let key = key.as_ref().ok();
+                            outside::look(&config, agent, node, key, &mut findings)?;
+                        }
+                    }
                     None => notes.push(
                         "this host is none of the nodes, so that only the file was looked at; say \
                          which node it is with --node",
@@ -47,6 +56,8 @@ pub fn run(global: &Global) -> Outcome {
         Err(ConfigError::Invalid(found)) => findings.problems.extend(found.into_vec()),
         Err(error) => return Err(anyhow::Error::from(error).into()),
     }
+    findings.problems.sort_by_key(|problem| problem.line);
+    findings.warnings.sort_by_key(|warning| warning.line);
     if global.json {
         let startup_delay = startup_delay.map(|(explained, delay, needed)| {
             serde_json::json!({

@@ -228,6 +228,12 @@ fn a_virtual_machine_that_trusts_its_clock() {
     ];
     warned(&clock(&witness()), &witness(), &parts);
     warned(&clock(&witness()), &clock(GOOD), &parts);
+    let unsure = with(
+        GOOD,
+        "[forced_stop]",
+        "[forced_stop]\nfailover_on_failure = true",
+    );
+    warned(&clock(&unsure), &clock(GOOD), &parts);
     let physical = warnings_on(Machine::Physical, &clock(&witness()));
     assert!(physical.is_empty(), "{physical:#?}");
 }
