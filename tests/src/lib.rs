@@ -4,3 +4,4 @@ pub mod cluster;
 pub mod memory_export;
 pub mod random;
 pub mod sim;
+pub mod soak;

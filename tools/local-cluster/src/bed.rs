@@ -334,6 +334,15 @@ impl Bed {
         nets.try_for_each(|net| self.network.set_link(*net, host(side), up))
     }
 
+    pub fn address(&self, side: Side, net: Net) -> String {
+        net.address(host(side))
+    }
+
+    /// A tool of the network, run in a server.
+    pub fn run_on(&self, side: Side, words: &[&str]) -> Result<String> {
+        self.machine(side)?.run_in_network(words)
+    }
+
     // ---- What it says
 
     pub fn ctl(&self, side: Side, words: &[&str]) -> Outcome {

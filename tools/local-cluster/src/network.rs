@@ -11,7 +11,7 @@ use crate::machine::Machine;
 /// Always answers a ping, and belongs to nobody.
 pub const ROUTER: &str = "10.77.0.254";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Net {
     Public,
     Interconnect,

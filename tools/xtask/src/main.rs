@@ -49,6 +49,12 @@ enum Task {
     },
     /// Stops at every sync point with torn and lost writes, opens again and checks
     Crash,
+    /// Real servers under load, one fault after the other, and a report
+    Soak {
+        /// Passed on: `--minutes N`, `--seed S`, `--report FILE`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Runs the fuzz targets
     Fuzz {
         /// One target; all of them when left out
@@ -81,6 +87,7 @@ fn main() -> ExitCode {
         Task::Test { group, arguments } => suites::test(group.as_deref(), &arguments),
         Task::Sim { arguments } => suites::sim(Selection::Usual, &arguments),
         Task::Crash => suites::test(Some("crash"), &[]),
+        Task::Soak { arguments } => suites::soak(Selection::Usual, &arguments),
         Task::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
         Task::Bench { arguments } => suites::bench(Profile::Release, &arguments),
         Task::Demo { arguments } => suites::demo(Profile::Release, &arguments),

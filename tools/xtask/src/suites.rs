@@ -146,6 +146,15 @@ pub fn sim(selection: Selection, arguments: &[String]) -> Result<()> {
     run(program(Profile::Dev.program_dir().join(simulator)).args(arguments))
 }
 
+pub fn soak(selection: Selection, arguments: &[String]) -> Result<()> {
+    packages::install_missing(&[Use::Tests])?;
+    run(linted("build", selection).args(["--bins", "--test", "ha"]))?;
+    let folder = Profile::Dev.program_dir();
+    run(program(folder.join("soak"))
+        .args(arguments)
+        .env(PROGRAM_DIR_VARIABLE, &folder))
+}
+
 pub fn bench(profile: Profile, arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Bench])?;
     build_programs(profile)?;

@@ -1,0 +1,57 @@
+//! The fault campaign: `soak --minutes N [--seed S] [--report FILE]`. A real cluster under load; ends with exit
+//! code 1 at the first promise that is broken. Needs root.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use mirror_tests::soak::{Plan, Report, run};
+
+const USAGE: &str = "usage: soak --minutes N [--seed S] [--report FILE]
+Real servers in namespaces, clients that know what they were answered, and one fault after the other.";
+
+fn main() -> Result<ExitCode> {
+    let (mut minutes, mut seed, mut file) = (None, None, None::<PathBuf>);
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || {
+            words
+                .next()
+                .with_context(|| format!("{word} needs a value\n{USAGE}"))
+        };
+        match word.as_str() {
+            "--minutes" => minutes = Some(value()?.parse::<f64>().context("--minutes")?),
+            "--seed" => seed = Some(value()?.parse().context("--seed")?),
+            "--report" => file = Some(value()?.into()),
+            "--help" => {
+                println!("{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            _ => bail!("unknown argument `{word}`\n{USAGE}"),
+        }
+    }
+    let minutes = minutes.with_context(|| format!("for how long?\n{USAGE}"))?;
+    let seed = seed.unwrap_or_else(fresh_seed);
+    println!("soak: faults from seed {seed}, for {minutes} minutes");
+    let mut report = Report::new(seed);
+    let span = Duration::from_secs_f64(minutes * 60.0);
+    let outcome = run(Plan { span, seed }, &mut report);
+    println!("\n{report}");
+    if let Some(file) = file {
+        std::fs::write(&file, report.to_string())
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Err(error) = outcome {
+        eprintln!("soak: {error:?}\nreplay: cargo xtask soak --minutes {minutes} --seed {seed}");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fresh_seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.as_nanos() as u64 % 1_000_000_000
+}

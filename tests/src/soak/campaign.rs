@@ -1,0 +1,156 @@
+//! Fault after fault, and after each the question whether everything is as it was promised.
+
+use std::time::{Duration, Instant};
+
+use agent::control::State;
+use anyhow::{Result, bail, ensure};
+use local_cluster::{Bed, GROUP, Guard, Net, Setup};
+use local_pair::Side;
+
+use super::clients::{Clients, Figures};
+use super::faults::{Fault, Present};
+use super::report::Report;
+use crate::random::Random;
+
+/// Longest wait for service, and for both sides to be in step again.
+const BACK_SECONDS_MAX: u64 = 90;
+/// So many faults between two complete looks at every block.
+const CHECK_EVERY: u64 = 10;
+/// Of a hundred faults, those that come with a second one.
+const COMPANIONS_PERCENT: u64 = 20;
+/// Load without a fault, before the next one.
+const QUIET_MS_MAX: u64 = 1_500;
+/// What may come with another fault without getting into its way.
+const COMPANIONS: [Fault; 4] = [
+    Fault::CutOne(Net::Public),
+    Fault::CutOne(Net::Interconnect),
+    Fault::SlowLink,
+    Fault::KillWitness,
+];
+
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub span: Duration,
+    pub seed: u64,
+}
+
+/// Ends with an error at the first promise that is broken; the report then says what was seen so far.
+pub fn run(plan: Plan, report: &mut Report) -> Result<()> {
+    let mut bed = Bed::running(Setup {
+        guard: Guard::Witness,
+        mounted: false,
+    })?;
+    let mut clients = Clients::start(bed.pair())?;
+    let mut random = Random::new(plan.seed);
+    let began = Instant::now();
+    let mut serving = wait_settled(&mut bed)?;
+    while began.elapsed() < plan.span {
+        std::thread::sleep(Duration::from_millis(random.between(200, QUIET_MS_MAX)));
+        clients.figures()?;
+        let fault = Fault::draw(&mut random);
+        let companion = Some(*random.pick(&COMPANIONS)).filter(|companion| {
+            random.percent(COMPANIONS_PERCENT) && *companion != fault && !fault.is_command()
+        });
+        eprintln!(
+            "{:>6.1} s  {}{}",
+            began.elapsed().as_secs_f64(),
+            fault.kind(),
+            companion.map_or_else(String::new, |fault| format!(" with {}", fault.kind()))
+        );
+        strike(&mut bed, &mut random, fault, companion, serving)?;
+        let now_serving = wait_settled(&mut bed)?;
+        report.moves += u64::from(now_serving != serving);
+        serving = now_serving;
+        judge(report, fault, companion, &clients.figures()?)?;
+        if report.faults().is_multiple_of(CHECK_EVERY) {
+            check(&bed, &mut clients, serving, report)?;
+        }
+        report.took = began.elapsed();
+    }
+    check(&bed, &mut clients, serving, report)
+}
+
+fn strike(
+    bed: &mut Bed,
+    random: &mut Random,
+    fault: Fault,
+    companion: Option<Fault>,
+    serving: Side,
+) -> Result<()> {
+    let companion = match companion {
+        Some(companion) => Some(Present::begin(companion, serving, bed)?),
+        None => None,
+    };
+    let present = Present::begin(fault, serving, bed)?;
+    match fault {
+        Fault::Switchover => {
+            bed.ctl(serving, &["switchover", GROUP]).done()?;
+        }
+        Fault::Verify => verify(bed, serving)?,
+        _ => std::thread::sleep(fault.lasts(random)),
+    }
+    present.end(bed)?;
+    companion.map_or(Ok(()), |companion| companion.end(bed))
+}
+
+/// The group is online on one server, and both sides hold the same.
+fn wait_settled(bed: &mut Bed) -> Result<Side> {
+    let serving = bed.until("service", BACK_SECONDS_MAX, |bed| {
+        let online = |side: Side| {
+            let group = bed.group(side).ok();
+            group.is_some_and(|group| group.state == State::Online)
+        };
+        let sides: Vec<Side> = Side::BOTH
+            .into_iter()
+            .filter(|side| online(*side))
+            .collect();
+        Ok(match sides[..] {
+            [side] => Some(side),
+            _ => None,
+        })
+    })?;
+    bed.wait_in_step()?;
+    Ok(serving)
+}
+
+fn judge(
+    report: &mut Report,
+    fault: Fault,
+    companion: Option<Fault>,
+    figures: &Figures,
+) -> Result<()> {
+    report.add(fault, companion, figures);
+    ensure!(
+        figures.wrong.is_empty(),
+        "answered writes are lost: {:#?}",
+        figures.wrong
+    );
+    let may_move = fault.may_move() || companion.is_some();
+    if !may_move && (!figures.errors.is_empty() || figures.lost_connections > 0) {
+        bail!(
+            "{} promises a pause; seen were {} lost connections and these errors: {:#?}",
+            fault.kind(),
+            figures.lost_connections,
+            figures.errors
+        );
+    }
+    Ok(())
+}
+
+/// Every block that was ever written holds what was answered, on both sides.
+fn check(bed: &Bed, clients: &mut Clients, serving: Side, report: &mut Report) -> Result<()> {
+    let figures = clients.check()?;
+    report.add_check(&figures);
+    ensure!(
+        figures.wrong.is_empty(),
+        "answered writes are lost: {:#?}",
+        figures.wrong
+    );
+    verify(bed, serving)
+}
+
+fn verify(bed: &Bed, serving: Side) -> Result<()> {
+    let differing = bed.pair().verify(serving, &[])?;
+    ensure!(differing == 0, "{differing} bytes differ between the sides");
+    Ok(())
+}
