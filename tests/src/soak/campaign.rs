@@ -6,6 +6,7 @@ use agent::control::State;
 use anyhow::{Result, bail, ensure};
 use local_cluster::{Bed, GROUP, Guard, Net, Setup};
 use local_pair::Side;
+use mirror_core::control::Role;
 
 use super::clients::{Clients, Figures};
 use super::faults::{Fault, Present};
@@ -93,24 +94,25 @@ fn strike(
     companion.map_or(Ok(()), |companion| companion.end(bed))
 }
 
-/// The group is online on one server, and both sides hold the same.
+/// The group is online on one server, which is primary, and both sides hold the same.
 fn wait_settled(bed: &mut Bed) -> Result<Side> {
-    let serving = bed.until("service", BACK_SECONDS_MAX, |bed| {
-        let online = |side: Side| {
-            let group = bed.group(side).ok();
-            group.is_some_and(|group| group.state == State::Online)
-        };
+    bed.until("service and both sides in step", BACK_SECONDS_MAX, |bed| {
         let sides: Vec<Side> = Side::BOTH
             .into_iter()
-            .filter(|side| online(*side))
+            .filter(|side| is_online(bed, *side))
             .collect();
-        Ok(match sides[..] {
-            [side] => Some(side),
-            _ => None,
-        })
-    })?;
-    bed.wait_in_step()?;
-    Ok(serving)
+        let [serving] = sides[..] else {
+            return Ok(None);
+        };
+        // An agent may not have noticed yet that its mirror was taken from under it.
+        let primary = bed.pair().status(serving)?.role == Role::Primary;
+        Ok((primary && bed.pair().is_synced()?).then_some(serving))
+    })
+}
+
+fn is_online(bed: &Bed, side: Side) -> bool {
+    let group = bed.group(side).ok();
+    group.is_some_and(|group| group.state == State::Online)
 }
 
 fn judge(

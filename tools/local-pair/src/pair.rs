@@ -314,6 +314,16 @@ impl Pair {
         Ok(())
     }
 
+    /// Whether both sides are so now.
+    pub fn is_synced(&self) -> Result<bool> {
+        for side in Side::BOTH {
+            if !is_synced(&self.status(side)?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// [`Pair::wait_synced`], showing each state of one side on the way.
     pub fn watch_synced(&self, side: Side, show: impl Fn(&MirrorStatus)) -> Result<()> {
         self.wait_for(side, "the end of the sync", 120, |status| {

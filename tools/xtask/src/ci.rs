@@ -24,7 +24,6 @@ const SELECTION: Selection = Selection::Whole;
 struct Built {
     dev: bool,
     fuzz: bool,
-    programs: bool,
 }
 
 pub fn run() -> Result<()> {
@@ -45,6 +44,10 @@ pub fn run() -> Result<()> {
         steps.step("sim, fresh seeds", || {
             suites::sim(SELECTION, &["--minutes".into(), FRESH_SIM_MINUTES.into()])
         });
+        steps.step("bench --smoke", || {
+            suites::bench(Profile::Dev, SELECTION, &["--smoke".into()])
+        });
+        steps.step("demo", || suites::demo(Profile::Dev, SELECTION, &[]));
     }
     if built.fuzz {
         for target in fuzz::targets()? {
@@ -52,12 +55,6 @@ pub fn run() -> Result<()> {
                 fuzz::run_target(&target, FUZZ_SECONDS)
             });
         }
-    }
-    if built.programs {
-        steps.step("bench --smoke", || {
-            suites::bench(Profile::Smoke, &["--smoke".into()])
-        });
-        steps.step("demo", || suites::demo(Profile::Smoke, &[]));
     }
     steps.finish()
 }
@@ -70,9 +67,6 @@ fn build(steps: &mut Steps) -> Built {
     thread::scope(|scope| {
         scope.spawn(|| {
             built.fuzz = beside.step("build fuzz targets", fuzz::build);
-            built.programs = beside.step("build programs (smoke)", || {
-                suites::build_programs(Profile::Smoke)
-            });
         });
         built.dev = steps.step("build and lint (dev)", || check::build(SELECTION));
     });

@@ -89,8 +89,8 @@ fn main() -> ExitCode {
         Task::Crash => suites::test(Some("crash"), &[]),
         Task::Soak { arguments } => suites::soak(Selection::Usual, &arguments),
         Task::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
-        Task::Bench { arguments } => suites::bench(Profile::Release, &arguments),
-        Task::Demo { arguments } => suites::demo(Profile::Release, &arguments),
+        Task::Bench { arguments } => suites::bench(Profile::Release, Selection::Usual, &arguments),
+        Task::Demo { arguments } => suites::demo(Profile::Release, Selection::Usual, &arguments),
         Task::Release => suites::build_for_servers(),
         Task::Ci => ci::run(),
     };

@@ -1,7 +1,8 @@
 //! The suites that run whole nodes, simulated or real.
 //!
 //! Tests run in the dev profile, where arithmetic is checked and what takes their time is optimised all the
-//! same. What people see, the demo and the figures, runs in the release profile.
+//! same. What people see, the demo and the figures, runs in the release profile; `ci` only tries whether both work,
+//! with the programs of its tests.
 
 use std::path::PathBuf;
 
@@ -49,8 +50,6 @@ pub enum Profile {
     Dev,
     /// What people see.
     Release,
-    /// The same, compiled in less time.
-    Smoke,
 }
 
 impl Profile {
@@ -58,7 +57,6 @@ impl Profile {
         target_dir().join(match self {
             Profile::Dev => "debug",
             Profile::Release => "release",
-            Profile::Smoke => "smoke",
         })
     }
 }
@@ -71,27 +69,16 @@ pub fn build_for_servers() -> Result<()> {
         .args(["-p", "mirror-inspect", "--features=agent/aws"]))
 }
 
-/// Builds what the demo and the benches start.
-pub fn build_programs(profile: Profile) -> Result<()> {
-    let name = match profile {
-        Profile::Dev => "dev",
-        Profile::Release => "release",
-        Profile::Smoke => "smoke",
-    };
-    run(cargo()
-        .args(["build", "--profile", name, "--locked", "--bins"])
-        .args([
-            "-p",
-            "nbd-frontend",
-            "-p",
-            "agent",
-            "-p",
-            "mirrorctl",
-            "-p",
-            "mirror-inspect",
-            "-p",
-            "mirror-bench",
-        ]))
+/// Builds what the demo, the benches and the fault campaign start.
+fn build_programs(profile: Profile, selection: Selection) -> Result<()> {
+    match profile {
+        // With a test among the targets cargo turns on what tests need of dependencies, as in every other task.
+        Profile::Dev => run(linted("build", selection).args(["--bins", "--test", HA])),
+        Profile::Release => run(cargo()
+            .args(["build", "--release", "--locked", "--bins"])
+            .args(["-p", "nbd-frontend", "-p", "agent", "-p", "mirrorctl"])
+            .args(["-p", "mirror-inspect", "-p", "mirror-bench"])),
+    }
 }
 
 pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
@@ -148,25 +135,25 @@ pub fn sim(selection: Selection, arguments: &[String]) -> Result<()> {
 
 pub fn soak(selection: Selection, arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Tests])?;
-    run(linted("build", selection).args(["--bins", "--test", "ha"]))?;
+    build_programs(Profile::Dev, selection)?;
     let folder = Profile::Dev.program_dir();
     run(program(folder.join("soak"))
         .args(arguments)
         .env(PROGRAM_DIR_VARIABLE, &folder))
 }
 
-pub fn bench(profile: Profile, arguments: &[String]) -> Result<()> {
+pub fn bench(profile: Profile, selection: Selection, arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Bench])?;
-    build_programs(profile)?;
+    build_programs(profile, selection)?;
     let folder = profile.program_dir();
     run(program(folder.join("mirror-bench"))
         .args(arguments)
         .env(PROGRAM_DIR_VARIABLE, &folder))
 }
 
-pub fn demo(profile: Profile, arguments: &[String]) -> Result<()> {
+pub fn demo(profile: Profile, selection: Selection, arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Demo])?;
-    build_programs(profile)?;
+    build_programs(profile, selection)?;
     run(program(profile.program_dir().join("mirrorctl"))
         .arg("demo")
         .args(arguments))
