@@ -5,7 +5,8 @@ use std::rc::Rc;
 use tokio::sync::watch;
 
 use crate::io::buffers::BufferPool;
-use crate::io::driver::{Driver, ExportState};
+use crate::io::driver::Driver;
+pub use crate::io::driver::ExportState;
 use crate::io::store::Allocation;
 use crate::request::{Answer, Failure, Operation};
 use crate::units::ByteRange;

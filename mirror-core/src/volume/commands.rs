@@ -23,6 +23,8 @@ pub(super) struct Promoting {
     pub(super) id: CommandId,
     pub(super) force: bool,
     pub(super) grant: Option<Grant>,
+    /// In the epoch that this side held before.
+    pub(super) again: bool,
     /// The role is being recorded; it is taken on when that is durable.
     pub(super) recording: bool,
 }
@@ -81,7 +83,8 @@ impl Volume {
             return;
         }
         // What a lost primary had under way here must not land among what this side is told next.
-        let unfinished = matches!(command, Command::Promote { .. }) && !self.replica.is_drained();
+        let unfinished = matches!(command, Command::Promote { .. } | Command::Reinstate { .. })
+            && !self.replica.is_drained();
         let granted = self.has_arbiter()
             && matches!(command, Command::Promote { grant: Some(grant), force: false, .. }
                 if grant.epoch > self.superblock.epoch.0);
@@ -112,6 +115,7 @@ impl Volume {
                 force,
                 grant,
             } => self.promote(id, peer_down, force, grant),
+            Command::Reinstate { alone } => self.reinstate(id, alone),
             Command::Lease {
                 epoch,
                 deadline_ms,

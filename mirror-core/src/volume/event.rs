@@ -85,6 +85,11 @@ pub enum Command {
         force: bool,
         grant: Option<Grant>,
     },
+    /// Primary again in the epoch that this node held when `mirrord` died, for a kernel device that is still there.
+    /// `alone`: without having seen the peer, where an arbiter is the one to tell.
+    Reinstate {
+        alone: bool,
+    },
     /// The lease of that epoch was renewed.
     Lease {
         epoch: u64,

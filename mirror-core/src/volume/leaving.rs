@@ -140,6 +140,7 @@ impl Volume {
     pub(super) fn on_demoted(&mut self, id: CommandId) {
         self.commands.leaving = None;
         self.role = Role::Secondary;
+        self.reinstatable = None;
         self.log.reset(self.superblock.log_epoch);
         self.end_alone();
         self.end_authority();

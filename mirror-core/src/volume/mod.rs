@@ -42,7 +42,7 @@ mod leaving;
 mod log;
 pub mod notice;
 mod peering;
-mod promotion;
+pub mod promotion;
 mod range_lock;
 pub mod refusal;
 mod replica;
@@ -69,7 +69,7 @@ use crate::layout::log_record::Trust;
 use crate::layout::metadata::Loaded;
 use crate::layout::superblock::Superblock;
 use crate::units::{
-    ByteRange, ExtentIndex, FullSyncId, Generation, IoToken, Now, RequestId, Sequence, Uuid,
+    ByteRange, Epoch, ExtentIndex, FullSyncId, Generation, IoToken, Now, RequestId, Sequence, Uuid,
 };
 use crate::wire::message::{DiskState, Role};
 
@@ -130,6 +130,8 @@ pub struct Volume {
     incarnation: Uuid,
 
     superblock: Superblock,
+    /// The epoch in which this side was primary when its process died, while nobody else was primary since.
+    reinstatable: Option<Epoch>,
     geometry: Geometry,
     store: Store,
     bitmap: Bitmap,
@@ -207,6 +209,7 @@ impl Volume {
             next_id: 1,
             entropy: seed.entropy,
             incarnation: seed.incarnation,
+            reinstatable: superblock.flags.primary.then_some(superblock.epoch),
             superblock,
             geometry,
             store: Store::new(copy_first),

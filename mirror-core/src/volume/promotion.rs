@@ -13,6 +13,9 @@ use crate::link::handshake::Strategy;
 use crate::units::{CommandId, Epoch, FullSyncId, LinkId, Sequence};
 use crate::wire::message::{DiskState, Message, Role};
 
+/// The rule by which a reinstatement is refused for good.
+pub const NOT_REINSTATED: &str = "not-reinstated";
+
 impl Volume {
     pub(super) fn promote(
         &mut self,
@@ -56,6 +59,63 @@ impl Volume {
             self.promote_connected(id, force, grant);
         } else {
             self.promote_alone(id, peer_down, force, grant);
+        }
+    }
+
+    /// Primary again in the epoch that this side held when its process died, so that the kernel device of then can go
+    /// on. Its page cache is worth nothing once anybody else was primary, so it takes proof that nobody was: the
+    /// peer's leave, or an arbiter, without whose lease of this very epoch nothing will be answered.
+    pub(super) fn reinstate(&mut self, id: CommandId, alone: bool) {
+        if self.role == Role::Primary {
+            self.finish_command(id, Ok("already primary".into()));
+        } else if self.commands.promoting.is_some() || self.commands.leaving.is_some() {
+            self.refuse_busy(id);
+        } else if self.reinstatable.is_none() {
+            self.refuse(
+                id,
+                NOT_REINSTATED,
+                "this side was not primary when it stopped, or was overruled since",
+                "promote it",
+            );
+        } else if self.reinstatable != Some(self.superblock.epoch) {
+            self.refuse(
+                id,
+                NOT_REINSTATED,
+                format!(
+                    "{} may have been primary since: its epoch is later",
+                    self.config.peer_name
+                ),
+                "promote this side",
+            );
+        } else if self.disk_state() == DiskState::Failed {
+            self.refuse(
+                id,
+                NOT_REINSTATED,
+                "the disk of this side failed",
+                "promote the other side",
+            );
+        } else if self.disk_state() != DiskState::UpToDate || self.target.is_some() {
+            // The peer kept what this side may have lost when it died, and gives it back first.
+            self.refuse(
+                id,
+                "resync-target",
+                format!("{} brings this side up to date", self.config.peer_name),
+                "wait for the resync to end",
+            );
+        } else if self.link_ready() {
+            self.ask_leave(id, false, None, true);
+        } else if alone && self.has_arbiter() {
+            self.record_promotion(id, false, None, true);
+        } else {
+            self.refuse(
+                id,
+                "peer-not-seen",
+                format!(
+                    "{} has not said that it was not primary since",
+                    self.config.peer_name
+                ),
+                "wait for it",
+            );
         }
     }
 
@@ -104,7 +164,7 @@ impl Volume {
         }
         // The peer follows the new epoch from its next hello on.
         self.renegotiate();
-        self.record_promotion(id, false, Some(grant));
+        self.record_promotion(id, false, Some(grant), false);
     }
 
     /// With a grant this side takes over from whatever primary it follows: it stops acknowledging
@@ -185,18 +245,38 @@ impl Volume {
                 return;
             }
         }
+        self.ask_leave(id, force, grant, false);
+    }
+
+    fn ask_leave(&mut self, id: CommandId, force: bool, grant: Option<Grant>, again: bool) {
+        if self
+            .link()
+            .is_some_and(|link| link.peer_role == Role::Primary)
+        {
+            self.refuse(
+                id,
+                NOT_REINSTATED,
+                format!("{} is primary", self.config.peer_name),
+                "promote this side when it is demoted",
+            );
+            return;
+        }
         self.commands.promoting = Some(Promoting {
             id,
             force,
             grant,
+            again,
             recording: false,
         });
         let sequence = self.next_sequence(Sent::Promote);
-        let epoch = self.next_epoch(grant);
+        let epoch = self.next_epoch(grant, again);
         self.send(Message::PromoteRequest { sequence, epoch });
     }
 
-    fn next_epoch(&self, grant: Option<Grant>) -> Epoch {
+    fn next_epoch(&self, grant: Option<Grant>, again: bool) -> Epoch {
+        if again {
+            return self.superblock.epoch;
+        }
         grant.map_or(Epoch(self.superblock.epoch.0 + 1), |grant| {
             Epoch(grant.epoch)
         })
@@ -261,7 +341,7 @@ impl Volume {
         if (peer_down || force) && !self.has_greeted() {
             self.superblock.peer.confirmed_down = true;
         }
-        self.record_promotion(id, force, grant);
+        self.record_promotion(id, force, grant, false);
     }
 
     pub(super) fn on_promote_request(&mut self, link: LinkId, sequence: Sequence, epoch: Epoch) {
@@ -273,7 +353,10 @@ impl Volume {
             .walk
             .as_ref()
             .is_some_and(|walk| walk.kind != SyncKind::Verify);
-        let old = self.has_arbiter() && epoch <= self.superblock.epoch;
+        let own = self.superblock.epoch;
+        // The same epoch is the asker's own, from before it died, unless it was this side's.
+        let same = epoch == own && !self.superblock.flags.last_primary;
+        let old = self.has_arbiter() && epoch <= own && !same;
         let refuse = old
             || self.role == Role::Primary
             || racing
@@ -301,6 +384,7 @@ impl Volume {
         }
         self.superblock.epoch = self.superblock.epoch.max(epoch);
         self.superblock.flags.last_primary = false;
+        self.reinstatable = None;
         self.persist(After::PeerPromoted { link, sequence });
     }
 
@@ -326,7 +410,14 @@ impl Volume {
                 .link()
                 .is_some_and(|link| link.strategy() == Some(Strategy::Idle));
         if granted && still && self.target.is_none() {
-            self.record_promotion(promoting.id, promoting.force, promoting.grant);
+            let Promoting {
+                id,
+                force,
+                grant,
+                again,
+                ..
+            } = promoting;
+            self.record_promotion(id, force, grant, again);
         } else {
             self.commands.promoting = None;
             self.refuse(
@@ -341,17 +432,18 @@ impl Volume {
         }
     }
 
-    fn record_promotion(&mut self, id: CommandId, force: bool, grant: Option<Grant>) {
+    fn record_promotion(&mut self, id: CommandId, force: bool, grant: Option<Grant>, again: bool) {
         self.commands.promoting = Some(Promoting {
             id,
             force,
             grant,
+            again,
             recording: true,
         });
         if force {
             self.force_truth();
         }
-        let epoch = self.next_epoch(grant);
+        let epoch = self.next_epoch(grant, again);
         let superblock = &mut self.superblock;
         superblock.epoch = epoch;
         superblock.flags.primary = true;

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::config::{PeerLoss, Seed, VolumeConfig};
 use super::effect::Effect;
 use super::event::{Command, Event, Output};
+use super::promotion::NOT_REINSTATED;
 use super::{Now, Volume};
 use crate::control::Connection;
 use crate::layout::geometry::SUPERBLOCK_OFFSETS;
@@ -403,6 +404,60 @@ fn a_killed_primary_returns_as_secondary_and_catches_up() {
         4096,
         "doubt is compared"
     );
+}
+
+#[test]
+fn a_primary_that_died_is_reinstated_in_its_epoch_when_the_peer_was_not_promoted() {
+    let mut pair = Pair::synced();
+    pair.write(0, 0, 5);
+    let epoch = pair.node(0).volume.status().epoch;
+    for byte in 6..9 {
+        pair.kill(0);
+        pair.start(0);
+        pair.expect_synced();
+        pair.command(0, Command::Reinstate { alone: false })
+            .expect("nobody else was primary");
+        let status = pair.node(0).volume.status();
+        assert_eq!((status.role, status.epoch), (Role::Primary, epoch));
+        pair.write(0, 4096, byte);
+        pair.expect_synced();
+    }
+}
+
+#[test]
+fn nobody_is_reinstated_after_another_or_without_its_word() {
+    const REINSTATE: Command = Command::Reinstate { alone: false };
+    let rule = |result: Result<String, Refusal>| result.expect_err("it proves nothing").rule;
+    let mut pair = Pair::synced();
+    assert_eq!(
+        rule(pair.command(1, REINSTATE)),
+        NOT_REINSTATED,
+        "never primary"
+    );
+    pair.kill(1);
+    pair.kill(0);
+    pair.start(0);
+    assert_eq!(rule(pair.command(0, REINSTATE)), "peer-not-seen");
+    let alone = Command::Reinstate { alone: true };
+    assert_eq!(
+        rule(pair.command(0, alone)),
+        "peer-not-seen",
+        "nobody grants anything"
+    );
+    pair.kill(0);
+    pair.start(1);
+    pair.start(0);
+    pair.command(0, REINSTATE).expect("the peer was down");
+
+    // The other one is primary for a moment, and writes nothing.
+    pair.kill(0);
+    pair.promote(1, true, false).expect("the operator's word");
+    pair.command(1, Command::Demote).expect("demoted");
+    pair.start(0);
+    assert_eq!(rule(pair.command(0, REINSTATE)), NOT_REINSTATED);
+    pair.promote(0, false, false).expect("a new epoch");
+    pair.command(0, Command::Demote).expect("demoted");
+    assert_eq!(rule(pair.command(0, REINSTATE)), NOT_REINSTATED, "it left");
 }
 
 #[test]
