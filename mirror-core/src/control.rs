@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /v1/status` | | [`NodeStatus`] |
 //! | `POST /v1/mirrors/{name}/command` | [`CommandRequest`] | [`CommandReply`] (409 with [`Refusal`]) |
+//! | `POST /v1/mirrors/{name}/device` | [`DeviceRequest`] | [`CommandReply`] (409 with [`Refusal`]) |
 //! | `GET /v1/mirrors/{name}/explain` | | [`Explanation`] |
 //! | `GET /v1/mirrors/{name}/confirm?after=N&wait_ms=M` | | [`ConfirmWanted`]; waits up to M ms (default and most: 10 s) for a ticket above N |
 //! | `GET /v1/events?after=N&wait_ms=M` | | [`EventPage`]; waits up to M ms (default and most: 10 s) for newer ones |
@@ -219,6 +220,19 @@ pub enum CommandRequest {
         repair: bool,
     },
     Resize,
+}
+
+/// What is to become of the mirror's device in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum DeviceRequest {
+    /// Done too where it is attached already.
+    Attach,
+    Detach {
+        /// Whoever has it open gets errors.
+        #[serde(default)]
+        force: bool,
+    },
 }
 
 impl From<CommandRequest> for Command {

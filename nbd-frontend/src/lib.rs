@@ -7,4 +7,6 @@ pub mod config;
 pub mod control;
 #[cfg(feature = "daemon")]
 pub mod daemon;
+#[cfg(feature = "daemon")]
+pub mod kernel;
 pub mod nbd;

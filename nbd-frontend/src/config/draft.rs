@@ -15,13 +15,18 @@ use super::problem::{Collector, Located, Problem};
 use super::section::{
     Complaint, Lines, Section, article, boolean, table, tables, text, wrong_shape,
 };
-use super::value::{address, choice, duration, name, path, value_or};
+use super::value::{address, choice, duration, integer, name, path, value_or};
+use crate::kernel::found::DeviceNumber;
+
 use super::{Config, Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, Side, units};
 
 const PEER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6);
 const PEER_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(600)];
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const STOP_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
+const DEVICE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+const DEVICE_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
+const DEVICE_CONNECTIONS_RANGE: [u32; 2] = [1, 16];
 const BUFFER_MEMORY_DEFAULT: u64 = 48 << 20;
 const BUFFER_MEMORY_RANGE: [u64; 2] = [16 << 20, 16 << 30];
 
@@ -56,6 +61,8 @@ pub(super) struct DraftMirror {
     pub resync_rate_max: u64,
     pub buffer_memory: u64,
     pub stop_timeout: Duration,
+    pub device_timeout: Duration,
+    pub device_connections: usize,
     pub insecure: bool,
     pub sides: Vec<DraftSide>,
 }
@@ -66,7 +73,7 @@ pub(super) struct DraftSide {
     pub data: Option<Located<PathBuf>>,
     pub metadata: Option<Located<MetadataPlace>>,
     pub replication: Option<Located<SocketAddr>>,
-    pub device: Option<Located<PathBuf>>,
+    pub device: Option<Located<DeviceNumber>>,
     pub nbd: Vec<Located<NbdListen>>,
 }
 
@@ -225,6 +232,12 @@ fn read_mirror(
     let stop_timeout = section.optional("stop_timeout", problems, |value| {
         duration(value, STOP_TIMEOUT_RANGE)
     });
+    let device_timeout = section.optional("device_timeout", problems, |value| {
+        duration(value, DEVICE_TIMEOUT_RANGE)
+    });
+    let device_connections = section.optional("device_connections", problems, |value| {
+        integer(value, DEVICE_CONNECTIONS_RANGE)
+    });
     let resync_rate_max = section.optional("resync_rate_max", problems, |value| {
         Ok(units::parse_rate(text(value)?)?)
     });
@@ -243,6 +256,8 @@ fn read_mirror(
         resync_rate_max: value_or(resync_rate_max, 0),
         buffer_memory: value_or(buffer_memory, BUFFER_MEMORY_DEFAULT),
         stop_timeout: value_or(stop_timeout, STOP_TIMEOUT_DEFAULT),
+        device_timeout: value_or(device_timeout, DEVICE_TIMEOUT_DEFAULT),
+        device_connections: value_or(device_connections, 1) as usize,
         insecure: value_or(insecure, false),
         sides,
     }
@@ -303,7 +318,14 @@ fn read_side(
         replication: section.required("replication", "\"10.5.0.5:29051\"", problems, |value| {
             address(text(value)?)
         }),
-        device: section.optional("device", problems, path),
+        device: section.optional("device", problems, |value| {
+            DeviceNumber::of(&path(value)?).map_err(|_| {
+                Complaint::new(
+                    "only NBD devices of the kernel can be attached",
+                    "write \"/dev/nbd0\", or another number",
+                )
+            })
+        }),
         nbd: read_exports(&mut section, lines, problems),
         node,
     };
@@ -443,6 +465,8 @@ fn finish_mirror(mirror: DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2]) 
         resync_rate_max: mirror.resync_rate_max,
         buffer_memory: mirror.buffer_memory,
         stop_timeout: mirror.stop_timeout,
+        device_timeout: mirror.device_timeout,
+        device_connections: mirror.device_connections,
         sides: [side(&nodes[0])?, side(&nodes[1])?],
     })
 }

@@ -30,6 +30,7 @@ use mirror_core::control::{InitialSync, Mode};
 pub use mirror_core::io::open::MetadataPlace;
 pub use mirror_core::volume::config::PeerLoss;
 
+use crate::kernel::found::DeviceNumber;
 use crate::nbd::tls::ServerTls;
 use agent::AgentConfig;
 pub use key::{ClusterKey, KeyError};
@@ -83,6 +84,10 @@ pub struct Mirror {
     pub buffer_memory: u64,
     /// How long a stop waits for what is in flight.
     pub stop_timeout: Duration,
+    /// How long the kernel lets requests of a device wait for a `mirrord` that died.
+    pub device_timeout: Duration,
+    /// Between the kernel and `mirrord`.
+    pub device_connections: usize,
     /// The two sides, in the order of [`Config::nodes`].
     pub sides: [Side; 2],
 }
@@ -93,7 +98,8 @@ pub struct Side {
     pub data: PathBuf,
     pub metadata: MetadataPlace,
     pub replication: SocketAddr,
-    pub device: Option<PathBuf>,
+    /// Attached to the kernel while primary.
+    pub device: Option<DeviceNumber>,
     pub nbd: Vec<NbdListen>,
 }
 

@@ -1,6 +1,7 @@
 //! The file as an operator would write it, and everything that can be wrong with it.
 
 use super::*;
+use crate::kernel::found::DeviceNumber;
 
 const GOOD: &str = r#"
 [cluster]
@@ -346,19 +347,30 @@ fn an_export_to_the_network_needs_tls_that_checks_its_clients() {
 
 #[test]
 fn what_this_version_cannot_serve_is_known_but_named() {
-    let text = GOOD
-        .replace("mode = \"sync\"", "mode = \"async\"")
-        .replace("nbd =", "device = \"/dev/nbd0\"\nnbd =");
+    let text = GOOD.replace("mode = \"sync\"", "mode = \"async\"");
     let config = parse(&text).unwrap();
     let found: Vec<_> = config.unsupported.iter().map(ToString::to_string).collect();
-    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found.len(), 1, "{found:?}");
     assert!(
         found[0].contains("cluster.toml:13") && found[0].contains("mode = \"sync\""),
         "{found:?}"
     );
+}
+
+#[test]
+fn a_device_of_the_kernel_is_named_by_its_path() {
+    let with = |device: &str| GOOD.replace("nbd =", &format!("device = {device:?}\nnbd ="));
+    let mirror = &parse(&with("/dev/nbd3")).unwrap().mirrors[0];
+    assert_eq!(mirror.sides[0].device, Some(DeviceNumber(3)));
+    assert_eq!(
+        (mirror.device_timeout.as_secs(), mirror.device_connections),
+        (60, 1)
+    );
+    let problems = parse(&with("/dev/drbd0")).unwrap_err().into_vec();
     assert!(
-        found[1].contains("/dev/nbd0") && found[1].contains("nbd = [\"unix\"]"),
-        "{found:?}"
+        problems[0].to_string().contains("write \"/dev/nbd0\""),
+        "{}",
+        problems[0]
     );
 }
 

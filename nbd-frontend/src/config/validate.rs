@@ -6,6 +6,8 @@ use std::path::Path;
 
 use mirror_core::control::Mode;
 
+use crate::kernel::found::DeviceNumber;
+
 use super::draft::{Draft, DraftMirror, DraftSide};
 use super::problem::{Collector, Located};
 use super::section::nearest_of;
@@ -26,6 +28,7 @@ pub(super) fn check(draft: &Draft, problems: &mut Collector) {
     for node in &draft.nodes {
         check_addresses(draft, &node.value, problems);
         check_shared_paths(draft, &node.value, problems);
+        check_shared_devices(draft, &node.value, problems);
     }
     agent::validate::check(draft, problems);
 }
@@ -43,19 +46,6 @@ pub(super) fn find_unsupported(draft: &Draft, problems: &mut Collector) {
                 format!("{} mode", mirror.title()),
                 format!("mode {mode:?} is not served by this version"),
                 "write mode = \"sync\"",
-            );
-        }
-        for side in &mirror.sides {
-            let Some(device) = &side.device else { continue };
-            problems.add(
-                Some(device.line),
-                format!("{} device", side_title(mirror, side)),
-                format!(
-                    "attaching {} to the kernel is not part of this version",
-                    device.value.display()
-                ),
-                "remove the key and use an export of nbd = [\"unix\"] instead, \
-                 for example with nbdfuse or nbd-client",
             );
         }
     }
@@ -352,6 +342,25 @@ fn check_shared_paths(draft: &Draft, node: &str, problems: &mut Collector) {
                     taken.insert(path, (mirror, key));
                 }
             }
+        }
+    }
+}
+
+/// A device serves one mirror.
+fn check_shared_devices(draft: &Draft, node: &str, problems: &mut Collector) {
+    let mut taken: HashMap<DeviceNumber, String> = HashMap::new();
+    for (mirror, side) in sides_of(draft, node) {
+        let Some(device) = &side.device else { continue };
+        let key = format!("{} device", side_title(mirror, side));
+        if let Some(owner) = taken.get(&device.value) {
+            problems.add(
+                Some(device.line),
+                key,
+                format!("{} is taken by {owner}", device.value.path().display()),
+                "give each mirror a number of its own",
+            );
+        } else {
+            taken.insert(device.value, key);
         }
     }
 }

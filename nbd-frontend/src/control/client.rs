@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use mirror_core::control::{
-    CommandReply, CommandRequest, ConfirmWanted, EventPage, Explanation, NodeStatus,
+    CommandReply, CommandRequest, ConfirmWanted, DeviceRequest, EventPage, Explanation, NodeStatus,
 };
 
 use super::MIRRORD;
@@ -36,6 +36,16 @@ impl Client {
     ) -> Result<CommandReply, ClientError> {
         let path = format!("/v1/mirrors/{mirror}/command");
         self.0.post(&path, command).await
+    }
+
+    /// Attaches or detaches the mirror's device.
+    pub async fn device(
+        &self,
+        mirror: &str,
+        request: &DeviceRequest,
+    ) -> Result<CommandReply, ClientError> {
+        let path = format!("/v1/mirrors/{mirror}/device");
+        self.0.post(&path, request).await
     }
 
     /// The newest ticket of an answer that waits for a confirmed lease, if it is above `after`; waits up to

@@ -19,8 +19,8 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use mirror_core::control::{
-    CommandReply, CommandRequest, ConfirmWanted, DownMirror, EventPage, Explanation, MirrorStatus,
-    NodeStatus, Refusal,
+    CommandReply, CommandRequest, ConfirmWanted, DeviceRequest, DownMirror, EventPage, Explanation,
+    MirrorStatus, NodeStatus, Refusal,
 };
 use mirror_core::volume::event::Command;
 
@@ -29,6 +29,7 @@ use super::failed::{self, Failed};
 use super::port::{Gone, MirrorPort};
 use super::ring::PageQuery;
 use super::{BODY_BYTES_MAX, COMMAND_TIMEOUT, MIRRORD, QUERY_TIMEOUT};
+use crate::kernel::keeper::DevicePort;
 
 /// What the API speaks for.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub enum MirrorState {
         port: MirrorPort,
         /// What its clients connect to while it is primary.
         exports: Vec<String>,
+        /// Where it has a device in the kernel.
+        device: Option<DevicePort>,
     },
     /// It could not be opened; the rest of the node runs on.
     Down { reason: String },
@@ -60,6 +63,7 @@ pub fn router(node: Arc<Node>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/mirrors/{name}/command", post(command))
+        .route("/v1/mirrors/{name}/device", post(device))
         .route("/v1/mirrors/{name}/explain", get(explain))
         .route("/v1/mirrors/{name}/confirm", get(confirm))
         .route("/v1/events", get(events))
@@ -97,14 +101,22 @@ async fn status(State(node): State<Arc<Node>>) -> Json<NodeStatus> {
 
 /// The state of one mirror, or why there is none.
 async fn mirror_status(entry: &MirrorEntry) -> Result<MirrorStatus, String> {
-    let (port, exports) = match &entry.state {
-        MirrorState::Running { port, exports } => (port, exports),
+    let (port, exports, device) = match &entry.state {
+        MirrorState::Running {
+            port,
+            exports,
+            device,
+        } => (port, exports, device),
         MirrorState::Down { reason } => return Err(reason.clone()),
     };
     let mut status = in_time(QUERY_TIMEOUT, &entry.name, port.status())
         .await
         .map_err(|Failed(_, refusal)| refusal.reason)?;
     status.exports = exports.clone();
+    status.device = device
+        .as_ref()
+        .and_then(DevicePort::attached)
+        .map(|path| path.display().to_string());
     Ok(status)
 }
 
@@ -114,8 +126,15 @@ async fn command(
     request: Request,
 ) -> Result<Json<CommandReply>, Failed> {
     let request: CommandRequest = failed::body(&MIRRORD, request).await?;
-    let port = running(find(&node, &name)?)?;
+    let entry = find(&node, &name)?;
+    let port = running(entry)?;
     let command = Command::from(request);
+    if command == Command::Demote
+        && let Some(device) = device_of(entry)
+    {
+        // A device without its mirror is of use to nobody.
+        detach(&name, device, false).await?;
+    }
     if matches!(command, Command::Lease { .. }) {
         // Renewals come several times a second and are no news.
         tracing::debug!(mirror = name, ?command, "command");
@@ -128,6 +147,45 @@ async fn command(
             tracing::info!(mirror = name, ?command, "refused: {refusal}");
             Err(Failed(StatusCode::CONFLICT, refusal))
         }
+    }
+}
+
+async fn device(
+    State(node): State<Arc<Node>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Json<CommandReply>, Failed> {
+    let request: DeviceRequest = failed::body(&MIRRORD, request).await?;
+    let entry = find(&node, &name)?;
+    running(entry)?;
+    let Some(device) = device_of(entry) else {
+        let refusal = Refusal::new(
+            "no-device",
+            format!("{name} has no device on this node"),
+            "name one in its section of this node, device = \"/dev/nbd0\", and restart mirrord",
+        );
+        return Err(Failed(StatusCode::CONFLICT, refusal));
+    };
+    tracing::info!(mirror = name, ?request, "device");
+    let message = match request {
+        DeviceRequest::Attach => {
+            let asked = in_time(COMMAND_TIMEOUT, &name, device.attach()).await?;
+            asked.map_err(|refusal| Failed(StatusCode::CONFLICT, refusal))?
+        }
+        DeviceRequest::Detach { force } => detach(&name, device, force).await?,
+    };
+    Ok(Json(CommandReply { message }))
+}
+
+async fn detach(mirror: &str, device: &DevicePort, force: bool) -> Result<String, Failed> {
+    let asked = in_time(COMMAND_TIMEOUT, mirror, device.detach(force)).await?;
+    asked.map_err(|refusal| Failed(StatusCode::CONFLICT, refusal))
+}
+
+fn device_of(entry: &MirrorEntry) -> Option<&DevicePort> {
+    match &entry.state {
+        MirrorState::Running { device, .. } => device.as_ref(),
+        MirrorState::Down { .. } => None,
     }
 }
 

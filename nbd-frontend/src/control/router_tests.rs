@@ -75,6 +75,7 @@ fn serve() -> Served {
                 MirrorState::Running {
                     port: fake_mirror(),
                     exports: vec!["nbd+unix:///md1?socket=/run/md1.nbd".into()],
+                    device: None,
                 },
             ),
             entry(
@@ -88,6 +89,7 @@ fn serve() -> Served {
                 MirrorState::Running {
                     port: dead,
                     exports: Vec::new(),
+                    device: None,
                 },
             ),
         ],
@@ -146,6 +148,7 @@ async fn all_mirrors_are_asked_at_once() {
             state: MirrorState::Running {
                 port,
                 exports: Vec::new(),
+                device: None,
             },
         })
         .collect();

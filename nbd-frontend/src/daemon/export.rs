@@ -5,10 +5,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mirror_core::io::buffers::BufferPool;
-use mirror_core::io::local::LocalMirror;
+use mirror_core::io::local::{ExportState, LocalMirror};
 use mirror_core::request::Operation;
 use mirror_core::units::ByteRange;
 
+use tokio::sync::{mpsc, watch};
+
+use crate::kernel::keeper::{DeviceOrder, ORDERS_MAX};
 use crate::nbd::export::{Completion, Export, ExportInfo, Extent, StatusFuture};
 use crate::nbd::listener::{Address, Limits, ListenError, Server};
 use crate::nbd::tls::ServerTls;
@@ -78,10 +81,14 @@ pub fn start(
     node: String,
     addresses: &[Address],
     tls: Option<ServerTls>,
-) -> Result<(), ListenError> {
+) -> Result<Bridge, ListenError> {
     let mut changes = mirror.changes();
+    let state = mirror.changes();
     let export = Rc::new(MirrorExport { mirror, name, node });
-    let server = Server::start(export, addresses, tls, Limits::default())?;
+    let server = Server::start(Rc::clone(&export) as _, addresses, tls, Limits::default())?;
+    let server = Rc::new(server);
+    let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+    tokio_uring::spawn(obey(Rc::clone(&server), export, ordered));
     tokio_uring::spawn(async move {
         while changes.changed().await.is_ok() {
             if !changes.borrow_and_update().serving {
@@ -89,5 +96,41 @@ pub fn start(
             }
         }
     });
-    Ok(())
+    Ok(Bridge { state, orders })
+}
+
+/// What the control plane has of the export.
+#[derive(Debug)]
+pub struct Bridge {
+    pub state: watch::Receiver<ExportState>,
+    pub orders: mpsc::Sender<DeviceOrder>,
+}
+
+/// Serves the kernel's sockets beside those of other clients.
+async fn obey(
+    server: Rc<Server>,
+    export: Rc<MirrorExport>,
+    mut ordered: mpsc::Receiver<DeviceOrder>,
+) {
+    while let Some(order) = ordered.recv().await {
+        match order {
+            DeviceOrder::Describe(reply) => {
+                let _ = reply.send(export.info());
+            }
+            DeviceOrder::Adopt {
+                socket,
+                ended,
+                number,
+            } => {
+                let tell = move || {
+                    // Full: the keeper has as many ends before it as it needs.
+                    let _ = ended.try_send(number);
+                };
+                if let Err(error) = server.adopt(socket, tell) {
+                    tracing::error!(%error, "cannot serve the kernel's socket");
+                }
+            }
+            DeviceOrder::Resize(size_bytes) => server.resize(size_bytes),
+        }
+    }
 }

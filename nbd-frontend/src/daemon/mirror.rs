@@ -1,6 +1,7 @@
 //! Starts one mirror: settings from the configuration, its thread with disk and link, its NBD
 //! server, and the bridges that carry questions in and events out.
 
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,11 +11,12 @@ use mirror_core::io::open::MirrorSettings;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
-use super::export;
+use super::export::{self, Bridge};
 use crate::config::{ClusterKey, Config, Encryption, Mirror, NbdListen};
 use crate::control::events::EventRing;
-use crate::control::port::{Ask, MirrorPort};
+use crate::control::port::{Ask, Gone, MirrorPort};
 use crate::control::run_dir::{RunDir, RunDirError};
+use crate::kernel::keeper::{DevicePort, Keeper, Settings};
 use crate::nbd::listener::Address;
 use crate::nbd::tls::ServerTls;
 
@@ -32,6 +34,9 @@ pub struct RunningMirror {
     pub exports: Vec<String>,
     handle: MirrorHandle,
     stop_timeout: Duration,
+    /// Taken when the device's keeper starts.
+    device: Mutex<Option<(Bridge, Settings)>>,
+    device_port: OnceLock<DevicePort>,
 }
 
 /// Everything that is needed to start a mirror, taken from the configuration.
@@ -44,6 +49,8 @@ pub struct MirrorPlan {
     /// Of exports over TCP.
     tls: Option<ServerTls>,
     stop_timeout: Duration,
+    /// The device in the kernel, if it is to have one.
+    device: Option<Settings>,
 }
 
 impl MirrorPlan {
@@ -84,6 +91,13 @@ impl MirrorPlan {
             addresses,
             tls: tls.cloned(),
             stop_timeout: mirror.stop_timeout,
+            device: side.device.map(|device| Settings {
+                mirror: mirror.name.clone(),
+                uuid: config.volume_config(mirror, node).mirror,
+                device,
+                connections: mirror.device_connections,
+                timeout: mirror.device_timeout,
+            }),
         })
     }
 
@@ -102,7 +116,7 @@ impl MirrorPlan {
             // The receiver waits below for as long as this runs.
             let _ = listening.send(export::start(mirror, name, node, &addresses, tls));
         })?;
-        listened
+        let bridge = listened
             .recv()
             .context("the thread ended while it began to listen; see the log")??;
         Ok(RunningMirror {
@@ -110,6 +124,8 @@ impl MirrorPlan {
             exports,
             handle,
             stop_timeout: self.stop_timeout,
+            device: Mutex::new(self.device.map(|settings| (bridge, settings))),
+            device_port: OnceLock::new(),
         })
     }
 }
@@ -124,7 +140,38 @@ impl RunningMirror {
             self.handle.notices(),
             events.clone(),
         ));
+        let device = self
+            .device
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some((bridge, settings)) = device {
+            let Bridge { state, orders } = bridge;
+            let handle = self.handle.clone();
+            let (keeper, device_port) =
+                Keeper::new(settings, handle, state, orders, events.clone());
+            tokio::spawn(keeper.run());
+            let _ = self.device_port.set(device_port);
+        }
         port
+    }
+
+    /// The mirror's device, where it has one.
+    pub fn device(&self) -> Option<DevicePort> {
+        self.device_port.get().cloned()
+    }
+
+    /// Takes the device away from the kernel before a stop. Refused while somebody has it open.
+    pub async fn detach(&self) -> anyhow::Result<()> {
+        let Some(port) = self.device() else {
+            return Ok(());
+        };
+        match port.detach(false).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(refusal)) => Err(anyhow::Error::new(refusal).context(self.name.clone())),
+            // Without its keeper nothing is attached any more, or a thread ended and was told of.
+            Err(Gone) => Ok(()),
+        }
     }
 
     /// Returns when the thread has ended, with the reason where that was no stop.
@@ -221,7 +268,7 @@ async fn record(name: String, mut notices: broadcast::Receiver<Notice>, events: 
     }
 }
 
-fn log(mirror: &str, notice: &Notice) {
+pub(crate) fn log(mirror: &str, notice: &Notice) {
     let Notice { kind, message, .. } = notice;
     match notice.severity {
         Severity::Info => tracing::info!(mirror, kind, "{message}"),

@@ -6,7 +6,7 @@
 
 mod export;
 pub mod log;
-mod mirror;
+pub(crate) mod mirror;
 pub mod notify;
 
 use std::path::PathBuf;
@@ -125,7 +125,14 @@ async fn supervise(
                 let port = mirror.connect(&events);
                 let exports = mirror.exports.clone();
                 running.push(Arc::new(mirror));
-                MirrorState::Running { port, exports }
+                let device = running
+                    .last()
+                    .and_then(|mirror: &Arc<RunningMirror>| mirror.device());
+                MirrorState::Running {
+                    port,
+                    exports,
+                    device,
+                }
             }
             Err(error) => {
                 let reason = format!("{error:#}");
@@ -151,11 +158,21 @@ async fn supervise(
     tracing::info!(node, mirrors = running.len(), "ready");
     notify::notify("READY=1");
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hangup.recv() => {}
-        () = all_ended(&running) => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+            () = all_ended(&running) => break,
+        }
+        match detach_all(&running).await {
+            Ok(()) => break,
+            // It has to go on: what is mounted would be left without its disk.
+            Err(error) => {
+                tracing::error!("not stopping: {error:#}");
+                notify::notify(&format!("STATUS=not stopping: {error:#}"));
+            }
+        }
     }
     tracing::info!("stopping");
     let limit = running.iter().map(|mirror| mirror.stop_limit()).max();
@@ -174,6 +191,14 @@ async fn supervise(
         return Ok(());
     }
     bail!("not all went well:\n  {}", troubles.join("\n  "));
+}
+
+/// Takes all devices away from the kernel, or none that is in use.
+async fn detach_all(running: &[Arc<RunningMirror>]) -> anyhow::Result<()> {
+    for mirror in running {
+        mirror.detach().await?;
+    }
+    Ok(())
 }
 
 /// Returns when no mirror runs any more; says so of each at once.

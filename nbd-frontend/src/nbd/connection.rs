@@ -162,6 +162,11 @@ impl Connection {
         }
     }
 
+    /// Requests may go up to there from here on.
+    pub fn resize(&self, size_bytes: u64) {
+        self.session.borrow_mut().resize(size_bytes);
+    }
+
     /// Answers what is in flight, refuses what still comes, then ends.
     pub fn drain(&self) {
         self.session.borrow_mut().refuse_new();

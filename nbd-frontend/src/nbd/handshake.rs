@@ -41,6 +41,14 @@ pub struct Agreed {
     pub allocation: bool,
 }
 
+impl Agreed {
+    /// As old clients speak, the kernel among them.
+    pub const PLAIN: Self = Self {
+        structured: false,
+        allocation: false,
+    };
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// More bytes are needed.

@@ -22,7 +22,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::connection::{Connection, ConnectionError, shake_hands};
-use super::export::Export;
+use super::export::{Export, ExportInfo};
+use super::handshake::Agreed;
 use super::stream::{Input, Stream};
 use super::tls::ServerTls;
 
@@ -181,6 +182,35 @@ impl Server {
         self.shared.drain(limit).await;
     }
 
+    /// Serves a client that needs no handshake: it was told all about the export in another way, as the kernel is.
+    /// `ended` is called when the connection is gone.
+    pub fn adopt(&self, socket: UnixStream, ended: impl FnOnce() + 'static) -> io::Result<()> {
+        let stream = Rc::new(Stream::adopt(socket)?);
+        let number = self.shared.enter(&stream);
+        let shared = Rc::clone(&self.shared);
+        tokio_uring::spawn(async move {
+            let input = Input::new(shared.limits.stall_timeout);
+            let info = shared.export.info();
+            let connection = shared.transmit(number, &stream, Agreed::PLAIN, &info);
+            if let Some(entry) = shared.connections.borrow_mut().get_mut(&number) {
+                entry.follows_size = true;
+            }
+            let served = connection.run(input).await;
+            shared.leave(number, &stream, "the kernel", served);
+            ended();
+        });
+        Ok(())
+    }
+
+    /// The export has grown. Only who was adopted is served beyond what was agreed.
+    pub fn resize(&self, size_bytes: u64) {
+        for entry in self.shared.connections.borrow().values() {
+            if let Some(connection) = entry.connection.as_ref().filter(|_| entry.follows_size) {
+                connection.resize(size_bytes);
+            }
+        }
+    }
+
     fn stop_accepting(&mut self) {
         for acceptor in self.acceptors.drain(..) {
             acceptor.abort();
@@ -220,6 +250,7 @@ struct Shared {
 struct Entry {
     stream: Rc<Stream>,
     connection: Option<Rc<Connection>>,
+    follows_size: bool,
 }
 
 impl Shared {
@@ -286,23 +317,40 @@ impl Shared {
             );
             return;
         }
-        let number = self.next_number.replace(self.next_number.get() + 1);
         let stream = Rc::new(stream);
-        let entry = Entry {
-            stream: Rc::clone(&stream),
-            connection: None,
-        };
-        self.connections.borrow_mut().insert(number, entry);
+        let number = self.enter(&stream);
         let shared = Rc::clone(self);
         tokio_uring::spawn(async move {
-            match shared.serve(number, &stream).await {
-                Ok(()) => tracing::debug!(client, number, "NBD client left"),
-                Err(error) => tracing::warn!(client, number, %error, "NBD connection closed"),
-            }
-            stream.shutdown();
-            shared.connections.borrow_mut().remove(&number);
-            shared.ended.notify_waiters();
+            let served = shared.serve(number, &stream).await;
+            shared.leave(number, &stream, &client, served);
         });
+    }
+
+    fn enter(&self, stream: &Rc<Stream>) -> u64 {
+        let number = self.next_number.replace(self.next_number.get() + 1);
+        let entry = Entry {
+            stream: Rc::clone(stream),
+            connection: None,
+            follows_size: false,
+        };
+        self.connections.borrow_mut().insert(number, entry);
+        number
+    }
+
+    fn leave(
+        &self,
+        number: u64,
+        stream: &Stream,
+        client: &str,
+        served: Result<(), ConnectionError>,
+    ) {
+        match served {
+            Ok(()) => tracing::debug!(client, number, "NBD client left"),
+            Err(error) => tracing::warn!(client, number, %error, "NBD connection closed"),
+        }
+        stream.shutdown();
+        self.connections.borrow_mut().remove(&number);
+        self.ended.notify_waiters();
     }
 
     async fn serve(&self, number: u64, stream: &Rc<Stream>) -> Result<(), ConnectionError> {
@@ -315,12 +363,23 @@ impl Shared {
         let Some((agreed, info)) = agreed else {
             return Ok(());
         };
+        let connection = self.transmit(number, stream, agreed, &info);
+        connection.run(input).await
+    }
+
+    fn transmit(
+        &self,
+        number: u64,
+        stream: &Rc<Stream>,
+        agreed: Agreed,
+        info: &ExportInfo,
+    ) -> Rc<Connection> {
         let (stream, export) = (Rc::clone(stream), Rc::clone(&self.export));
-        let connection = Connection::new(stream, export, self.limits.clone(), agreed, &info);
+        let connection = Connection::new(stream, export, self.limits.clone(), agreed, info);
         if let Some(entry) = self.connections.borrow_mut().get_mut(&number) {
             entry.connection = Some(Rc::clone(&connection));
         }
-        connection.run(input).await
+        connection
     }
 }
 

@@ -137,6 +137,11 @@ impl Session {
         }
     }
 
+    /// The export has grown, and the client knows.
+    pub fn resize(&mut self, size_bytes: u64) {
+        self.size_bytes = self.size_bytes.max(size_bytes);
+    }
+
     /// Takes at most one request from the front of `input`; returns how many bytes it took.
     pub fn parse(&mut self, input: &[u8]) -> Result<(usize, Parsed), SessionError> {
         assert!(self.writing.is_none(), "payload is due, not a request");

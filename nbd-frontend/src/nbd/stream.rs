@@ -49,6 +49,12 @@ impl Stream {
         Ok(Self::Plain(Plain::Unix(UnixStream::from_std(socket))))
     }
 
+    /// Takes over one end of a pair.
+    pub fn adopt(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        Ok(Self::Plain(Plain::Unix(UnixStream::from_std(socket))))
+    }
+
     /// Takes over an accepted connection; with `tls`, the client has to begin TLS.
     pub fn from_tcp(socket: tokio::net::TcpStream, tls: Option<&ServerTls>) -> io::Result<Self> {
         socket.set_nodelay(true)?;

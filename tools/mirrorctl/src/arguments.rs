@@ -99,6 +99,15 @@ pub enum Command {
     },
     /// Make this node secondary
     Demote { mirror: String },
+    /// Attach a primary's device to the kernel, where that failed before
+    Attach { mirror: String },
+    /// Take the device away from the kernel; refused while somebody has it open
+    Detach {
+        mirror: String,
+        /// Also while somebody has it open: they get errors
+        #[arg(long)]
+        force: bool,
+    },
     /// Look for the peer
     Connect { mirror: String },
     /// Leave the peer and do not look for it until `connect`

@@ -17,6 +17,7 @@ mod verify;
 mod wait;
 
 use clap::Parser;
+use mirror_core::control::DeviceRequest;
 
 use arguments::{Arguments, Command};
 use outcome::Outcome;
@@ -65,6 +66,10 @@ async fn run_online(global: &arguments::Global, command: &Command) -> Outcome {
         } => verify::run(global, mirror, *repair, *no_wait).await,
         Command::Events { follow } => events::run(global, *follow).await,
         Command::Cluster(command) => cluster::run(global, command).await,
+        Command::Attach { mirror } => mirror::device(global, mirror, DeviceRequest::Attach).await,
+        Command::Detach { mirror, force } => {
+            mirror::device(global, mirror, DeviceRequest::Detach { force: *force }).await
+        }
         Command::Explain { mirror } => explain::run(global, mirror).await,
         command => {
             let (mirror, request) = command

@@ -1,6 +1,6 @@
 //! Commands that go to the daemon as they are: promote, demote, connect and their like.
 
-use mirror_core::control::CommandRequest;
+use mirror_core::control::{CommandRequest, DeviceRequest};
 
 use crate::arguments::Global;
 use crate::loss;
@@ -25,6 +25,16 @@ pub async fn run(global: &Global, mirror: &str, request: &CommandRequest) -> Out
             report["may_lose"] = loss.into();
         }
         println!("{report}");
+    } else if !global.quiet {
+        println!("{}", reply.message);
+    }
+    Ok(())
+}
+
+pub async fn device(global: &Global, mirror: &str, request: DeviceRequest) -> Outcome {
+    let reply = global.client().device(mirror, &request).await?;
+    if global.json {
+        println!("{}", serde_json::json!({ "message": reply.message }));
     } else if !global.quiet {
         println!("{}", reply.message);
     }

@@ -139,6 +139,7 @@ fn with_repair(
                 state: MirrorState::Running {
                     port,
                     exports: Vec::new(),
+                    device: None,
                 },
             },
             MirrorEntry {

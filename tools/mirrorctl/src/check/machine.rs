@@ -224,12 +224,16 @@ fn look_at_attachment(key: &str, disk: &MirrorDisk, findings: &mut Findings) {
                 );
             }
         }
-        Attach::Kernel => findings.problem(
-            key,
-            "attaching to the kernel's NBD driver is not part of this version, so that the \
-             resource would not start",
-            "write attach = \"fuse\"",
-        ),
+        Attach::Kernel => {
+            if !Path::new("/sys/module/nbd").exists() {
+                findings.problem(
+                    key,
+                    "\"kernel\" needs the kernel's NBD driver, which is not loaded",
+                    "run `modprobe nbd`, and name nbd in a file of /etc/modules-load.d; without \
+                     the driver, write attach = \"fuse\"",
+                );
+            }
+        }
     }
 }
 

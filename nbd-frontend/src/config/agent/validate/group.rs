@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::{check_mirror, check_names, node_names};
+use crate::config::agent::Attach;
 use crate::config::agent::addresses;
-use crate::config::agent::group::{DraftGroup, DraftResource, DraftResourceKind};
+use crate::config::agent::group::{DraftGroup, DraftMirrorDisk, DraftResource, DraftResourceKind};
 use crate::config::draft::Draft;
 use crate::config::problem::{Collector, Located};
 use crate::config::section::nearest_of;
@@ -158,6 +159,9 @@ pub fn check_resource<'a>(
                     );
                 }
             }
+            if disk.attach == Attach::Kernel {
+                check_devices(draft, group, &title, disk, resource.line, problems);
+            }
             if let Some(mount) = &disk.mount
                 && let Some(owner) = taken.mounts.insert(&mount.value, title.clone())
             {
@@ -187,6 +191,39 @@ pub fn check_resource<'a>(
             "add a line such as: http = \"0.0.0.0:29010\", or tcp = \"0.0.0.0:29010\"",
         ),
         _ => {}
+    }
+}
+
+/// The kernel's way needs a device on every node that the group may run on.
+fn check_devices(
+    draft: &Draft,
+    group: &DraftGroup,
+    title: &str,
+    disk: &DraftMirrorDisk,
+    line: usize,
+    problems: &mut Collector,
+) {
+    let may_run = |node: &str| match &group.nodes {
+        Some(list) => list.value.iter().any(|allowed| allowed.value == node),
+        None => true,
+    };
+    let Some(mirror) = &disk.mirror else { return };
+    let mirrors = draft.mirrors.iter();
+    let found =
+        mirrors.filter(|found| found.name.as_ref().map(|name| &name.value) == Some(&mirror.value));
+    for side in found.flat_map(|mirror| &mirror.sides) {
+        if side.device.is_none() && may_run(&side.node.value) {
+            problems.add(
+                Some(line),
+                format!("{title} attach"),
+                format!(
+                    "mirror {:?} has no device on {}",
+                    mirror.value, side.node.value
+                ),
+                "add a line such as device = \"/dev/nbd0\" to its section of that node, or write \
+                 attach = \"fuse\"",
+            );
+        }
     }
 }
 
