@@ -30,6 +30,8 @@ pub const BACKSTOP_MARGIN_MS: u64 = 5_000;
 
 /// Between a failed attempt to start a resource and the next one.
 pub const RETRY_PAUSE_MS: u64 = 500;
+/// A start that fails by what passes is tried again for so long, whatever the number of retries.
+pub const PASSING_MS_MAX: u64 = 10_000;
 
 /// Runs of a resource that were given up and are still unanswered, after which no other is asked for.
 pub const OVERDUE_RUNS_MAX: usize = 4;
@@ -80,9 +82,34 @@ pub enum Event {
     /// The driver's answer to [`Effect::Run`] with this number.
     Done {
         number: u64,
-        result: Result<(), String>,
+        result: Result<(), Failure>,
     },
     Tick,
+}
+
+/// Why a resource did not start or stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub reason: String,
+    /// By the resource's own word the same may succeed in a moment: a mirror that is just being compared
+    /// with its peer, for instance. Such a start does not count as one that failed, which would keep the
+    /// group away from this node until an operator clears it, and from both where it happens on both.
+    pub passing: bool,
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            passing: false,
+        }
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -304,7 +331,7 @@ impl Group {
         &mut self,
         now_ms: u64,
         number: u64,
-        result: Result<(), String>,
+        result: Result<(), Failure>,
         out: &mut Vec<Effect>,
     ) {
         if let Some(index) = self.position(|resource| resource.run() == Some(number)) {
@@ -312,16 +339,17 @@ impl Group {
                 (Phase::Starting { .. }, Ok(())) => {
                     let resource = &mut self.resources[index];
                     resource.error = None;
+                    resource.passing_since_ms = None;
                     resource.phase = Phase::Online;
                 }
-                (Phase::Starting { attempt, .. }, Err(reason)) => {
-                    self.on_start_failed(now_ms, index, attempt, reason, out);
+                (Phase::Starting { attempt, .. }, Err(failure)) => {
+                    self.on_start_failed(now_ms, index, attempt, failure, out);
                 }
                 (Phase::Stopping { .. }, Ok(())) => {
                     self.resources[index].stopped(now_ms + BACKSTOP_MARGIN_MS);
                 }
-                (Phase::Stopping { force, .. }, Err(reason)) => {
-                    self.on_stop_failed(index, force, reason, out);
+                (Phase::Stopping { force, .. }, Err(failure)) => {
+                    self.on_stop_failed(index, force, failure.reason, out);
                 }
                 (phase, _) => unreachable!("{phase:?} has no run"),
             }
@@ -335,17 +363,23 @@ impl Group {
         now_ms: u64,
         index: usize,
         attempt: u32,
-        reason: String,
+        failure: Failure,
         out: &mut Vec<Effect>,
     ) {
+        let Failure { reason, passing } = failure;
         let retries = self.config.resources[index].start_retries;
         let resource = &mut self.resources[index];
         resource.error = Some(reason.clone());
-        if self.goal == Goal::Up && !resource.restart && attempt < retries {
-            let until_ms = now_ms + RETRY_PAUSE_MS;
-            resource.phase = Phase::Pausing { attempt, until_ms };
+        let since_ms = *resource.passing_since_ms.get_or_insert(now_ms);
+        let passing = passing && now_ms.saturating_sub(since_ms) < PASSING_MS_MAX;
+        if self.goal == Goal::Up && !resource.restart && (passing || attempt < retries) {
+            resource.phase = Phase::Pausing {
+                next: attempt + u32::from(!passing),
+                until_ms: now_ms + RETRY_PAUSE_MS,
+            };
             return;
         }
+        resource.passing_since_ms = None;
         // It may have started in part.
         resource.phase = Phase::Doubtful { force: false };
         if self.goal == Goal::Up && !resource.restart {
@@ -391,7 +425,7 @@ impl Group {
                     resource.put_off();
                     // No other attempt: the first may still be at work.
                     let reason = "its start was not answered in time".to_owned();
-                    self.on_start_failed(now_ms, index, u32::MAX, reason, out);
+                    self.on_start_failed(now_ms, index, u32::MAX, reason.into(), out);
                 }
                 Phase::Stopping { late_ms, force, .. } if now_ms >= late_ms => {
                     resource.put_off();
@@ -468,7 +502,7 @@ impl Group {
         }
         let attempt = match self.resources[index].phase {
             Phase::Offline => 0,
-            Phase::Pausing { attempt, until_ms } if now_ms >= until_ms => attempt + 1,
+            Phase::Pausing { next, until_ms } if now_ms >= until_ms => next,
             _ => return,
         };
         let number = self.take_number();

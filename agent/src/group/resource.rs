@@ -15,7 +15,7 @@ pub(super) enum Phase {
     },
     /// An attempt failed and the next one begins then.
     Pausing {
-        attempt: u32,
+        next: u32,
         until_ms: u64,
     },
     Online,
@@ -54,6 +54,8 @@ pub(super) struct Resource {
     /// A start that was given up ended after the present stop began.
     started_late: bool,
     pub error: Option<String>,
+    /// When the first of these attempts to start failed.
+    pub passing_since_ms: Option<u64>,
 }
 
 impl Default for Resource {
@@ -64,6 +66,7 @@ impl Default for Resource {
             overdue: Vec::new(),
             started_late: false,
             error: None,
+            passing_since_ms: None,
         }
     }
 }
@@ -162,6 +165,7 @@ impl Resource {
     fn take_offline(&mut self) {
         self.phase = Phase::Offline;
         self.restart = false;
+        self.passing_since_ms = None;
     }
 
     pub fn check_invariants(&self) {

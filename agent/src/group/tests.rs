@@ -89,6 +89,10 @@ impl Bench {
 
     /// Answers the oldest run of a resource that is not answered.
     fn answer(&mut self, resource: usize, action: Action, result: Result<(), &str>) {
+        self.answer_with(resource, action, result.map_err(Failure::from));
+    }
+
+    fn answer_with(&mut self, resource: usize, action: Action, result: Result<(), Failure>) {
         let number = self
             .asked
             .iter()
@@ -96,7 +100,6 @@ impl Bench {
             .map(|(number, _)| *number)
             .unwrap_or_else(|| panic!("{action:?} of {resource} was not asked for"));
         self.asked.remove(&number);
-        let result = result.map_err(str::to_owned);
         self.step(Event::Done { number, result });
     }
 
@@ -224,6 +227,36 @@ fn a_start_is_tried_again_after_a_pause_and_as_often_as_configured() {
     assert_eq!(bench.group.resource_error(0), Some("busy"));
     bench.bring_up();
     assert_eq!(bench.group.resource_error(0), None);
+}
+
+#[test]
+fn what_passes_costs_no_attempt_but_ends_after_a_while() {
+    let mut bench = Bench::new(&[&[]], 1);
+    let passing = || {
+        Err(Failure {
+            reason: "being copied".into(),
+            passing: true,
+        })
+    };
+    bench.step(Event::Start);
+    let began_ms = bench.now_ms;
+    for _ in 0..PASSING_MS_MAX / RETRY_PAUSE_MS {
+        bench.answer_with(0, START, passing());
+        bench.expect(&[], &[], State::OnlinePending);
+        bench.wait(10_000);
+        bench.expect(&[(0, START)], &[], State::OnlinePending);
+    }
+    assert_eq!(bench.now_ms, began_ms + PASSING_MS_MAX);
+    // From now on it counts as any other failure: one retry is left.
+    bench.answer_with(0, START, passing());
+    bench.wait(10_000);
+    bench.expect(&[(0, START)], &[], State::OnlinePending);
+    bench.answer_with(0, START, passing());
+    bench.expect(
+        &[(0, STOP)],
+        &[start_failed(0, "being copied")],
+        State::OfflinePending,
+    );
 }
 
 #[test]
@@ -519,11 +552,11 @@ fn a_freeze_of_the_node_gives_drivers_time_to_hand_in_their_answers() {
 fn answers_to_nothing_change_nothing() {
     let mut bench = Bench::new(&[&[]], 0);
     bench.step(Event::Start);
-    let result = Err("never asked".to_owned());
+    let result = Err("never asked".into());
     bench.step(Event::Done { number: 77, result });
     bench.expect(&[], &[], State::OnlinePending);
     bench.settle();
-    let result = Err("twice".to_owned());
+    let result = Err("twice".into());
     bench.step(Event::Done { number: 1, result });
     bench.expect(&[], &[], State::Online);
 }

@@ -7,7 +7,7 @@ use crate::alert::Alert;
 use crate::arbiter::call::{Reply, Request};
 use crate::control::{CommandReply, CommandRequest, State};
 use crate::fencing;
-use crate::group::Action;
+use crate::group::{Action, Failure};
 
 /// A command's number, by which its outcome finds whoever gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,7 +43,7 @@ pub enum Event {
     ResourceDone {
         group: usize,
         number: u64,
-        result: Result<(), String>,
+        result: Result<(), Failure>,
     },
     /// Answer to [`Effect::Probe`].
     Probed {

@@ -114,7 +114,7 @@ impl Node {
         &mut self,
         group: usize,
         number: u64,
-        result: Result<(), String>,
+        result: Result<(), group::Failure>,
     ) {
         let demoting = &mut self.controls[group].demoting;
         if let Some(at) = demoting.iter().position(|(stop, _)| *stop == number) {
@@ -281,7 +281,7 @@ impl Node {
             if self.is_granted(group, resource) {
                 self.run(group, number, resource, group::Action::Start, timeout_ms);
             } else if self.now_ms.saturating_sub(since_ms) >= timeout_ms {
-                let result = Err("the arbiter did not grant it in time".to_owned());
+                let result = Err("the arbiter did not grant it in time".into());
                 self.group_step(group, group::Event::Done { number, result });
             } else {
                 self.controls[group].ungranted.push(waiting);

@@ -25,7 +25,7 @@ use crate::alert_log::AlertLog;
 use crate::console::{AgentPort, Ask, Console};
 use crate::control::{ClusterStatus, CommandReply, State};
 use crate::fencing;
-use crate::group::Action;
+use crate::group::{Action, Failure};
 use crate::io::arbiter::WitnessClient;
 use crate::io::clock::boottime_ms;
 use crate::io::final_action::Machine;
@@ -458,8 +458,11 @@ impl Hands {
                 }
             };
             let result = match tokio::time::timeout(Duration::from_millis(timeout_ms), work).await {
-                Ok(result) => result.map_err(|error| error.to_string()),
-                Err(_) => Err(format!("it took longer than {timeout_ms} ms")),
+                Ok(result) => result.map_err(|error| Failure {
+                    reason: error.to_string(),
+                    passing: error.is_passing(),
+                }),
+                Err(_) => Err(format!("it took longer than {timeout_ms} ms").into()),
             };
             Event::ResourceDone {
                 group,

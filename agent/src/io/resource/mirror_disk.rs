@@ -73,6 +73,11 @@ pub struct MirrorDisk {
     looks: Slot,
 }
 
+/// Rules by which `mirrord` refuses a promotion for a moment: another change of role is under way, the link
+/// broke while the peer was asked, what may differ after a restart is being copied, or the grant ran out
+/// and there is a newer one.
+const PASSING_RULES: [&str; 4] = ["busy", "peer-lost", "resync-target", "grant-is-over"];
+
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorDiskError {
     #[error("mirror {mirror} cannot be asked: {source}")]
@@ -164,6 +169,17 @@ fn users_text(users: &[User]) -> String {
         text.push(format!("and {} more", users.len() - USERS_NAMED_MAX));
     }
     text.join("; ")
+}
+
+impl MirrorDiskError {
+    /// Tried again a moment later, it may succeed.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Promote { source: ClientError::Refused(refusal), .. }
+                if PASSING_RULES.contains(&refusal.rule.as_str())
+        )
+    }
 }
 
 impl MirrorDisk {

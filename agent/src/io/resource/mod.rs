@@ -67,6 +67,13 @@ pub enum ResourceError {
     Interrupted,
 }
 
+impl ResourceError {
+    /// The same may succeed in a moment.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::MirrorDisk(error) if error.is_passing())
+    }
+}
+
 #[derive(Debug)]
 pub struct Resource {
     name: String,

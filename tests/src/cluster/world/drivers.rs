@@ -1,12 +1,14 @@
 //! Effects of an agent become calls that take their time.
 
-use agent::group::Action;
+use agent::group::{Action, Failure};
 
 use super::*;
 use crate::cluster::settings::{APPLICATION, ASK_TIMEOUT_MS, DISK};
 
 /// Longest that the driver waits for `mirrord`.
 const MIRROR_TIMEOUT_MS: u64 = 2_000;
+/// Why a promotion is refused for a moment.
+const PASSING: [&str; 2] = ["busy", "the peer does not agree in time"];
 /// A resolver target that does not answer.
 const RESOLVE_TIMEOUT_MS: u64 = 400;
 /// A stopped node is on again after this; nobody is that fast.
@@ -329,6 +331,10 @@ impl World {
             };
             let Some(result) = outcome else { continue };
             self.say(|| format!("{node} {:?} of {}: {result:?}", job.action, job.resource));
+            let result = result.map_err(|reason| Failure {
+                passing: PASSING.contains(&reason.as_str()),
+                reason,
+            });
             let event = Event::ResourceDone {
                 group: job.group,
                 number: job.number,
