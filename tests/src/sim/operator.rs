@@ -74,6 +74,8 @@ impl World {
             return;
         }
         match self.serving() {
+            // A kernel device that is still there asks for its mirror back.
+            None if self.chance(30) => self.reinstate_someone(),
             // The agents do, with the arbiter's grant.
             None if self.has_arbiter() => {}
             None => self.promote_someone(),
@@ -192,6 +194,14 @@ impl World {
                 grant: None,
             },
         );
+    }
+
+    fn reinstate_someone(&mut self) {
+        let node = self.random.below(2) as usize;
+        let alone = self.random.coin();
+        if self.nodes[node].is_up() && !self.is_paused(node) {
+            self.give(node, Command::Reinstate { alone });
+        }
     }
 
     fn tinker(&mut self, node: NodeIndex) {
