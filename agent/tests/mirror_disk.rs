@@ -267,6 +267,5 @@ async fn what_cannot_be_is_refused_with_a_reason() {
     assert!(error.contains("no mirrord answers"), "{error}");
     let kernel = resource(folder.path(), None, Attach::Kernel);
     let error = kernel.check().await.unwrap_err().to_string();
-    assert!(error.contains("attach = \"fuse\""), "{error}");
-    assert!(start(kernel).await.contains("attach = \"fuse\""));
+    assert!(error.contains("no mirrord answers"), "{error}");
 }

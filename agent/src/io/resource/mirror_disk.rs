@@ -15,9 +15,11 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mirror_core::control::{CommandRequest, Grant, MirrorStatus, Role};
+use mirror_core::control::{CommandRequest, DeviceRequest, Grant, MirrorStatus, Role};
 use nbd_frontend::config::agent::{Attach, Filesystem, Fsck, MirrorDisk as Config};
 use nbd_frontend::control::client::{Client, ClientError};
+use nbd_frontend::kernel::found::DeviceNumber;
+use nbd_frontend::kernel::plan::{Device, Owner};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
@@ -92,10 +94,14 @@ pub enum MirrorDiskError {
         "mirror {mirror} has no NBD export on a Unix socket; add \"unix\" to `nbd` in its section of this node"
     )]
     NoExport { mirror: String },
+    #[error("mirror {mirror} was not attached to the kernel: {source}")]
+    AttachKernel { mirror: String, source: ClientError },
     #[error(
-        "attach = \"kernel\" is not part of this version; write attach = \"fuse\" for mirror {mirror}, or mount its NBD export by a resource of type \"exec\""
+        "mirror {mirror} has no device on this node; add device = \"/dev/nbd0\" to its section of this node, or write attach = \"fuse\""
     )]
-    KernelAttach { mirror: String },
+    NoDevice { mirror: String },
+    #[error("mirror {mirror} was not detached from the kernel: {source}")]
+    DetachKernel { mirror: String, source: ClientError },
     #[error("mirror {mirror} was not attached: {source}")]
     Attach { mirror: String, source: AttachError },
     #[error("mirror {mirror} was not detached: {source}")]
@@ -195,26 +201,14 @@ impl MirrorDisk {
     }
 
     pub async fn start(&self, permit: &Permit) -> Result<()> {
-        if self.config.attach == Attach::Kernel {
-            return Err(self.kernel_attach());
-        }
         self.step("look at the mount point", self.check_mount_point())
             .await?;
         self.step("promote", self.promote(permit)).await?;
         let status = self.status().await?;
-        let uri = status
-            .exports
-            .iter()
-            .find(|export| export.starts_with("nbd+unix:"))
-            .ok_or_else(|| MirrorDiskError::NoExport {
-                mirror: self.config.mirror.clone(),
-            })?;
-        let found = self.attachment.survey();
-        if !found.is_nothing() && !found.serves() {
-            self.step("take down what a dead mirrord left", self.take_down(true))
-                .await?;
-        }
-        let device = self.step("attach", self.attach(uri)).await?;
+        let device = match self.config.attach {
+            Attach::Kernel => self.step("attach", self.attach_kernel()).await?,
+            Attach::Fuse => self.attach_fuse(&status).await?,
+        };
         let Some(point) = &self.config.mount else {
             return Ok(());
         };
@@ -232,9 +226,6 @@ impl MirrorDisk {
     }
 
     pub async fn check(&self) -> Result<()> {
-        if self.config.attach == Attach::Kernel {
-            return Err(self.kernel_attach());
-        }
         let mirror = || self.config.mirror.clone();
         let status = self.status().await?;
         if status.role != Role::Primary {
@@ -243,8 +234,7 @@ impl MirrorDisk {
                 role: status.role,
             });
         }
-        let attached = self.attachment.survey();
-        if let Some(missing) = attached.missing() {
+        if let Some(missing) = self.missing(&status) {
             return Err(MirrorDiskError::NotAttached {
                 mirror: mirror(),
                 missing,
@@ -268,19 +258,29 @@ impl MirrorDisk {
     }
 
     pub async fn probe_state(&self) -> Result<Presence> {
-        let is_primary = match self.status().await {
-            Ok(status) => status.role == Role::Primary,
+        let status = match self.status().await {
+            Ok(status) => Some(status),
             // A mirror that does not run is not primary: nothing makes it so at its start.
-            Err(error) if error.says_not_running() => false,
+            Err(error) if error.says_not_running() => None,
             Err(error) => return Err(error),
         };
+        let is_primary = status
+            .as_ref()
+            .is_some_and(|status| status.role == Role::Primary);
         let attached = self.attachment.survey();
+        let (is_whole, is_nothing) = match (self.config.attach, &status) {
+            (Attach::Fuse, _) => (attached.is_whole(), attached.is_nothing()),
+            (Attach::Kernel, status) => {
+                let device = status.as_ref().and_then(|status| status.device.as_ref());
+                (device.is_some(), device.is_none())
+            }
+        };
         let is_mounted = match &self.config.mount {
             Some(point) => Some(self.mount_at(point).await?.is_some()),
             None => None,
         };
-        let all = is_primary && attached.is_whole() && is_mounted != Some(false);
-        let none = !is_primary && attached.is_nothing() && is_mounted != Some(true);
+        let all = is_primary && is_whole && is_mounted != Some(false);
+        let none = !is_primary && is_nothing && is_mounted != Some(true);
         Ok(match (all, none) {
             (true, _) => Presence::Online,
             (_, true) => Presence::Offline,
@@ -288,9 +288,68 @@ impl MirrorDisk {
         })
     }
 
-    fn kernel_attach(&self) -> MirrorDiskError {
-        MirrorDiskError::KernelAttach {
-            mirror: self.config.mirror.clone(),
+    /// The part of the attachment that is not there, if any.
+    fn missing(&self, status: &MirrorStatus) -> Option<&'static str> {
+        match self.config.attach {
+            Attach::Fuse => self.attachment.survey().missing(),
+            Attach::Kernel => status
+                .device
+                .is_none()
+                .then_some("its device in the kernel"),
+        }
+    }
+
+    async fn attach_fuse(&self, status: &MirrorStatus) -> Result<String> {
+        let uri = status
+            .exports
+            .iter()
+            .find(|export| export.starts_with("nbd+unix:"))
+            .ok_or_else(|| MirrorDiskError::NoExport {
+                mirror: self.config.mirror.clone(),
+            })?;
+        let found = self.attachment.survey();
+        if !found.is_nothing() && !found.serves() {
+            self.step("take down what a dead mirrord left", self.take_down(true))
+                .await?;
+        }
+        self.step("attach", self.attach(uri)).await
+    }
+
+    /// `mirrord` does it when it becomes primary; asked again, it says why it could not.
+    async fn attach_kernel(&self) -> Result<String> {
+        let mirror = || self.config.mirror.clone();
+        self.mirrord
+            .device(&self.config.mirror, &DeviceRequest::Attach)
+            .await
+            .map_err(|source| MirrorDiskError::AttachKernel {
+                mirror: mirror(),
+                source,
+            })?;
+        self.status()
+            .await?
+            .device
+            .ok_or_else(|| MirrorDiskError::NoDevice { mirror: mirror() })
+    }
+
+    async fn detach_kernel(&self, force: bool) -> Result<()> {
+        let asked = self
+            .mirrord
+            .device(&self.config.mirror, &DeviceRequest::Detach { force })
+            .await;
+        match asked {
+            Ok(_) => Ok(()),
+            Err(source) => {
+                let error = MirrorDiskError::DetachKernel {
+                    mirror: self.config.mirror.clone(),
+                    source,
+                };
+                // Its device fails what waits in it by itself, after its time-out.
+                if force || matches!(self.status().await, Err(error) if error.says_not_running()) {
+                    tracing::warn!("{error}");
+                    return Ok(());
+                }
+                Err(error)
+            }
         }
     }
 
@@ -391,6 +450,9 @@ impl MirrorDisk {
     }
 
     async fn detach(&self, force: bool) -> Result<()> {
+        if self.config.attach == Attach::Kernel {
+            return self.detach_kernel(force).await;
+        }
         self.attachment
             .detach(force)
             .await
@@ -409,7 +471,11 @@ impl MirrorDisk {
         let Some(mount) = any_mount_at(&self.looks, point).await? else {
             return Ok(None);
         };
-        if self.attachment.owns(&mount.source) {
+        let is_ours = match self.config.attach {
+            Attach::Fuse => self.attachment.owns(&mount.source),
+            Attach::Kernel => is_device_of_a_mirror(&mount.source),
+        };
+        if is_ours {
             return Ok(Some(mount));
         }
         Err(MirrorDiskError::PointInUse {
@@ -492,6 +558,12 @@ impl MirrorDisk {
             Err(_) => tracing::warn!("mirror {}: mirrord is silent", self.config.mirror),
         }
     }
+}
+
+/// Also where `mirrord` is gone and its device waits for it.
+fn is_device_of_a_mirror(source: &str) -> bool {
+    DeviceNumber::of(Path::new(source))
+        .is_ok_and(|device| matches!(device.device(), Device::Taken(Owner::Mirror(_))))
 }
 
 /// How often a clean unmount is tried again, and how long is waited between two tries.
