@@ -1,11 +1,13 @@
-//! The cluster key file: 32 random bytes as 64 hexadecimal digits, readable by its owner only.
+//! The cluster key file: 32 random bytes as 64 hexadecimal digits, which nobody but its owner may read or replace.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 pub use mirror_core::link::preface::ClusterKey;
+
+use super::trust::{self, Exposure};
 
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
@@ -16,44 +18,35 @@ const FILE_BYTES_MAX: u64 = 4096;
 pub enum KeyError {
     #[error("cannot read the cluster key {}: {source}; write one with `mirrorctl keygen {}` and copy it to both nodes", path.display(), path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("user {user}, as whom this process runs, may not read the cluster key {}; run `chown {user} {}`", path.display(), path.display())]
+    Denied { path: PathBuf, user: u32 },
     #[error("cannot write the cluster key {}: {source}; choose a folder that exists and that you may write to", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("{} exists already; a new key would lock out nodes that have the old one, so remove the file first if that is what you want", path.display())]
     Exists { path: PathBuf },
-    #[error("the cluster key {} has mode {mode:04o}, so others may read it; run `chmod 600 {}`", path.display(), path.display())]
-    Mode { path: PathBuf, mode: u32 },
-    #[error("the cluster key {} belongs to user {owner}, but this process runs as user {user}; run `chown {user} {}`", path.display(), path.display())]
-    Owner {
-        path: PathBuf,
-        owner: u32,
-        user: u32,
-    },
+    #[error("the cluster key {} {exposure}; {}", path.display(), exposure.remedy(path))]
+    Exposed { path: PathBuf, exposure: Exposure },
     #[error("{} holds no cluster key (64 hexadecimal digits); write one with `mirrorctl keygen` or copy the other node's", path.display())]
     Content { path: PathBuf },
 }
 
-/// Reads a key, and refuses one that others can read or that somebody else owns.
+/// Reads a key, and refuses one that others can read or replace, or that somebody else owns.
 pub fn load(path: &Path) -> Result<ClusterKey, KeyError> {
-    let failed = |source| KeyError::Read {
-        path: path.into(),
-        source,
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied => KeyError::Denied {
+            path: path.into(),
+            user: nix::unistd::geteuid().as_raw(),
+        },
+        _ => KeyError::Read {
+            path: path.into(),
+            source,
+        },
     };
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    let user = nix::unistd::geteuid().as_raw();
-    if metadata.uid() != user && metadata.uid() != 0 {
-        return Err(KeyError::Owner {
-            path: path.into(),
-            owner: metadata.uid(),
-            user,
-        });
-    }
-    if metadata.mode() & 0o077 != 0 {
-        return Err(KeyError::Mode {
-            path: path.into(),
-            mode: metadata.mode() & 0o7777,
-        });
-    }
+    let (file, metadata) = trust::open(path).map_err(failed)?;
+    trust::check_secret(path, &metadata).map_err(|exposure| KeyError::Exposed {
+        path: path.into(),
+        exposure,
+    })?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX)
         .read_to_end(&mut bytes)

@@ -17,6 +17,7 @@ mod places;
 mod problem;
 mod section;
 mod tls;
+pub mod trust;
 pub mod units;
 mod validate;
 mod value;
@@ -38,6 +39,7 @@ pub use machine::Machine;
 pub use places::Places;
 pub use problem::{Located, Problem, Problems};
 pub use tls::NbdTls;
+use trust::Exposure;
 
 /// Where the file is looked for when no path is given.
 pub const PATH_DEFAULT: &str = "/etc/mirror/cluster.toml";
@@ -123,6 +125,8 @@ pub enum ConfigError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("the configuration {} {exposure}; {}", path.display(), exposure.remedy(path))]
+    Exposed { path: PathBuf, exposure: Exposure },
     #[error(transparent)]
     Invalid(#[from] Problems),
     #[error("{}", unknown_node(.0))]
@@ -160,6 +164,13 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read_text(path)?;
         Ok(Self::parse_for(Machine::of_this_host(), path, &text)?)
+    }
+
+    /// As [`Self::load`], for a daemon: it does what the file says, with all its rights, so nobody else may have
+    /// written it.
+    pub fn load_trusted(path: &Path) -> Result<Self, ConfigError> {
+        refuse_exposed(path)?;
+        Self::load(path)
     }
 
     /// Checks `text` with the defaults of a virtual machine, which are the stricter ones; `path` is
@@ -220,13 +231,30 @@ impl Config {
     }
 }
 
+/// Refuses a configuration file that anybody but this user and root may change.
+fn refuse_exposed(path: &Path) -> Result<(), ConfigError> {
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(source) => {
+            return Err(ConfigError::Read {
+                path: path.into(),
+                source,
+            });
+        }
+    };
+    trust::check_unchanged(path, &metadata).map_err(|exposure| ConfigError::Exposed {
+        path: path.into(),
+        exposure,
+    })
+}
+
 /// The text of a configuration file, not longer than any that makes sense.
 fn read_text(path: &Path) -> Result<String, ConfigError> {
     let failed = |source| ConfigError::Read {
         path: path.into(),
         source,
     };
-    let file = std::fs::File::open(path).map_err(failed)?;
+    let (file, _) = trust::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(
         &mut std::io::Read::take(file, FILE_BYTES_MAX + 1),

@@ -3,7 +3,6 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use rustls::{Error, InconsistentKeys, RootCertStore};
 
 use super::problem::{Collector, Located, Problems};
 use super::section::Complaint;
+use super::trust;
 use crate::nbd::tls::ServerTls;
 
 /// Largest file that is read.
@@ -118,7 +118,13 @@ fn read_certificates(path: &Path, remedy: &str) -> Result<Vec<CertificateDer<'st
 
 fn read_key(path: &Path, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, Complaint> {
     let (file, metadata) = open(path)?;
-    refuse_shared(path, &metadata)?;
+    // The key of a server is nobody's business but the daemon's.
+    trust::check_secret(path, &metadata).map_err(|exposure| {
+        Complaint::new(
+            format!("{} {exposure}", path.display()),
+            exposure.remedy(path),
+        )
+    })?;
     let bytes = read(path, file)?;
     if bytes.windows(9).any(|window| window == b"ENCRYPTED") {
         return Err(Complaint::new(
@@ -166,40 +172,8 @@ fn match_up(
     }
 }
 
-/// The key of a server is nobody's business but the daemon's.
-fn refuse_shared(path: &Path, metadata: &Metadata) -> Result<(), Complaint> {
-    let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(Complaint::new(
-            format!(
-                "{} has mode {mode:04o}, so others may read the key",
-                path.display()
-            ),
-            format!("run `chmod 600 {}`", path.display()),
-        ));
-    }
-    let (owner, user) = (metadata.uid(), nix::unistd::geteuid().as_raw());
-    if owner != user && owner != 0 {
-        return Err(Complaint::new(
-            format!(
-                "{} belongs to user {owner}, but this process runs as user {user}",
-                path.display()
-            ),
-            format!("run `chown {user} {}`", path.display()),
-        ));
-    }
-    Ok(())
-}
-
 fn open(path: &Path) -> Result<(File, Metadata), Complaint> {
-    // Looked at first: opening a pipe would wait for its other end.
-    let metadata = std::fs::metadata(path).map_err(|error| unreadable(path, error))?;
-    if !metadata.is_file() {
-        return Err(unreadable(path, io::Error::other("it is not a file")));
-    }
-    let file = File::open(path).map_err(|error| unreadable(path, error))?;
-    let metadata = file.metadata().map_err(|error| unreadable(path, error))?;
-    Ok((file, metadata))
+    trust::open(path).map_err(|error| unreadable(path, error))
 }
 
 fn read(path: &Path, file: File) -> Result<Vec<u8>, Complaint> {

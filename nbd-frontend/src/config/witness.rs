@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use super::problem::Collector;
 use super::section::{Lines, Section, text};
 use super::value::{address, name, path};
-use super::{ConfigError, Located, Problems, read_text};
+use super::{ConfigError, Located, Problems, read_text, refuse_exposed};
 
 /// Where the file is looked for when no path is given.
 pub const PATH_DEFAULT: &str = "/etc/mirror/witness.toml";
@@ -39,6 +39,12 @@ impl WitnessConfig {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Ok(Self::parse(path, &read_text(path)?)?)
+    }
+
+    /// As [`Self::load`], and refuses a file that others may change.
+    pub fn load_trusted(path: &Path) -> Result<Self, ConfigError> {
+        refuse_exposed(path)?;
+        Self::load(path)
     }
 
     /// Checks `source`; `file` is only what problems call it.

@@ -11,6 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 
 use super::Daemon;
+use crate::config::trust::{self, Exposure};
 
 /// Longest path of a Unix socket that Linux takes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -32,6 +33,8 @@ pub enum RunDirError {
     },
     #[error("cannot use the run directory {}: {source}; choose a folder that this user may write to with --run-dir", path.display())]
     Folder { path: PathBuf, source: io::Error },
+    #[error("the run directory {} {exposure}; {}, or choose another folder with --run-dir", path.display(), exposure.remedy(path))]
+    Exposed { path: PathBuf, exposure: Exposure },
     #[error("cannot listen on {}: {source}; look whether another program holds it", path.display())]
     Socket { path: PathBuf, source: io::Error },
     #[error("the socket path {} is {} bytes long and Linux takes {SOCKET_PATH_BYTES_MAX}; choose a shorter --run-dir", path.display(), path.as_os_str().len())]
@@ -57,6 +60,13 @@ impl RunDir {
             .mode(0o755)
             .create(path)
             .map_err(failed)?;
+        // Whoever may write there could put links in the way of lock and sockets.
+        trust::check_folder(path)
+            .map_err(failed)?
+            .map_err(|exposure| RunDirError::Exposed {
+                path: path.into(),
+                exposure,
+            })?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -182,6 +192,20 @@ mod tests {
         claim.remove("mirrord.sock");
         assert!(!path.exists());
         claim.remove("mirrord.sock");
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = RunDir::claim(folder.path(), &MIRRORD)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("mode 0777") && error.contains("chmod go-w"),
+            "{error}"
+        );
+        assert!(!folder.path().join("mirrord.lock").exists());
     }
 
     #[test]

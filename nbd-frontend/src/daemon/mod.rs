@@ -36,7 +36,7 @@ pub struct Options {
 /// Runs until it is told to stop. An error is the reason for a non-zero exit code.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     accept_stop_signals()?;
-    let config = Config::load(&options.config)?;
+    let config = Config::load_trusted(&options.config)?;
     let node = config.node_index(options.node.as_deref())?;
     refuse_unsupported(&config)?;
     for warning in &config.warnings {
