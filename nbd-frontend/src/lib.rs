@@ -10,3 +10,5 @@ pub mod daemon;
 #[cfg(feature = "daemon")]
 pub mod kernel;
 pub mod nbd;
+#[cfg(feature = "daemon")]
+pub mod seldom;

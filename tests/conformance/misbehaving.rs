@@ -256,13 +256,42 @@ fn connections_over_the_limit_are_closed_at_once() {
         ..Limits::default()
     };
     let server = TestServer::with(MIB, 512, limits);
-    let first = RawClient::simple(&server);
-    let second = RawClient::simple(&server);
+    let mut first = RawClient::simple(&server);
+    let mut second = RawClient::simple(&server);
+    for client in [&mut first, &mut second] {
+        // Answered, so the handshake is over on the other side too.
+        client.request(CMD_FLUSH, 0, 0, 0);
+        assert_eq!(client.reply(), 0);
+    }
     let mut third = RawClient {
         stream: std::os::unix::net::UnixStream::connect(server.socket()).expect("connect"),
     };
     third.expect_end();
     drop((first, second));
+    check_still_serving(server);
+}
+
+#[test]
+fn whoever_stays_in_the_handshake_makes_room_and_tcp_takes_no_place_of_a_unix_socket() {
+    let limits = Limits {
+        connections_max: 2,
+        handshake_timeout: Duration::from_secs(600),
+        ..Limits::default()
+    };
+    let server = TestServer::with(MIB, 512, limits);
+    let strangers: Vec<_> = (0..10).map(|_| RawClient::connect_tcp(&server)).collect();
+    let mut served = RawClient::simple(&server);
+    served.request(CMD_FLUSH, 0, 0, 0);
+    assert_eq!(served.reply(), 0);
+    let mut first = RawClient::connect(&server);
+    let mut second = RawClient::connect(&server);
+    first.expect_end();
+    succeed("nbdinfo", &["--size", &server.uri()]);
+    second.expect_end();
+    succeed("nbdinfo", &["--size", &server.tcp_uri()]);
+    served.request(CMD_FLUSH, 0, 0, 0);
+    assert_eq!(served.reply(), 0, "whoever has agreed stays");
+    drop((served, strangers));
     check_still_serving(server);
 }
 

@@ -1,7 +1,8 @@
 //! Listening sockets of one export, and the life of its connections.
 //!
 //! [`Server::start`] binds everything or nothing. Connections are limited in number and, until they
-//! have agreed, in time. [`Server::drain`] lets connections end after the answers in flight and
+//! have agreed, in time. Clients from the network and clients of this host have places of their own, and where
+//! all are taken, whoever is longest in the handshake makes room: strangers keep no client out. [`Server::drain`] lets connections end after the answers in flight and
 //! keeps listening (new clients are told why they are refused); [`Server::stop`] ends everything
 //! and removes the socket file. Nothing outlives the server: dropping it closes what is left.
 
@@ -26,6 +27,7 @@ use super::export::{Export, ExportInfo};
 use super::handshake::Agreed;
 use super::stream::{Input, Stream};
 use super::tls::ServerTls;
+use crate::seldom::Seldom;
 
 /// Where an export is offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +50,8 @@ impl fmt::Display for Address {
 /// What clients may take of a server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at once, those in the handshake included. Further ones are closed at once.
+    /// Connections at once, those in the handshake included; as many again over TCP. A further one takes the
+    /// place of the one that is longest in the handshake, and is closed at once where there is none.
     pub connections_max: usize,
     /// For the whole handshake.
     pub handshake_timeout: Duration,
@@ -146,6 +149,7 @@ impl Server {
             connections: RefCell::default(),
             next_number: Cell::new(0),
             ended: Notify::new(),
+            seldom: Seldom::default(),
         });
         let acceptors = listeners
             .into_iter()
@@ -186,7 +190,7 @@ impl Server {
     /// `ended` is called when the connection is gone.
     pub fn adopt(&self, socket: UnixStream, ended: impl FnOnce() + 'static) -> io::Result<()> {
         let stream = Rc::new(Stream::adopt(socket)?);
-        let number = self.shared.enter(&stream);
+        let number = self.shared.enter(Origin::Adopted, &stream);
         let shared = Rc::clone(&self.shared);
         tokio_uring::spawn(async move {
             let input = Input::new(shared.limits.stall_timeout);
@@ -244,13 +248,25 @@ struct Shared {
     next_number: Cell<u64>,
     /// A connection ended.
     ended: Notify,
+    /// For what strangers can bring into the log.
+    seldom: Seldom,
 }
 
 /// A connection as the server knows it: until it has agreed, only a socket.
 struct Entry {
+    origin: Origin,
     stream: Rc<Stream>,
     connection: Option<Rc<Connection>>,
     follows_size: bool,
+}
+
+/// Where a client comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Unix,
+    Tcp,
+    /// Never accepted, so it takes nobody's place and nobody takes its own.
+    Adopted,
 }
 
 impl Shared {
@@ -308,17 +324,20 @@ impl Shared {
         self.close(&numbers);
     }
 
-    fn admit(self: &Rc<Self>, stream: Stream, client: String) {
-        if self.connections.borrow().len() >= self.limits.connections_max {
-            tracing::warn!(
-                client,
-                limit = self.limits.connections_max,
-                "too many NBD connections"
-            );
+    fn admit(self: &Rc<Self>, stream: Stream, origin: Origin, client: String) {
+        if !self.make_room(origin) {
+            if let Some(left_out) = self.seldom.turn() {
+                tracing::warn!(
+                    client,
+                    limit = self.limits.connections_max,
+                    left_out,
+                    "too many NBD connections"
+                );
+            }
             return;
         }
         let stream = Rc::new(stream);
-        let number = self.enter(&stream);
+        let number = self.enter(origin, &stream);
         let shared = Rc::clone(self);
         tokio_uring::spawn(async move {
             let served = shared.serve(number, &stream).await;
@@ -326,9 +345,10 @@ impl Shared {
         });
     }
 
-    fn enter(&self, stream: &Rc<Stream>) -> u64 {
+    fn enter(&self, origin: Origin, stream: &Rc<Stream>) -> u64 {
         let number = self.next_number.replace(self.next_number.get() + 1);
         let entry = Entry {
+            origin,
             stream: Rc::clone(stream),
             connection: None,
             follows_size: false,
@@ -346,11 +366,35 @@ impl Shared {
     ) {
         match served {
             Ok(()) => tracing::debug!(client, number, "NBD client left"),
-            Err(error) => tracing::warn!(client, number, %error, "NBD connection closed"),
+            Err(error) => {
+                if let Some(left_out) = self.seldom.turn() {
+                    tracing::warn!(client, number, left_out, %error, "NBD connection closed");
+                }
+            }
         }
         stream.shutdown();
         self.connections.borrow_mut().remove(&number);
         self.ended.notify_waiters();
+    }
+
+    /// Whether there is a place for one more, if need be that of the longest in the handshake.
+    fn make_room(&self, origin: Origin) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        let alike = |entry: &&Entry| entry.origin == origin;
+        if connections.values().filter(alike).count() < self.limits.connections_max {
+            return true;
+        }
+        let slowest = connections
+            .iter()
+            .filter(|(_, entry)| entry.origin == origin && entry.connection.is_none())
+            .map(|(number, _)| *number)
+            .min();
+        let Some(entry) = slowest.and_then(|number| connections.remove(&number)) else {
+            return false;
+        };
+        drop(connections);
+        entry.stream.shutdown();
+        true
     }
 
     async fn serve(&self, number: u64, stream: &Rc<Stream>) -> Result<(), ConnectionError> {
@@ -391,17 +435,17 @@ enum Listener {
 async fn accept(shared: Rc<Shared>, listener: Listener) {
     loop {
         let accepted = match &listener {
-            Listener::Unix(listener) => listener
-                .accept()
-                .await
-                .and_then(|(socket, _)| Ok((Stream::from_unix(socket)?, "unix".to_owned()))),
+            Listener::Unix(listener) => listener.accept().await.and_then(|(socket, _)| {
+                let stream = Stream::from_unix(socket)?;
+                Ok((stream, Origin::Unix, "unix".to_owned()))
+            }),
             Listener::Tcp(listener) => listener.accept().await.and_then(|(socket, peer)| {
                 let stream = Stream::from_tcp(socket, shared.tls.as_ref())?;
-                Ok((stream, peer.to_string()))
+                Ok((stream, Origin::Tcp, peer.to_string()))
             }),
         };
         match accepted {
-            Ok((stream, client)) => shared.admit(stream, client),
+            Ok((stream, origin, client)) => shared.admit(stream, origin, client),
             Err(error) => {
                 // Out of descriptors, most likely. Trying at once again would only spin.
                 tracing::warn!(%error, "cannot accept an NBD connection");
