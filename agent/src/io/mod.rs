@@ -7,6 +7,7 @@ pub mod command;
 pub mod driver;
 pub mod final_action;
 pub mod forced_stop;
+pub mod places;
 pub mod probe;
 pub mod resource;
 pub mod witness;

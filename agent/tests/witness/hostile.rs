@@ -9,7 +9,7 @@ use agent::arbiter::envelope::{
 };
 use agent::io::arbiter::{ArbiterError, WitnessClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::process::*;
 
@@ -138,6 +138,96 @@ async fn an_altered_request_is_turned_away() {
     let long = vec![b' '; 100_000];
     assert_eq!(raw.post(&long, &proof).await.0, 400);
     assert_eq!(raw.post(&body, &proof).await.0, 200, "unaltered, it counts");
+}
+
+/// More than the witness lets in without a call that counts.
+const CROWD: usize = 1500;
+
+#[tokio::test]
+async fn a_crowd_that_says_nothing_keeps_no_node_out() {
+    let witness = Witness::start(&[("c", 1)]);
+    let [a, b] = enrolled(&witness, "c", 1).await;
+    assert_eq!(ask(&a, acquire("md1")).await, granted(1));
+    let mut crowd = Vec::new();
+    for number in 0..CROWD {
+        let mut stream = TcpStream::connect(witness.address).await.unwrap();
+        // Some begin a request and never end it.
+        if number % 2 == 0 {
+            let half = b"POST /v1/clusters/c HTTP/1.1\r\nhost: w\r\ncontent-length: 9\r\n\r\nx";
+            stream.write_all(half).await.unwrap();
+        }
+        crowd.push(stream);
+    }
+    // On the connection that it has, and on one that is new.
+    for client in [&a, &b, &witness.client("c", 1, "b")] {
+        let begun = std::time::Instant::now();
+        ask(client, Request::Beat { renew: Vec::new() }).await;
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+    // The first of the crowd had to go.
+    let ended = tokio::time::timeout(LIMIT, crowd[0].read(&mut [0; 1])).await;
+    assert!(matches!(ended.unwrap(), Ok(0) | Err(_)));
+}
+
+/// With everything logged that can be.
+#[tokio::test]
+async fn the_key_is_in_nothing_that_the_witness_says_or_keeps() {
+    let mut witness = Witness::prepare(&[("c", 0xa7)], None);
+    let log = witness.folder().join("log");
+    witness.log_to(&log);
+    witness.restart();
+    let [a, _] = enrolled(&witness, "c", 0xa7).await;
+    ask(&a, acquire("md1")).await;
+    let wrong = witness.client("c", 2, "a").call(acquire("md1")).await;
+    assert!(wrong.is_err());
+    let http = Raw::new(&witness, "c", 0xa7).http;
+    let url = format!("{}/v1/status", witness.url());
+    let status = http.get(url).send().await.unwrap();
+    let status = status.text().await.unwrap();
+    assert!(status.contains("md1"), "{status}");
+    assert_eq!(witness.stop(), Some(0));
+    let secret = key(0xa7);
+    let secrets = [
+        [0xa7; 32],
+        secret.derive("mirror witness"),
+        secret.derive("mirror heartbeat"),
+    ];
+    for said in [
+        fs::read(&log).unwrap(),
+        fs::read(&witness.state).unwrap(),
+        status.into_bytes(),
+    ] {
+        assert!(!said.is_empty());
+        let text = String::from_utf8_lossy(&said).to_lowercase();
+        for secret in &secrets {
+            let digits: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+            // Half of it is as bad.
+            assert!(!text.contains(&digits[..32]) && !text.contains(&digits[32..]));
+            assert!(!text.contains(&format!("{:?}", &secret[..8]).replace(['[', ']'], "")));
+            assert!(!said.windows(16).any(|window| window == &secret[..16]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_stranger_says_is_no_line_of_the_log() {
+    let mut witness = Witness::prepare(&[("c", 1)], None);
+    let log = witness.folder().join("log");
+    witness.log_to(&log);
+    witness.restart();
+    let mut stream = TcpStream::connect(witness.address).await.unwrap();
+    let ask = "POST /v1/clusters/x%0Aforged%1B%5B31m HTTP/1.1\r\nhost: w\r\n\
+               connection: close\r\ncontent-length: 0\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("404"), "{answer}");
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("turned away"), "{said}");
+    assert!(
+        !said.contains("\nforged") && !said.contains('\u{1b}'),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -336,6 +426,8 @@ fn a_damaged_file_is_refused_and_not_touched() {
         said.contains("is damaged") && said.contains("move it away"),
         "{said}"
     );
+    let (code, said) = witness.output(&["check"]);
+    assert!(code == Some(1) && said.contains("is damaged"), "{said}");
     assert_eq!(fs::read(&witness.state).unwrap(), bytes);
     fs::remove_file(&witness.state).unwrap();
     witness.restart();

@@ -25,6 +25,7 @@ pub struct Witness {
     pub config: PathBuf,
     pub state: PathBuf,
     pub address: SocketAddr,
+    log: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -49,6 +50,7 @@ impl Witness {
             state,
             folder,
             address: "127.0.0.1:0".parse().unwrap(),
+            log: None,
             child: None,
         };
         witness.configure(clusters);
@@ -69,6 +71,11 @@ impl Witness {
         fs::write(&self.config, text).unwrap();
     }
 
+    /// From its next start on, all that it has to say goes there.
+    pub fn log_to(&mut self, path: &Path) {
+        self.log = Some(path.into());
+    }
+
     /// Starts it where it listened before, if it did.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs");
@@ -76,8 +83,12 @@ impl Witness {
         let _ = fs::remove_file(&socket_path);
         let socket = UnixDatagram::bind(&socket_path).unwrap();
         socket.set_read_timeout(Some(LIMIT)).unwrap();
-        let child = self
-            .command(&["--listen", &self.address.to_string()])
+        let mut command = self.command(&["--listen", &self.address.to_string()]);
+        if let Some(log) = &self.log {
+            let log = fs::File::create(log).unwrap();
+            command.stderr(log).env("RUST_LOG", "trace");
+        }
+        let child = command
             .env("NOTIFY_SOCKET", &socket_path)
             .stdout(Stdio::null())
             .spawn()

@@ -60,7 +60,7 @@ type Reply = oneshot::Sender<Result<CommandReply, Refusal>>;
 
 /// Runs until the node ends. An error is the reason for a non-zero exit code.
 pub fn run(options: &Options, machine: Machine) -> anyhow::Result<()> {
-    let config = Config::load(&options.config)?;
+    let config = Config::load_trusted(&options.config)?;
     let me = config.node_index(options.node.as_deref())?;
     let agent = config.agent.clone().with_context(|| {
         format!(
@@ -142,7 +142,7 @@ impl Driver {
     ) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let mut complaints = Vec::new();
-        let paths = Paths::open(&agent.heartbeat.paths, me, &sender, &mut complaints)?;
+        let paths = Paths::open(&agent.heartbeat.paths, me, key, &sender, &mut complaints)?;
         for complaint in complaints {
             log.record(alert::PATH_DOWN.with(format!("The agent {complaint}.")));
         }

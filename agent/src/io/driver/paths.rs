@@ -2,23 +2,29 @@
 //!
 //! A path that cannot be bound is tried again for as long as the agent runs; the others carry the
 //! heartbeats meanwhile.
+//!
+//! Only what was made with the cluster key gets into the queue of the node, so that a flood of anything else is in
+//! nobody's way there; of the rest one datagram a while is let through, for the node to say that there is some.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use nbd_frontend::config::ClusterKey;
 use nbd_frontend::config::agent::HeartbeatPath;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
-use crate::membership::BEAT_BYTES_MAX;
+use crate::membership::{BEAT_BYTES_MAX, Beat, BeatKey};
 use crate::node::event::Event;
 
 /// Between two tries to bind a path.
 const BIND_PAUSE: Duration = Duration::from_secs(5);
+/// Between two datagrams of strangers that the node hears of, on one path.
+const STRANGERS_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Paths {
@@ -39,6 +45,7 @@ impl Paths {
     pub fn open(
         paths: &[HeartbeatPath],
         me: usize,
+        key: &ClusterKey,
         events: &mpsc::Sender<Event>,
         complaints: &mut Vec<String>,
     ) -> anyhow::Result<Self> {
@@ -58,7 +65,13 @@ impl Paths {
                     address.port()
                 )),
             }
-            tokio::spawn(serve(Arc::clone(&socket), address, index, events.clone()));
+            tokio::spawn(serve(
+                Arc::clone(&socket),
+                address,
+                index,
+                BeatKey::new(key),
+                events.clone(),
+            ));
             opened.push(Path {
                 socket,
                 peer: path.addresses[1 - me],
@@ -85,6 +98,7 @@ async fn serve(
     socket: Arc<OnceLock<UdpSocket>>,
     address: SocketAddr,
     path: usize,
+    key: BeatKey,
     events: mpsc::Sender<Event>,
 ) {
     while socket.get().is_none() {
@@ -97,7 +111,7 @@ async fn serve(
         }
     }
     if let Some(socket) = socket.get() {
-        receive(socket, path, events).await;
+        receive(socket, path, &key, events).await;
     }
 }
 
@@ -117,13 +131,20 @@ fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-async fn receive(socket: &UdpSocket, path: usize, events: mpsc::Sender<Event>) {
+async fn receive(socket: &UdpSocket, path: usize, key: &BeatKey, events: mpsc::Sender<Event>) {
+    let mut stranger: Option<Instant> = None;
     // One more than a beat may have, so that a longer one is seen to be none.
     let mut buffer = [0; BEAT_BYTES_MAX + 1];
     loop {
         match socket.recv_from(&mut buffer).await {
             Ok((length, _)) => {
                 let bytes = buffer[..length].to_vec();
+                if Beat::decode(&bytes, key).is_err() {
+                    if stranger.is_some_and(|last| last.elapsed() < STRANGERS_PAUSE) {
+                        continue;
+                    }
+                    stranger = Some(Instant::now());
+                }
                 if events.try_send(Event::Received { path, bytes }).is_err() && events.is_closed() {
                     return;
                 }
@@ -134,5 +155,49 @@ async fn receive(socket: &UdpSocket, path: usize, events: mpsc::Sender<Event>) {
                 tokio::task::yield_now().await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::Run;
+    use mirror_core::units::Uuid;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn noise_crowds_out_no_beat() {
+        let key = ClusterKey::new(&[7; 32]).unwrap();
+        let beat = Beat {
+            cluster: Uuid([1; 16]),
+            node: Uuid([2; 16]),
+            path: 0,
+            run: Run(3),
+            heard: Run(4),
+            sequence: 5,
+            leaving: false,
+            body: Vec::new(),
+        };
+        let beat = beat.encode(&BeatKey::new(&key));
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        for _ in 0..50 {
+            stranger.send_to(b"noise", address).await.unwrap();
+        }
+        stranger.send_to(&beat, address).await.unwrap();
+        // Far less room than noise.
+        let (sender, mut events) = mpsc::channel(4);
+        tokio::spawn(async move { receive(&socket, 0, &BeatKey::new(&key), sender).await });
+        let mut heard = Vec::new();
+        while heard.last() != Some(&beat) {
+            let event = tokio::time::timeout(LIMIT, events.recv()).await;
+            match event.unwrap() {
+                Some(Event::Received { bytes, .. }) => heard.push(bytes),
+                _ => panic!("nothing else comes in here"),
+            }
+        }
+        assert_eq!(heard, [b"noise".to_vec(), beat], "and that there is noise");
     }
 }

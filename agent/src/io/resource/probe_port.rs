@@ -6,6 +6,9 @@
 //!
 //! Online means both: the resource was started, and the agent said that the whole group is. From start to stop the
 //! TCP port is held, so that a port in use fails the start and not the moment when the group is online.
+//!
+//! Anybody on the network may ask, so nobody may keep others from asking: where all places are taken, a newcomer gets
+//! that of the oldest.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,19 +24,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nbd_frontend::config::agent::ProbePort as Config;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::Presence;
+use crate::io::places::Places;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
-/// HTTP connections served at once; more wait.
+/// HTTP connections served at once; one more ends the oldest.
 const HTTP_CONNECTIONS_MAX: usize = 64;
 /// Longest that a caller may take to send the headers of a request.
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
 /// Longest that one connection is kept.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
+/// Most that is read ahead of a connection: the head of a request. The least that the library takes.
+const BUFFER_BYTES_MAX: usize = 8 << 10;
 /// Pause after an accept failed, for want of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -261,11 +267,8 @@ async fn accept_and_close(socket: TcpListener) {
 }
 
 async fn serve_http(socket: TcpListener, is_online: Arc<AtomicBool>) {
-    let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
+    let places = Places::new(HTTP_CONNECTIONS_MAX, 0);
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
         let stream = match socket.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -275,7 +278,7 @@ async fn serve_http(socket: TcpListener, is_online: Arc<AtomicBool>) {
             }
         };
         let is_online = Arc::clone(&is_online);
-        tokio::spawn(async move {
+        places.admit(|place| async move {
             let service = service_fn(move |request| {
                 let answer = answer(&request, is_online.load(Ordering::Acquire));
                 async move { Ok::<_, std::convert::Infallible>(answer) }
@@ -283,6 +286,7 @@ async fn serve_http(socket: TcpListener, is_online: Arc<AtomicBool>) {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_LIMIT)
+                .max_buf_size(BUFFER_BYTES_MAX)
                 .serve_connection(TokioIo::new(stream), service);
             // Balancers hang up as they please, so how it ends tells nothing.
             let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
@@ -348,6 +352,25 @@ mod tests {
         port.stop().await;
         port.stop().await;
         assert_eq!(status(reqwest::Method::HEAD, address).await, 503);
+    }
+
+    #[tokio::test]
+    async fn callers_who_say_nothing_keep_no_balancer_out() {
+        let port = ProbePort::new(Config {
+            tcp: None,
+            http: anywhere(),
+        });
+        port.prepare().await.unwrap();
+        let [_, Some(address)] = port.addresses().await else {
+            panic!("no address");
+        };
+        let mut silent = Vec::new();
+        for _ in 0..HTTP_CONNECTIONS_MAX * 2 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        // Long before the limit of the silent ones is over.
+        let asked = tokio::time::timeout(HEADER_LIMIT / 2, status(reqwest::Method::GET, address));
+        assert_eq!(asked.await.unwrap(), 503);
     }
 
     #[tokio::test]

@@ -20,22 +20,26 @@ use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nbd_frontend::seldom::Seldom;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::service::Service;
 use crate::arbiter::envelope::{
     Answer, Ask, Denial, DenialKind, MESSAGE_BYTES_MAX, PROOF_HEADER, Proof, path_of,
 };
+use crate::io::places::{Place, Places};
 
-/// Connections served at once; more wait in the backlog of the socket. Each node of each cluster keeps
-/// one or two.
+/// Connections of nodes served at once. Each node of each cluster keeps one or two.
 const CONNECTIONS_MAX: usize = 4096;
+/// Connections over which no call has counted yet. One more takes the place of the oldest, so that strangers keep
+/// no node out; and as many nodes may come at once when the witness was away.
+const STRANGERS_MAX: usize = 1024;
 /// Longest a caller may take to send the head of a request, idle time before it included; and again for
 /// its body. Longer than clients keep an idle connection.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most that is read ahead of a connection.
-const CONNECTION_BUFFER_BYTES_MAX: usize = MESSAGE_BYTES_MAX;
+const CONNECTION_BUFFER_BYTES_MAX: usize = 16 << 10;
 /// Pause after a failed accept, for example when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest a stop waits for calls under way. What they were told is durable in any case.
@@ -46,39 +50,41 @@ const FORWARDED_HEADERS: [&str; 3] = ["forwarded", "x-forwarded-for", "via"];
 #[derive(Debug, Clone, Copy)]
 struct Peer(SocketAddr);
 
+#[derive(Debug, Clone)]
+struct Asking {
+    service: Arc<Service>,
+    /// For what strangers can bring into the log.
+    seldom: Arc<Seldom>,
+}
+
 /// Serves until `stop` becomes true, and then what is under way.
 pub async fn serve(listener: TcpListener, service: Arc<Service>, mut stop: watch::Receiver<bool>) {
-    let router = router(service);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let router = router(Asking {
+        service,
+        seldom: Arc::default(),
+    });
+    let places = Places::new(STRANGERS_MAX, CONNECTIONS_MAX);
     loop {
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = async {
-                let slot = Arc::clone(&slots)
-                    .acquire_owned()
-                    .await
-                    .expect("the semaphore is never closed");
-                (slot, listener.accept().await)
-            } => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            (slot, Ok((stream, peer))) => {
-                let router = router.clone().layer(Extension(Peer(peer)));
-                let stop = stop.clone();
-                tokio::spawn(async move {
-                    serve_connection(stream, router, stop).await;
-                    drop(slot);
-                });
-            }
-            (_, Err(error)) => {
+            Ok((stream, peer)) => places.admit(|place| {
+                let router = router
+                    .clone()
+                    .layer(Extension(Peer(peer)))
+                    .layer(Extension(Arc::new(place)));
+                serve_connection(stream, router, stop.clone())
+            }),
+            Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     drop(listener);
-    let all = u32::try_from(CONNECTIONS_MAX).expect("it is a small constant");
-    let _ = tokio::time::timeout(STOP_TIMEOUT, slots.acquire_many(all)).await;
+    let _ = tokio::time::timeout(STOP_TIMEOUT, places.wait_until_empty()).await;
 }
 
 async fn serve_connection(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
@@ -103,13 +109,13 @@ async fn serve_connection(stream: TcpStream, router: Router, mut stop: watch::Re
     }
 }
 
-fn router(service: Arc<Service>) -> Router {
+fn router(asking: Asking) -> Router {
     Router::new()
         .route("/", get(health))
         .route("/health", get(health))
         .route("/v1/status", get(status))
         .route(&path_of("{cluster}"), post(call))
-        .with_state(service)
+        .with_state(asking)
 }
 
 async fn health() -> &'static str {
@@ -117,7 +123,7 @@ async fn health() -> &'static str {
 }
 
 async fn status(
-    State(service): State<Arc<Service>>,
+    State(Asking { service, .. }): State<Asking>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
 ) -> Response {
@@ -139,14 +145,17 @@ fn is_loopback(address: IpAddr) -> bool {
 }
 
 async fn call(
-    State(service): State<Arc<Service>>,
+    State(Asking { service, seldom }): State<Asking>,
     Extension(peer): Extension<Peer>,
+    Extension(place): Extension<Arc<Place>>,
     Path(cluster): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let denied = |status, denied, message: String| {
-        tracing::warn!(peer = %peer.0, cluster, "turned away: {message}");
+        if let Some(left_out) = seldom.turn() {
+            tracing::warn!(peer = %peer.0, cluster, left_out, "turned away: {message}");
+        }
         (status, Json(Denial { denied, message })).into_response()
     };
     let bad = |message: &str| {
@@ -157,7 +166,8 @@ async fn call(
         )
     };
     let Some(key) = service.key(&cluster).cloned() else {
-        let message = format!("this witness does not know cluster {cluster}");
+        // Escaped: a stranger's words must not look like lines of our log.
+        let message = format!("this witness does not know cluster {cluster:?}");
         return denied(StatusCode::NOT_FOUND, DenialKind::UnknownCluster, message);
     };
     let received = tokio::time::timeout(RECEIVE_TIMEOUT, to_bytes(body, MESSAGE_BYTES_MAX)).await;
@@ -193,6 +203,10 @@ async fn call(
             }
         }
     };
+    // A recorded call counts no second time, so no recording earns a place.
+    if matches!(answer, Answer::Replied { .. }) {
+        place.earn();
+    }
     let body = serde_json::to_vec(&answer).expect("an answer has no map with odd keys");
     let proof = key.prove_reply(&proof, &body).to_string();
     let headers = [

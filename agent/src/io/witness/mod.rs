@@ -5,7 +5,7 @@
 
 mod http;
 mod service;
-mod state_file;
+pub mod state_file;
 
 use std::fs::File;
 use std::io::Read;
@@ -65,18 +65,20 @@ pub fn check(path: &Path) -> anyhow::Result<String> {
         keys.len(),
         config.listen
     );
-    if !config.state_file.exists() {
-        found += &format!(
-            "{} is not there yet; every cluster has to enrol\n",
-            config.state_file.display()
-        );
-    }
+    let state_file = config.state_file.display();
+    found += &match state_file::read(&config.state_file)? {
+        None => format!("{state_file} is not there yet; every cluster has to enrol\n"),
+        Some(state) => format!(
+            "{state_file} is sound: {} clusters are recorded\n",
+            state.len()
+        ),
+    };
     Ok(found)
 }
 
 /// Drops what is recorded of a cluster, or of one mirror. The witness must not run meanwhile.
 pub fn forget(path: &Path, cluster: &str, mirror: Option<&str>) -> anyhow::Result<()> {
-    let config = WitnessConfig::load(path)?;
+    let config = WitnessConfig::load_trusted(path)?;
     let file = StateFile::open(&config.state_file)?;
     let removed = file
         .remove(cluster, mirror)
@@ -92,7 +94,7 @@ pub fn forget(path: &Path, cluster: &str, mirror: Option<&str>) -> anyhow::Resul
 }
 
 fn load(path: &Path) -> anyhow::Result<(WitnessConfig, Vec<WitnessKey>)> {
-    let config = WitnessConfig::load(path)?;
+    let config = WitnessConfig::load_trusted(path)?;
     let mut keys = Vec::with_capacity(config.clusters.len());
     let mut problems = Vec::new();
     for cluster in &config.clusters {

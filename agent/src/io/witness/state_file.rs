@@ -99,10 +99,6 @@ const RENAME_STEP: usize = 3;
 impl StateFile {
     /// Takes the file for this process alone, and reads it. A file that is not there yet is empty.
     pub fn open(path: &Path) -> Result<Self, StateFileError> {
-        let failed = |step, path: &Path| {
-            let path = path.to_owned();
-            move |source| StateFileError::Io { step, path, source }
-        };
         let folder = match path.parent() {
             Some(folder) if folder != Path::new("") => folder.to_owned(),
             _ => PathBuf::from("."),
@@ -122,17 +118,7 @@ impl StateFile {
                     errno => failed("lock", &lock_path)(errno.into()),
                 },
             )?;
-        let state = match File::open(path) {
-            Ok(file) => {
-                let mut bytes = Vec::new();
-                file.take(FILE_BYTES_MAX + 1)
-                    .read_to_end(&mut bytes)
-                    .map_err(failed("read", path))?;
-                decode(path, &bytes)?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => State::new(),
-            Err(error) => return Err(failed("open", path)(error)),
-        };
+        let state = read(path)?.unwrap_or_default();
         let file = Self {
             path: path.into(),
             folder,
@@ -263,13 +249,32 @@ impl Save<'_> {
     }
 }
 
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateFileError {
+    let path = path.to_owned();
+    move |source| StateFileError::Io { step, path, source }
+}
+
+/// What the file holds, if it is there. It is replaced as a whole, so a witness may use it meanwhile.
+pub fn read(path: &Path) -> Result<Option<State>, StateFileError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed("read", path))?;
+    decode(path, &bytes).map(Some)
+}
+
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
 }
 
-fn encode(state: &State) -> Vec<u8> {
+pub fn encode(state: &State) -> Vec<u8> {
     let body = serde_json::to_vec_pretty(state).expect("its maps have names as keys");
     let header = Header {
         format: FORMAT.into(),
@@ -282,7 +287,8 @@ fn encode(state: &State) -> Vec<u8> {
     bytes
 }
 
-fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateFileError> {
+/// The content of a file; `path` is only what an error calls it.
+pub fn decode(path: &Path, bytes: &[u8]) -> Result<State, StateFileError> {
     let damaged = |reason: &str| StateFileError::Damaged {
         path: path.into(),
         reason: reason.into(),
