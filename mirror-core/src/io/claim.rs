@@ -154,7 +154,9 @@ fn lock_holder(inode: u64) -> Option<String> {
 /// What uses a block device or a partition of it, in words.
 fn user_of_device(device: u64) -> Option<String> {
     let numbers = with_partitions(device);
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // Users may mount things of their own under names that are no text. That must not hide the rest.
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = String::from_utf8_lossy(&mounts);
     for line in mounts.lines() {
         let mut words = line.split(' ').skip(2);
         let (Some(number), Some(point)) = (words.next(), words.nth(1)) else {

@@ -46,11 +46,14 @@ pub fn users_of(device: DeviceNumber) -> Vec<String> {
         if let Ok(space) = fs::read_link(folder.join("ns/mnt"))
             && spaces.insert(space)
         {
-            let mounts = fs::read_to_string(folder.join("mountinfo")).unwrap_or_default();
-            points.extend(mount_points(&mounts, major, minor));
+            points.extend(mount_points(
+                &text_of(&folder.join("mountinfo")),
+                major,
+                minor,
+            ));
         }
         if pid != own && has_open(&folder.join("fd"), major, minor) {
-            let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
+            let name = text_of(&folder.join("comm"));
             users.push(format!("process {pid} ({}) has it open", name.trim_end()));
         }
     }
@@ -65,6 +68,12 @@ pub fn users_of(device: DeviceNumber) -> Vec<String> {
         users.push(format!("and {more} more"));
     }
     users
+}
+
+/// Users may mount things under names that are no text, and call processes so. That must not hide the rest.
+fn text_of(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn mount_points(mounts: &str, major: u32, minor: u32) -> Vec<String> {

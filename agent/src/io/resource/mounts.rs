@@ -22,8 +22,11 @@ pub struct Mount {
 }
 
 /// Everything mounted, a mount that covers another after it.
+///
+/// Users may mount things of their own under names that are no text. That must not hide the rest.
 pub fn mounted() -> io::Result<Vec<Mount>> {
-    Ok(parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+    let bytes = std::fs::read("/proc/self/mountinfo")?;
+    Ok(parse(&String::from_utf8_lossy(&bytes)))
 }
 
 /// The topmost mount on a path, which is absolute and has no links in it.

@@ -91,7 +91,7 @@ fn spared() -> Vec<i32> {
 }
 
 fn parent_of(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = read_text(Path::new(&format!("/proc/{pid}/stat")));
     // The name in parentheses may contain anything; the state and the parent follow it.
     stat.rsplit_once(')')?
         .1
@@ -122,7 +122,7 @@ fn use_of(process: &Path, device: (u32, u32)) -> Option<UsedBy> {
     if has_open {
         return Some(UsedBy::OpenFile);
     }
-    let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();
+    let maps = read_text(&process.join("maps"));
     maps.lines()
         .filter_map(device_of_mapping)
         .any(|found| found == device)
@@ -138,11 +138,17 @@ fn device_of_mapping(line: &str) -> Option<(u32, u32)> {
     ))
 }
 
+/// A process may be called, and map a file that is called, by what is no text; it must not hide behind that.
+/// Empty where the process has ended.
+fn read_text(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn command_of(process: &Path) -> String {
-    let line = fs::read(process.join("cmdline")).unwrap_or_default();
-    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+    let line = read_text(&process.join("cmdline")).replace('\0', " ");
     let line = match line.trim() {
-        "" => fs::read_to_string(process.join("comm")).unwrap_or_default(),
+        "" => read_text(&process.join("comm")),
         line => line.to_owned(),
     };
     line.trim().chars().take(COMMAND_CHARACTERS_MAX).collect()
@@ -170,6 +176,34 @@ mod tests {
         let found = users.iter().find(|user| user.pid == own).unwrap();
         assert!(!found.command.is_empty());
         assert_eq!(signal_all(std::slice::from_ref(found), Signal::SIGKILL), 0);
+    }
+
+    #[test]
+    fn a_file_whose_name_is_no_text_hides_nobody() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        use std::process::{Command, Stdio};
+
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        // What a process maps for certain is its program.
+        let program = folder.path().join(OsStr::from_bytes(b"sl\xffeep"));
+        fs::copy("/bin/cat", &program).unwrap();
+        let mut child = Command::new(&program)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let process = Path::new("/proc").join(child.id().to_string());
+        let number = fs::metadata(&program).unwrap().dev();
+        let device = (libc::major(number), libc::minor(number));
+        let maps = read_text(&process.join("maps"));
+        assert!(
+            maps.lines()
+                .filter_map(device_of_mapping)
+                .any(|found| found == device)
+        );
+        assert!(command_of(&process).contains("eep"));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
