@@ -45,7 +45,8 @@ impl Encryption {
         })
     }
 
-    pub(super) fn connection(&self, side: Side) -> Result<Connection, Error> {
+    /// One end of a new connection.
+    pub fn connection(&self, side: Side) -> Result<Connection, Error> {
         let mut connection = match side {
             Side::Connector => {
                 let name = ServerName::try_from("mirror.invalid").expect("the name is well-formed");
