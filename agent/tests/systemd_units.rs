@@ -103,6 +103,106 @@ fn neither_the_agent_nor_mirrord_has_a_mount_namespace() {
     }
 }
 
+/// How exposed systemd finds a unit, from 0 to 10.
+fn exposure(unit: &str) -> f64 {
+    let done = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--no-pager"])
+        .arg(packaging().join(unit))
+        .output()
+        .expect("systemd-analyze starts; it is in the Debian package systemd");
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    let line = said.lines().last().unwrap_or_default();
+    let level = line
+        .split_once(": ")
+        .and_then(|(_, rest)| rest.split(' ').next());
+    level
+        .and_then(|level| level.parse().ok())
+        .unwrap_or_else(|| panic!("{said}"))
+}
+
+/// What a mount namespace would add is the rest of what `mirrord` lacks; the agent is confined by nothing.
+#[test]
+fn each_unit_is_as_confined_as_it_can_be() {
+    for (unit, most) in [
+        ("mirrord.service", 4.6),
+        ("mirror-agent.service", 9.6),
+        ("mirror-witness.service", 1.2),
+    ] {
+        let found = exposure(unit);
+        assert!(found <= most, "{unit} is exposed by {found}");
+    }
+}
+
+#[test]
+fn no_daemon_but_the_agent_has_rights_that_it_does_not_need() {
+    check(
+        "mirrord.service",
+        "CapabilityBoundingSet",
+        &[
+            "CAP_SYS_ADMIN",
+            "CAP_SYS_PTRACE",
+            "CAP_DAC_READ_SEARCH",
+            "CAP_SYS_RESOURCE",
+            "CAP_NET_BIND_SERVICE",
+        ],
+    );
+    check("mirror-witness.service", "CapabilityBoundingSet", &[]);
+    check("mirror-witness.service", "User", &["mirror-witness"]);
+    for unit in ["mirrord.service", "mirror-witness.service"] {
+        for key in [
+            "NoNewPrivileges",
+            "LockPersonality",
+            "MemoryDenyWriteExecute",
+            "RestrictNamespaces",
+            "RestrictRealtime",
+            "RestrictSUIDSGID",
+        ] {
+            check(unit, key, &["yes"]);
+        }
+        check(unit, "LimitCORE", &["0"]);
+        check(unit, "UMask", &["0077"]);
+        check(unit, "AmbientCapabilities", &[]);
+        check(
+            unit,
+            "SystemCallFilter",
+            &["@system-service", "~@privileged", "@resources"],
+        );
+    }
+}
+
+/// Programs that the agent starts inherit what it is forbidden, and its mounts are for all.
+#[test]
+fn the_agent_forbids_nothing_that_resources_would_inherit() {
+    for key in [
+        "CapabilityBoundingSet",
+        "NoNewPrivileges",
+        "SystemCallFilter",
+        "RestrictAddressFamilies",
+        "MemoryDenyWriteExecute",
+        "UMask",
+        "LimitCORE",
+    ] {
+        check("mirror-agent.service", key, &[]);
+    }
+}
+
+#[test]
+fn the_user_of_the_witness_is_made_by_systemd() {
+    let file = packaging().join("mirror-witness.sysusers");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("u mirror-witness - "))
+    );
+    let done = Command::new("systemd-sysusers")
+        .arg("--dry-run")
+        .arg(&file)
+        .output()
+        .expect("systemd-sysusers starts; it is in the Debian package systemd");
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{said}");
+}
+
 #[test]
 fn every_unit_says_when_it_is_ready_and_comes_back_after_a_crash() {
     for unit in UNITS {

@@ -11,6 +11,8 @@ mod hostile;
 mod mounted;
 mod node_loss;
 mod refusals;
+mod rights;
+mod secrets;
 mod split_brain;
 mod standard_clients;
 mod syncing;

@@ -33,7 +33,7 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 13] = [
+const NEEDED: [Needed; 14] = [
     needed(
         "e2fsprogs",
         &["mke2fs", "e2fsck", "debugfs"],
@@ -71,6 +71,8 @@ const NEEDED: [Needed; 13] = [
         &["qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"],
         &[Demo, Tests, Bench],
     ),
+    // Which system calls a daemon makes.
+    needed("strace", &["strace"], &[Tests]),
     // Reads our units.
     needed("systemd", &["systemd-analyze"], &[Tests]),
     // What machines of the tests are made of.
