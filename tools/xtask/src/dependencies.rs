@@ -1,13 +1,15 @@
-//! Licences and origins of every crate in `Cargo.lock`, against the lists in `deny.toml`.
+//! Licences and origins of every crate in `Cargo.lock`, against the lists in `deny.toml`, and what is known to be wrong
+//! with them.
 //!
-//! It reads the part of the cargo-deny file that needs no network: `[licenses] allow`, `[bans] deny` and
-//! `[sources] allow-registry`. Advisories need a database from the network and are left to `cargo deny`.
+//! It reads the part of the cargo-deny file that needs no network: `[licenses] allow`, `[bans] deny`,
+//! `[sources] allow-registry` and `[advisories] ignore`. The advisories are those of [`advisories`].
 
 use std::fs;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::advisories;
 use crate::command::{cargo, root};
 
 #[derive(Debug, Deserialize)]
@@ -15,6 +17,20 @@ struct Policy {
     licenses: Licences,
     bans: Bans,
     sources: Sources,
+    advisories: Advisories,
+}
+
+#[derive(Debug, Deserialize)]
+struct Advisories {
+    ignore: Vec<Ignored>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Ignored {
+    id: String,
+    /// For whoever reads it.
+    #[serde(rename = "reason")]
+    _reason: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -83,7 +99,13 @@ pub fn check() -> Result<()> {
         "{} crates: licences and sources as deny.toml allows",
         metadata.packages.len()
     );
-    Ok(())
+    let ignored: Vec<String> = policy
+        .advisories
+        .ignore
+        .into_iter()
+        .map(|ignored| ignored.id)
+        .collect();
+    advisories::check(&ignored)
 }
 
 fn problems_of(package: &Package, policy: &Policy) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! `cargo xtask`: the one door for build, test and bench tasks. It only arranges; what a task checks lives in
 //! the crates it calls, and every task exits non-zero when anything in it failed.
 
+mod advisories;
 mod aws;
 mod check;
 mod ci;
@@ -75,6 +76,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Makes the list of known advisories anew from a checkout of the RustSec database
+    Advisories {
+        checkout: std::path::PathBuf,
+        /// The day of the checkout, YYYY-MM-DD
+        day: String,
+    },
     /// Builds what is installed on servers, the agent with every forced stop, in the release profile
     Release,
     /// Everything above but `release` in short form; under 30 minutes on two cores from a clean checkout
@@ -91,6 +98,7 @@ fn main() -> ExitCode {
         Task::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
         Task::Bench { arguments } => suites::bench(Profile::Release, Selection::Usual, &arguments),
         Task::Demo { arguments } => suites::demo(Profile::Release, Selection::Usual, &arguments),
+        Task::Advisories { checkout, day } => advisories::renew(&checkout, &day),
         Task::Release => suites::build_for_servers(),
         Task::Ci => ci::run(),
     };
