@@ -12,15 +12,15 @@ use crate::control::AlertRecord;
 /// Without its newline.
 pub fn text(record: &AlertRecord) -> String {
     let alert = &record.alert;
-    format!(
+    one_line(&format!(
         "{} {} {} {} {} {}",
         alert.level.name(),
         time(&record.time),
         record.node,
         alert.module.name(),
         alert.id,
-        one_line(&alert.message)
-    )
+        alert.message
+    ))
 }
 
 /// Without its newline.

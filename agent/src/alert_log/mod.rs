@@ -24,7 +24,7 @@ use crate::alert::{Alert, Level};
 use crate::control::AlertRecord;
 use file::LogFile;
 pub use ring::AlertRing;
-pub use tail::tail;
+pub use tail::{last_in, tail};
 
 /// Alerts that may wait for the disk; later ones are not written, only kept in memory.
 const WAITING_MAX: usize = 1024;

@@ -20,6 +20,11 @@ pub fn tail(json: &Path, node: &str, count: usize) -> io::Result<Vec<AlertRecord
     file.seek(SeekFrom::Start(skipped))?;
     let mut bytes = Vec::new();
     file.take(TAIL_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(last_in(&bytes, node, count))
+}
+
+/// The last `count` alerts of `node` in these lines, oldest first.
+pub fn last_in(bytes: &[u8], node: &str, count: usize) -> Vec<AlertRecord> {
     let records = bytes
         .split(|byte| *byte == b'\n')
         .rev()
@@ -27,7 +32,7 @@ pub fn tail(json: &Path, node: &str, count: usize) -> io::Result<Vec<AlertRecord
         .filter(|record| record.node == node);
     let mut records: Vec<_> = records.take(count).collect();
     records.reverse();
-    Ok(records)
+    records
 }
 
 /// What a ring can go on after: the last records whose numbers follow each other.

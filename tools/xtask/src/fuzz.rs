@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 use crate::command::{cargo, program, root, run};
 use crate::packages::{self, Use};
@@ -23,29 +24,50 @@ pub fn folder() -> PathBuf {
     root().join("tests/fuzz")
 }
 
-/// The names of all targets, in order.
-pub fn targets() -> Result<Vec<String>> {
-    let sources = folder().join("fuzz_targets");
-    let mut names = Vec::new();
-    for entry in fs::read_dir(&sources)
-        .with_context(|| format!("cannot list the fuzz targets in {}", sources.display()))?
-    {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "rs") {
-            names.extend(
-                path.file_stem()
-                    .map(|stem| stem.to_string_lossy().into_owned()),
-            );
-        }
-    }
-    if names.is_empty() {
-        bail!("no fuzz targets in {}", sources.display());
-    }
+/// Which targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Those that compile without drivers and daemons.
+    Pure,
+    /// All: takes minutes to compile.
+    Whole,
+}
+
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    bin: Vec<Target>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Target {
+    name: String,
+    #[serde(default)]
+    required_features: Vec<String>,
+}
+
+/// The names of the targets, in order.
+pub fn targets(reach: Reach) -> Result<Vec<String>> {
+    let path = folder().join("Cargo.toml");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let manifest: Manifest =
+        toml::from_str(&text).with_context(|| format!("cannot parse {}", path.display()))?;
+    let mut names: Vec<String> = manifest
+        .bin
+        .into_iter()
+        .filter(|target| reach == Reach::Whole || target.required_features.is_empty())
+        .map(|target| target.name)
+        .collect();
     names.sort();
     Ok(names)
 }
 
-pub fn build() -> Result<()> {
+pub fn build(reach: Reach) -> Result<()> {
+    let features: &[&str] = match reach {
+        Reach::Pure => &[],
+        Reach::Whole => &["--features", "whole"],
+    };
     run(cargo()
         .args([
             "build",
@@ -55,6 +77,7 @@ pub fn build() -> Result<()> {
             "--target",
             TRIPLE,
         ])
+        .args(features)
         .arg("--manifest-path")
         .arg(folder().join("Cargo.toml"))
         .arg("--target-dir")
@@ -94,14 +117,36 @@ pub fn run_target(target: &str, seconds: u64) -> Result<()> {
 }
 
 pub fn run_targets(only: Option<&str>, seconds: u64) -> Result<()> {
-    let mut names = targets()?;
+    let mut names = targets(Reach::Whole)?;
+    let mut reach = Reach::Whole;
     if let Some(name) = only {
         if !names.iter().any(|n| n == name) {
             bail!("no fuzz target `{name}`; there are {}", names.join(", "));
         }
         names.retain(|n| n == name);
+        if targets(Reach::Pure)?.contains(&names[0]) {
+            reach = Reach::Pure;
+        }
     }
     packages::install_missing(&[Use::Fuzz])?;
-    build()?;
+    build(reach)?;
     names.iter().try_for_each(|name| run_target(name, seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_source_is_a_target() {
+        let mut sources: Vec<_> = fs::read_dir(folder().join("fuzz_targets"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+            .collect();
+        sources.sort();
+        assert_eq!(targets(Reach::Whole).unwrap(), sources);
+        let pure = targets(Reach::Pure).unwrap();
+        assert!(!pure.is_empty() && pure.iter().all(|name| sources.contains(name)));
+    }
 }
