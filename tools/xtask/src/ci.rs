@@ -27,7 +27,14 @@ struct Built {
 }
 
 pub fn run() -> Result<()> {
-    packages::install_missing(&[Use::Demo, Use::Tests, Use::Bench, Use::Fuzz, Use::Aws])?;
+    packages::install_missing(&[
+        Use::Demo,
+        Use::Tests,
+        Use::Bench,
+        Use::Fuzz,
+        Use::Aws,
+        Use::Vm,
+    ])?;
     let mut steps = Steps::begin();
     steps.step("format", check::format);
     steps.step("dependencies", dependencies::check);

@@ -11,6 +11,7 @@ mod fuzz;
 mod packages;
 mod steps;
 mod suites;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ enum Task {
     Check,
     /// Runs one group of tests, or all of them
     Test {
-        /// golden, crash, conformance, programs, link, sim, cluster, nbd, ha or aws
+        /// golden, crash, conformance, programs, link, sim, cluster, nbd, ha, vm or aws
         group: Option<String>,
         /// Passed on to the test binary, after `--`
         #[arg(last = true)]
@@ -63,6 +64,12 @@ enum Task {
         /// How long each target runs
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+    },
+    /// Runs all cases in virtual machines; those of `test vm`, and the long ones
+    Vm {
+        /// Passed on to the test binary, after `--`
+        #[arg(last = true)]
+        arguments: Vec<String>,
     },
     /// Prints the tables of figures
     Bench {
@@ -99,6 +106,7 @@ fn main() -> ExitCode {
         Task::Bench { arguments } => suites::bench(Profile::Release, Selection::Usual, &arguments),
         Task::Demo { arguments } => suites::demo(Profile::Release, Selection::Usual, &arguments),
         Task::Advisories { checkout, day } => advisories::renew(&checkout, &day),
+        Task::Vm { arguments } => suites::all_machines(&arguments),
         Task::Release => suites::build_for_servers(),
         Task::Ci => ci::run(),
     };

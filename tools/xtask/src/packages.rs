@@ -14,9 +14,10 @@ pub enum Use {
     Bench,
     Fuzz,
     Aws,
+    Vm,
 }
 
-use Use::{Aws, Bench, Demo, Fuzz, Tests};
+use Use::{Aws, Bench, Demo, Fuzz, Tests, Vm};
 
 struct Needed {
     package: &'static str,
@@ -33,13 +34,15 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 14] = [
+const NEEDED: [Needed; 19] = [
+    // Takes the symbols out of what goes into machines.
+    needed("binutils", &["strip"], &[Vm]),
     needed(
         "e2fsprogs",
         &["mke2fs", "e2fsck", "debugfs"],
-        &[Demo, Tests, Bench],
+        &[Demo, Tests, Bench, Vm],
     ),
-    needed("fio", &["fio"], &[Tests, Bench]),
+    needed("fio", &["fio"], &[Tests, Bench, Vm]),
     needed("fuse3", &["fusermount3"], &[Demo, Tests, Bench]),
     needed("g++", &["c++"], &[Fuzz]),
     needed("iproute2", &["ip"], &[Tests, Bench]),
@@ -66,11 +69,13 @@ const NEEDED: [Needed; 14] = [
         &["/var/lib/dpkg/info/python3-venv.list"],
         &[Aws],
     ),
+    needed("qemu-system-x86", &["qemu-system-x86_64"], &[Vm]),
     needed(
         "qemu-utils",
         &["qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"],
         &[Demo, Tests, Bench],
     ),
+    needed("sqlite3", &["sqlite3"], &[Vm]),
     // Which system calls a daemon makes.
     needed("strace", &["strace"], &[Tests]),
     // Reads our units.
@@ -79,8 +84,10 @@ const NEEDED: [Needed; 14] = [
     needed(
         "util-linux",
         &["setpriv", "nsenter", "unshare"],
-        &[Demo, Tests, Bench],
+        &[Demo, Tests, Bench, Vm],
     ),
+    needed("xfsprogs", &["mkfs.xfs", "xfs_repair", "xfs_io"], &[Vm]),
+    needed("xz-utils", &["xz"], &[Vm]),
 ];
 
 const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -119,7 +126,7 @@ fn install(missing: &[&str]) -> Result<()> {
         .args(missing))
 }
 
-fn apt() -> std::process::Command {
+pub fn apt() -> std::process::Command {
     let mut command = program("apt-get");
     command
         .env("DEBIAN_FRONTEND", "noninteractive")

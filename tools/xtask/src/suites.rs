@@ -11,10 +11,11 @@ use anyhow::{Result, bail};
 use crate::aws;
 use crate::command::{cargo, program, run, target_dir};
 use crate::packages::{self, Use};
+use crate::vm;
 use crate::workspace::{Selection, linted};
 
 /// Quickest first. Each is a test binary of the package [`SUITES`], but for [`PROGRAMS`] and [`aws::GROUP`].
-pub const GROUPS: [&str; 10] = [
+pub const GROUPS: [&str; 11] = [
     "golden",
     "crash",
     "conformance",
@@ -24,6 +25,7 @@ pub const GROUPS: [&str; 10] = [
     "cluster",
     "nbd",
     HA,
+    vm::GROUP,
     aws::GROUP,
 ];
 
@@ -94,6 +96,9 @@ pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
     if groups.contains(&aws::GROUP) {
         packages::install_missing(&[Use::Aws])?;
     }
+    if groups.contains(&vm::GROUP) {
+        packages::install_missing(&[Use::Vm])?;
+    }
     groups
         .into_iter()
         .try_for_each(|group| test_group(group, Selection::Usual, arguments))
@@ -101,6 +106,9 @@ pub fn test(group: Option<&str>, arguments: &[String]) -> Result<()> {
 
 /// Builds and runs one group.
 pub fn test_group(group: &str, selection: Selection, arguments: &[String]) -> Result<()> {
+    if group == vm::GROUP {
+        return test_machines(selection, Cases::Representative, arguments);
+    }
     if group == aws::GROUP {
         return aws::test(arguments);
     }
@@ -120,6 +128,36 @@ pub fn test_group(group: &str, selection: Selection, arguments: &[String]) -> Re
         .arg("--")
         .args(arguments)
         .env(PROGRAM_DIR_VARIABLE, Profile::Dev.program_dir()))
+}
+
+/// Which cases of [`vm::GROUP`] are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cases {
+    All,
+    /// Without those that take many minutes each.
+    Representative,
+}
+
+/// Builds and runs the cases in virtual machines, one after the other: each needs all processors there are.
+pub fn test_machines(selection: Selection, cases: Cases, arguments: &[String]) -> Result<()> {
+    let system = vm::system()?;
+    let targets = ["--test", vm::GROUP];
+    run(linted("build", selection).arg("--bins").args(targets))?;
+    let mut test = linted("test", selection);
+    test.args(targets).arg("--").args(arguments);
+    if cases == Cases::Representative {
+        test.args(["--skip", vm::LONG]);
+    }
+    run(test
+        .env("RUST_TEST_THREADS", "1")
+        .env(vm::SYSTEM_VARIABLE, system)
+        .env(PROGRAM_DIR_VARIABLE, Profile::Dev.program_dir()))
+}
+
+/// Every case in virtual machines.
+pub fn all_machines(arguments: &[String]) -> Result<()> {
+    packages::install_missing(&[Use::Vm])?;
+    test_machines(Selection::Usual, Cases::All, arguments)
 }
 
 /// Mirrors, or whole clusters where the first word is `--cluster`.

@@ -1,0 +1,70 @@
+//! Virtual machines with a real kernel, a cable between two of them, and a test that pulls it, and the power.
+//!
+//! A [`Bed`] is one or two machines in a folder. Their disks are served by this process and forget at a power cut
+//! what was not flushed ([`volatile_disk`]). A test speaks to a machine in shell scripts ([`port`]) and to QEMU in
+//! QMP. Processors are emulated in software, so that it runs wherever the tests do; time goes slower in there, and
+//! nothing here measures it.
+
+mod cleaner;
+pub mod cpio;
+mod disk_server;
+mod image;
+mod machine;
+mod modules;
+mod port;
+mod qmp;
+mod volatile_disk;
+
+use anyhow::Result;
+use cleaner::Cleaner;
+use tempfile::TempDir;
+
+pub use machine::{Card, Machine, Spec};
+
+#[derive(Debug)]
+pub struct Bed {
+    // Before the folder: they are gone first.
+    pub machines: Vec<Machine>,
+    cleaner: Cleaner,
+    /// Removed last.
+    _folder: TempDir,
+}
+
+impl Bed {
+    /// So many machines, 2 at most. All are on.
+    pub fn start(count: u8, spec: &Spec) -> Result<Self> {
+        let mut bed = Self::off(count, spec)?;
+        for machine in &mut bed.machines {
+            machine.boot()?;
+        }
+        Ok(bed)
+    }
+
+    pub fn off(count: u8, spec: &Spec) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("mirror-vm-").tempdir()?;
+        let cleaner = Cleaner::start(folder.path())?;
+        let machines = (1..=count)
+            .map(|number| Machine::new(folder.path(), number, spec))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            machines,
+            cleaner,
+            _folder: folder,
+        })
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for machine in &self.machines {
+                eprintln!("{}", machine.story());
+            }
+        }
+        self.machines.clear();
+        if let Err(error) = self.cleaner.finish() {
+            assert!(std::thread::panicking(), "something is left: {error:#}");
+            eprintln!("something is left: {error:#}");
+        }
+    }
+}

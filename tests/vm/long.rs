@@ -1,0 +1,41 @@
+//! Cases that take minutes each.
+
+use anyhow::Result;
+use local_pair::Side::{First, Second};
+
+use crate::{agents, kernel_attach, memory, power};
+
+#[test]
+fn xfs_sees_a_pause_and_no_error_when_mirrord_is_killed_under_load() -> Result<()> {
+    kernel_attach::xfs_sees_a_pause_and_no_error()
+}
+
+#[test]
+fn every_commit_is_there_when_both_lose_their_power_the_primary_first() -> Result<()> {
+    power::both_lose_their_power([First, Second])
+}
+
+#[test]
+fn every_commit_is_there_when_both_lose_their_power_the_secondary_first() -> Result<()> {
+    power::both_lose_their_power([Second, First])
+}
+
+#[test]
+fn an_isolated_server_panics_by_sysrq_and_the_other_one_goes_on() -> Result<()> {
+    agents::an_isolated_server_ends_itself("sysrq-panic", "sysrq triggered crash")
+}
+
+#[test]
+fn an_isolated_server_is_reset_by_its_watchdog_and_the_other_one_goes_on() -> Result<()> {
+    agents::an_isolated_server_ends_itself("watchdog-reset", "watchdog")
+}
+
+#[test]
+fn a_machine_that_was_paused_past_its_lease_answers_nothing_alone() -> Result<()> {
+    agents::a_machine_paused_past_its_lease_answers_nothing_alone()
+}
+
+#[test]
+fn a_small_machine_that_writes_more_than_its_memory_does_not_dead_lock() -> Result<()> {
+    memory::writes_more_than_memory(600)
+}

@@ -1,0 +1,314 @@
+//! Two machines with a mirror between them, a real `mirrord` on each, and the mirror as `/dev/nbd0` of the primary.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use local_pair::Side;
+
+use crate::bed::{Bed, Machine, Spec};
+
+pub const MIB: usize = 1 << 20;
+const METADATA_BYTES: usize = 16 * MIB;
+const CONFIG: &str = "/etc/mirror/cluster.toml";
+const KEY: &str = "/etc/mirror/cluster.key";
+/// What the load writes there when a commit is acknowledged: outside of all that loses its power.
+const ACKNOWLEDGED: &str = "acknowledged ";
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub memory_mib: u32,
+    pub data_bytes: usize,
+    /// The data is a file of so many MiB on the disk, which can grow.
+    pub file_mib: Option<u32>,
+    /// Lines for `[[mirror]]`.
+    pub mirror: String,
+    /// After all sections of the mirror.
+    pub agent: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            memory_mib: 384,
+            // Small: after a crash all that was written to lately is compared, by emulated processors.
+            data_bytes: 64 * MIB,
+            file_mib: None,
+            mirror: String::new(),
+            agent: String::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Servers {
+    bed: Bed,
+    config: String,
+    key: String,
+}
+
+impl Servers {
+    /// Both on, connected and in step; the first is primary with its device attached.
+    pub fn in_step(options: &Options) -> Result<Self> {
+        let servers = Self::connected(options)?;
+        servers.ctl(Side::First, "promote --force md1")?;
+        servers.wait_synced()?;
+        servers.wait_attached(Side::First)?;
+        Ok(servers)
+    }
+
+    /// Both on, with fresh metadata, and `mirrord` on both.
+    pub fn connected(options: &Options) -> Result<Self> {
+        let spec = Spec {
+            memory_mib: options.memory_mib,
+            disk_bytes: vec![options.data_bytes, METADATA_BYTES],
+        };
+        let bed = Bed::start(2, &spec)?;
+        let key = bed.machines[0].run(&format!("mirrorctl keygen {KEY} >&2 && cat {KEY}"), 60)?;
+        // What keygen says comes before the key.
+        let key = key.lines().last().context("keygen wrote a key")?.to_owned();
+        let servers = Self {
+            bed,
+            config: config(options),
+            key,
+        };
+        for side in Side::BOTH {
+            servers.furnish(side)?;
+            if let Some(mebibytes) = options.file_mib {
+                let script = format!(
+                    "mkfs.ext4 -q /dev/vdb && mkdir /srv && mount /dev/vdb /srv && fallocate -l {mebibytes}m /srv/data"
+                );
+                servers.machine(side).run(&script, 60)?;
+            }
+            servers.machine(side).run("mirrorctl init md1", 60)?;
+        }
+        for side in Side::BOTH {
+            servers.start_mirrord(side)?;
+        }
+        servers.ctl(Side::First, "wait md1 --for connected --timeout 60s")?;
+        Ok(servers)
+    }
+
+    pub fn machine(&self, side: Side) -> &Machine {
+        &self.bed.machines[side.index()]
+    }
+
+    pub fn machine_mut(&mut self, side: Side) -> &mut Machine {
+        &mut self.bed.machines[side.index()]
+    }
+
+    /// What is on no disk of a machine.
+    fn furnish(&self, side: Side) -> Result<()> {
+        let machine = self.machine(side);
+        machine.write(CONFIG, &self.config)?;
+        machine.write(KEY, &self.key)?;
+        machine.run(
+            &format!("chmod 600 {KEY}; load-nbd nbds_max=2 max_part=0"),
+            60,
+        )?;
+        Ok(())
+    }
+
+    /// Switches on a machine that was off, with `mirrord`.
+    pub fn boot(&mut self, side: Side) -> Result<()> {
+        self.machine_mut(side).boot()?;
+        self.furnish(side)?;
+        self.start_mirrord(side)
+    }
+
+    /// Without waiting for an answer.
+    pub fn spawn_mirrord(&self, side: Side) -> Result<()> {
+        let script = "ulimit -l unlimited; setsid mirrord >>/run/mirrord.log 2>&1 &
+                      echo $! >/run/mirrord.pid";
+        self.machine(side).run(script, 30).map(drop)
+    }
+
+    pub fn start_mirrord(&self, side: Side) -> Result<()> {
+        self.spawn_mirrord(side)?;
+        let machine = self.machine(side);
+        let answered = machine.until("the start of mirrord", "mirrorctl --json mdstat", 60);
+        answered.with_context(|| self.log(side)).map(drop)
+    }
+
+    /// A clean stop.
+    pub fn stop_mirrord(&self, side: Side) -> Result<()> {
+        let machine = self.machine(side);
+        machine.run("kill $(cat /run/mirrord.pid)", 30)?;
+        let gone = machine.until(
+            "the end of mirrord",
+            "! kill -0 $(cat /run/mirrord.pid)",
+            60,
+        );
+        gone.with_context(|| self.log(side)).map(drop)
+    }
+
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// For daemons that start after this.
+    pub fn add_to_config(&mut self, sections: &str) -> Result<()> {
+        self.config += sections;
+        for side in Side::BOTH {
+            self.machine(side).write(CONFIG, &self.config)?;
+        }
+        Ok(())
+    }
+
+    pub fn kill_mirrord(&self, side: Side) -> Result<()> {
+        self.machine(side)
+            .run("kill -9 $(cat /run/mirrord.pid)", 30)
+            .map(drop)
+    }
+
+    /// Runs `mirrorctl` there, which must work.
+    pub fn ctl(&self, side: Side, words: &str) -> Result<String> {
+        let said = self.machine(side).run(&format!("mirrorctl {words}"), 90);
+        said.with_context(|| self.log(side))
+    }
+
+    /// Runs `mirrorctl` there, which must refuse and say so with these words.
+    pub fn refused(&self, side: Side, words: &str, wanted: &[&str]) -> Result<()> {
+        let ran = self
+            .machine(side)
+            .try_run(&format!("mirrorctl {words}"), 90)?;
+        ran.refused(wanted)
+            .with_context(|| self.log(side))
+            .map(drop)
+    }
+
+    /// Promotes the side that is left, as soon as it misses the other one.
+    pub fn take_over(&self, side: Side) -> Result<()> {
+        let script = "mirrorctl promote --peer-down md1";
+        let promoted = self.machine(side).until("the promotion", script, 60);
+        promoted.with_context(|| self.log(side)).map(drop)
+    }
+
+    pub fn wait_synced(&self) -> Result<()> {
+        self.ctl(Side::First, "wait md1 --for synced --timeout 80s")
+            .map(drop)
+    }
+
+    pub fn wait_attached(&self, side: Side) -> Result<()> {
+        let script = "mirrorctl --json mdstat | grep -q '\"device\":\"/dev/nbd0\"'";
+        let attached = self.machine(side).until("the device", script, 60);
+        attached.with_context(|| self.log(side)).map(drop)
+    }
+
+    pub fn log(&self, side: Side) -> String {
+        let script = "tail -n 40 /run/mirrord.log; dmesg | tail -n 15";
+        let ran = self.machine(side).try_run(script, 30);
+        let said = ran.map_or_else(|error| format!("{error:#}"), |ran| ran.said);
+        format!("-- {side:?} says last:\n{said}")
+    }
+
+    /// Nothing that the kernel reports of block devices and file systems.
+    pub fn expect_no_errors(&self, side: Side) -> Result<()> {
+        let script = "dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|XFS.*(error|corrupt|shut)|Remounting|hung_task|blocked for more'";
+        let ran = self.machine(side).try_run(script, 30)?;
+        ensure!(
+            ran.code != 0,
+            "the kernel reports: {}\n{}",
+            ran.said,
+            self.log(side)
+        );
+        Ok(())
+    }
+
+    /// Both sides hold the same, byte for byte.
+    pub fn expect_equal(&self) -> Result<()> {
+        self.wait_synced()?;
+        let said = self.ctl(Side::First, "verify md1 --timeout 80s")?;
+        ensure!(said.contains("hold the same data"), "{said}");
+        Ok(())
+    }
+
+    // ---- A data base with a ledger
+
+    /// Commits transactions one after the other for ever; what was acknowledged is told outside.
+    pub fn start_commits(&self, side: Side) -> Result<()> {
+        let script = format!(
+            "sqlite3 /mnt/ledger 'pragma journal_mode=wal; create table if not exists t (i integer primary key, filler blob)'
+             setsid sh -c '
+                i=$(sqlite3 /mnt/ledger \"select coalesce(max(i), 0) from t\")
+                while i=$((i + 1)); do
+                    sqlite3 /mnt/ledger \"pragma synchronous=full; insert into t values ($i, randomblob(20000))\" &&
+                        echo {ACKNOWLEDGED}$i >/dev/ttyS0
+                done' >/run/commits.log 2>&1 &
+             # What nobody asks to be durable.
+             setsid sh -c 'while :; do dd if=/dev/urandom of=/mnt/noise bs=64k count=64 conv=notrunc; sleep 1; done' >/dev/null 2>&1 &"
+        );
+        self.machine(side).run(&script, 60).map(drop)
+    }
+
+    /// So many of a machine's present start.
+    pub fn wait_commits(&self, side: Side, count: usize) -> Result<()> {
+        local_pair::Deadline::after_seconds(120).until("acknowledged commits", || {
+            Ok((self.acknowledged(side).len() >= count).then_some(()))
+        })
+    }
+
+    /// Acknowledged since the machine was switched on.
+    pub fn acknowledged(&self, side: Side) -> BTreeSet<u64> {
+        let console = self.machine(side).console();
+        let found = console.lines().filter_map(|line| {
+            let (_, number) = line.split_once(ACKNOWLEDGED)?;
+            number.trim().parse().ok()
+        });
+        found.collect()
+    }
+
+    /// The data base that is mounted there is in order and has all of these.
+    pub fn expect_commits(&self, side: Side, acknowledged: &BTreeSet<u64>) -> Result<()> {
+        let script = "sqlite3 /mnt/ledger 'pragma integrity_check; select i from t'";
+        let said = self.machine(side).run(script, 90)?;
+        let mut lines = said.lines();
+        ensure!(lines.next() == Some("ok"), "the data base: {said}");
+        let found: BTreeSet<u64> = lines.filter_map(|line| line.parse().ok()).collect();
+        let lost: Vec<_> = acknowledged.difference(&found).collect();
+        ensure!(
+            lost.is_empty(),
+            "{} of {} acknowledged commits are lost on {side:?}: {lost:?}",
+            lost.len(),
+            acknowledged.len()
+        );
+        Ok(())
+    }
+}
+
+fn config(options: &Options) -> String {
+    let mut text = format!(
+        r#"[cluster]
+name = "vm"
+key_file = "{KEY}"
+
+[[node]]
+name = "server1"
+[[node]]
+name = "server2"
+
+[[mirror]]
+name = "md1"
+initial_sync = "sparse"
+peer_timeout = "3s"
+{}
+"#,
+        options.mirror
+    );
+    let data = match options.file_mib {
+        Some(_) => "/srv/data",
+        None => "/dev/vdb",
+    };
+    for number in [1, 2] {
+        text += &format!(
+            r#"
+[mirror.on.server{number}]
+data = "{data}"
+metadata = "/dev/vdc"
+replication = "10.77.0.{number}:29051"
+device = "/dev/nbd0"
+nbd = ["unix"]
+"#
+        );
+    }
+    text + &options.agent
+}
