@@ -1,4 +1,4 @@
-//! The fault campaign: `soak --minutes N [--seed S] [--report FILE]`. A real cluster under load; ends with exit
+//! The fault campaign: `soak --minutes N [--seed S] [--only KIND] [--report FILE]`. A real cluster under load; ends with exit
 //! code 1 at the first promise that is broken. Needs root.
 
 use std::path::PathBuf;
@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use mirror_tests::soak::{Plan, Report, run};
 
-const USAGE: &str = "usage: soak --minutes N [--seed S] [--report FILE]
+const USAGE: &str = "usage: soak --minutes N [--seed S] [--only KIND] [--report FILE]
 Real servers in namespaces, clients that know what they were answered, and one fault after the other.";
 
 fn main() -> Result<ExitCode> {
     let (mut minutes, mut seed, mut file) = (None, None, None::<PathBuf>);
+    let mut only = String::new();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || {
@@ -23,6 +24,7 @@ fn main() -> Result<ExitCode> {
         match word.as_str() {
             "--minutes" => minutes = Some(value()?.parse::<f64>().context("--minutes")?),
             "--seed" => seed = Some(value()?.parse().context("--seed")?),
+            "--only" => only = value()?,
             "--report" => file = Some(value()?.into()),
             "--help" => {
                 println!("{USAGE}");
@@ -36,7 +38,7 @@ fn main() -> Result<ExitCode> {
     println!("soak: faults from seed {seed}, for {minutes} minutes");
     let mut report = Report::new(seed);
     let span = Duration::from_secs_f64(minutes * 60.0);
-    let outcome = run(Plan { span, seed }, &mut report);
+    let outcome = run(&Plan { span, seed, only }, &mut report);
     println!("\n{report}");
     if let Some(file) = file {
         std::fs::write(&file, report.to_string())

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use agent::control::State;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use local_cluster::{Bed, GROUP, Guard, Net, Setup};
 use local_pair::Side;
 use mirror_core::control::Role;
@@ -15,6 +15,9 @@ use crate::random::Random;
 
 /// Longest wait for service, and for both sides to be in step again.
 const BACK_SECONDS_MAX: u64 = 90;
+/// Longest that a client may go without an answer, whatever the fault: a failover of the bed takes about three
+/// seconds, and no fault lasts longer than five.
+const STALL_MS_MAX: u64 = 15_000;
 /// So many faults between two complete looks at every block.
 const CHECK_EVERY: u64 = 10;
 /// Of a hundred faults, those that come with a second one.
@@ -29,14 +32,22 @@ const COMPANIONS: [Fault; 4] = [
     Fault::KillWitness,
 ];
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     pub span: Duration,
     pub seed: u64,
+    /// Faults of other kinds are left out: a part of its name.
+    pub only: String,
 }
 
 /// Ends with an error at the first promise that is broken; the report then says what was seen so far.
-pub fn run(plan: Plan, report: &mut Report) -> Result<()> {
+pub fn run(plan: &Plan, report: &mut Report) -> Result<()> {
+    ensure!(
+        Fault::kinds().any(|kind| kind.contains(&plan.only)),
+        "no fault is called {:?}; there are:\n{}",
+        plan.only,
+        Fault::kinds().collect::<Vec<_>>().join("\n")
+    );
     let mut bed = Bed::running(Setup {
         guard: Guard::Witness,
         mounted: false,
@@ -48,7 +59,12 @@ pub fn run(plan: Plan, report: &mut Report) -> Result<()> {
     while began.elapsed() < plan.span {
         std::thread::sleep(Duration::from_millis(random.between(200, QUIET_MS_MAX)));
         clients.figures()?;
-        let fault = Fault::draw(&mut random);
+        let fault = loop {
+            let drawn = Fault::draw(&mut random);
+            if drawn.kind().contains(&plan.only) {
+                break drawn;
+            }
+        };
         let companion = Some(*random.pick(&COMPANIONS)).filter(|companion| {
             random.percent(COMPANIONS_PERCENT) && *companion != fault && !fault.is_command()
         });
@@ -62,7 +78,7 @@ pub fn run(plan: Plan, report: &mut Report) -> Result<()> {
         let now_serving = wait_settled(&mut bed)?;
         report.moves += u64::from(now_serving != serving);
         serving = now_serving;
-        judge(report, fault, companion, &clients.figures()?)?;
+        judge(report, fault, companion, &clients.figures()?).with_context(|| bed.story())?;
         if report.faults().is_multiple_of(CHECK_EVERY) {
             check(&bed, &mut clients, serving, report)?;
         }
@@ -126,6 +142,11 @@ fn judge(
         figures.wrong.is_empty(),
         "answered writes are lost: {:#?}",
         figures.wrong
+    );
+    ensure!(
+        figures.longest_stall_ms < STALL_MS_MAX,
+        "a client went without an answer for {} ms",
+        figures.longest_stall_ms
     );
     let may_move = fault.may_move() || companion.is_some();
     if !may_move && (!figures.errors.is_empty() || figures.lost_connections > 0) {

@@ -69,6 +69,10 @@ const ALL: [(Fault, u64); 22] = [
 ];
 
 impl Fault {
+    pub fn kinds() -> impl Iterator<Item = String> {
+        ALL.iter().map(|(fault, _)| fault.kind())
+    }
+
     pub fn draw(random: &mut Random) -> Self {
         let all: u64 = ALL.iter().map(|(_, weight)| weight).sum();
         let mut at = random.below(all);

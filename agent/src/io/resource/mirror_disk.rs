@@ -178,13 +178,16 @@ fn users_text(users: &[User]) -> String {
 }
 
 impl MirrorDiskError {
-    /// Tried again a moment later, it may succeed.
+    /// Tried again a moment later, it may succeed: a `mirrord` that died is started again by who watches over it.
     pub fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            Self::Promote { source: ClientError::Refused(refusal), .. }
-                if PASSING_RULES.contains(&refusal.rule.as_str())
-        )
+        match self {
+            Self::Mirrord { source, .. } | Self::Promote { source, .. } => match source {
+                ClientError::Unreachable { .. } | ClientError::Broken { .. } => true,
+                ClientError::Refused(refusal) => PASSING_RULES.contains(&refusal.rule.as_str()),
+                ClientError::TimedOut { .. } => false,
+            },
+            _ => false,
+        }
     }
 }
 
