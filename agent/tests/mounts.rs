@@ -8,21 +8,22 @@ use std::time::Duration;
 use agent::io::blocking::Slot;
 use agent::io::resource::mirror_disk::{MirrorDiskError, Tries, check_ext4, mount, unmount};
 use agent::io::resource::mounts;
+use local_disks::LoopDisk;
 use nbd_frontend::config::agent::Filesystem;
 
-use ground::{Image, Killed, LIMIT, wait_until};
+use ground::{Killed, LIMIT, wait_until};
 
 const TRIES: Tries = Tries {
     count: 1,
     interval: Duration::from_millis(10),
 };
 
-async fn is_mounted(image: &Image) -> bool {
+async fn is_mounted(image: &LoopDisk) -> bool {
     mounts::at(&mounts::mounted().unwrap(), &image.point()).is_some()
 }
 
-async fn mounted() -> Image {
-    let image = Image::with_ext4(16 << 20);
+async fn mounted() -> LoopDisk {
+    let image = LoopDisk::with_ext4(16 << 20).unwrap();
     check_ext4(image.device(), true, LIMIT).await.unwrap();
     mount(Filesystem::Ext4, "noatime", image.device(), &image.point())
         .await
@@ -46,7 +47,10 @@ async fn users_are_asked_to_end_before_they_are_killed() {
     let image = mounted().await;
     let mut polite = Killed::spawn(
         "sh",
-        &["-c", "trap 'exit 7' TERM; while :; do sleep 0.01; done"],
+        &[
+            "-c",
+            "trap 'exit 7' TERM; touch polite; while :; do sleep 0.01; done",
+        ],
         &image.point(),
     );
     let mut deaf = Killed::spawn(
@@ -57,7 +61,8 @@ async fn users_are_asked_to_end_before_they_are_killed() {
         ],
         &image.point(),
     );
-    wait_until(|| image.point().join("deaf").exists()).await;
+    wait_until(|| ["polite", "deaf"].map(|name| image.point().join(name).exists()) == [true; 2])
+        .await;
     unmount(&Slot::default(), &image.point(), TRIES, false)
         .await
         .unwrap();
@@ -71,7 +76,7 @@ async fn a_forced_unmount_kills_at_once_what_has_a_file_open_or_mapped() {
     let image = mounted().await;
     let file = image.point().join("file");
     let mut writer = Killed(
-        std::process::Command::new("sleep")
+        ground::mortal("sleep")
             .arg("1000")
             .stdin(Stdio::null())
             .stdout(std::fs::File::create(&file).unwrap())
@@ -123,8 +128,9 @@ async fn this_process_is_named_as_a_user_and_never_killed() {
 
 #[tokio::test]
 async fn a_damaged_file_system_is_not_mounted_and_its_device_is_named() {
-    let image = Image::with_ext4(16 << 20);
-    image.damage();
+    let image = LoopDisk::with_ext4(16 << 20).unwrap();
+    // The group descriptors and everything behind them.
+    image.overwrite(2048, 4 << 20).unwrap();
     let error = check_ext4(image.device(), true, LIMIT).await.unwrap_err();
     assert!(
         matches!(

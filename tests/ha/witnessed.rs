@@ -3,9 +3,9 @@
 use agent::control::State;
 use anyhow::{Result, ensure};
 use local_cluster::{Bed, Guard, HEARTBEAT_TIMEOUT_MS, LEASE_MS, Net, Setup};
-use local_pair::Side;
+use local_pair::{Side, now_ns};
 
-use crate::writers::{Writers, ensure_handed_over, now_ns};
+use crate::writers::{Writers, ensure_handed_over};
 
 const WITNESSED: Setup = Setup {
     guard: Guard::Witness,

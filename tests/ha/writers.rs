@@ -1,87 +1,21 @@
-//! A client on each side that writes numbered blocks whenever its server answers, and remembers when it
-//! did. The two have one clock, so that their answers can be put in order.
-
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+//! A client on each side that writes numbered blocks whenever its server answers.
 
 use anyhow::{Context, Result, ensure};
-use local_cluster::PYTHON;
-use local_pair::{Pair, Side, run_tool};
-use nix::time::{ClockId, clock_gettime};
-
-const SCRIPT: &str = include_str!("writers.py");
-/// The first 16 MiB, of which each side writes every other block.
-const BLOCKS: u64 = 4096;
-const CHECK_LIMIT: Duration = Duration::from_secs(60);
-
-/// One answered write, by the clock of both clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
-    pub sent_ns: u64,
-    pub done_ns: u64,
-}
-
-/// Now, by the clock of both clients.
-pub fn now_ns() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
-    Ok(Duration::from(now).as_nanos().try_into()?)
-}
+use local_pair::{Answer, Pair, Side, WhenLost};
 
 #[derive(Debug)]
-pub struct Writers {
-    script: PathBuf,
-    journals: [PathBuf; 2],
-    running: Vec<Child>,
-}
+pub struct Writers(local_pair::Writers);
 
 impl Writers {
     pub fn start(pair: &Pair) -> Result<Self> {
-        let script = pair.folder().join("writers.py");
-        fs::write(&script, SCRIPT)?;
-        let journals = Side::BOTH.map(|side| pair.node(side).folder.join("journal"));
-        let mut writers = Self {
-            script,
-            journals,
-            running: Vec::new(),
-        };
-        for side in Side::BOTH {
-            let child = Command::new("setpriv")
-                .args(["--pdeathsig", "KILL", "--", PYTHON])
-                .arg(&writers.script)
-                .args(["write", &pair.uri(side)])
-                .arg(&writers.journals[side.index()])
-                .args([side.index().to_string(), "2".into(), BLOCKS.to_string()])
-                .stdin(Stdio::null())
-                .spawn()
-                .with_context(|| format!("cannot start {PYTHON}"))?;
-            writers.running.push(child);
-        }
-        Ok(writers)
+        let exports = Side::BOTH.map(|side| pair.uri(side));
+        let started = local_pair::Writers::start(pair.folder(), "side", &exports, WhenLost::GoOn);
+        started.map(Self)
     }
 
     /// What a side answered so far, in order.
     pub fn answers(&self, side: Side) -> Vec<Answer> {
-        let text = fs::read_to_string(&self.journals[side.index()]).unwrap_or_default();
-        let mut answers = Vec::new();
-        let mut sent_ns = 0;
-        for line in text.lines() {
-            let words: Vec<&str> = line.split(' ').collect();
-            // The last line may be on its way.
-            let Some(Ok(ns)) = words.get(3).map(|word| word.parse::<u64>()) else {
-                break;
-            };
-            if words[0] == "sent" {
-                sent_ns = ns;
-            } else {
-                answers.push(Answer {
-                    sent_ns,
-                    done_ns: ns,
-                });
-            }
-        }
-        answers
+        self.0.answers(side.index())
     }
 
     /// A write was sent after this moment, and answered.
@@ -95,34 +29,16 @@ impl Writers {
     }
 
     pub fn stop(&mut self) -> Result<()> {
-        for child in &mut self.running {
-            child.kill()?;
-            child.wait()?;
-        }
-        self.running.clear();
-        Ok(())
+        self.0.kill()
     }
 
     /// Every answered write of these sides is on the export of `from`.
     pub fn check(&self, pair: &Pair, of: &[Side], from: Side) -> Result<()> {
-        let mut arguments = vec![
-            self.script.display().to_string(),
-            "check".into(),
-            pair.uri(from),
-        ];
         for side in of {
             ensure!(self.count(*side) > 0, "{side:?} answered nothing to check");
-            arguments.push(self.journals[side.index()].display().to_string());
         }
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        run_tool(PYTHON, &arguments, CHECK_LIMIT)?;
-        Ok(())
-    }
-}
-
-impl Drop for Writers {
-    fn drop(&mut self) {
-        let _ = self.stop();
+        let writers: Vec<usize> = of.iter().map(|side| side.index()).collect();
+        self.0.check_those_of(&writers, &pair.uri(from))
     }
 }
 

@@ -2,11 +2,11 @@
 //! write.
 
 use anyhow::{Result, ensure};
+use local_disks::{FailingDisk, SmallDisk};
 use local_pair::{Deadline, MIRROR, Pair, PairOptions, Side};
 use mirror_core::control::DiskState;
 
 use crate::client::{qemu_io, run_failing};
-use crate::disks::{FailingDisk, SmallDisk};
 use crate::{assert_same_data, small, synced};
 
 /// Waits until an event of this kind says all these words.

@@ -5,7 +5,6 @@ mod bad_input;
 mod client;
 mod demo;
 mod disk_faults;
-mod disks;
 mod forced;
 mod hostile;
 mod mounted;
@@ -18,7 +17,6 @@ mod standard_clients;
 mod syncing;
 mod tls;
 mod turns;
-mod writers;
 
 use anyhow::{Result, ensure};
 use local_pair::{Pair, PairOptions, Programs, Side};

@@ -3,10 +3,10 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use local_disks::LoopDisk;
 use local_pair::{MIRROR, Pair, Side};
 
 use crate::bad_input::{assert_refused, change_config, create};
-use crate::disks::LoopDisk;
 
 const DISK_BYTES: u64 = 64 << 20;
 
@@ -23,7 +23,7 @@ fn with_ext4() -> Result<(LoopDisk, Pair)> {
 fn init_refuses_a_mounted_partition_even_by_force() -> Result<()> {
     let (disk, pair) = with_ext4()?;
     disk.mount()?;
-    let point = disk.mount_point();
+    let point = disk.point();
     fs::write(point.join("file"), "kept")?;
     let in_use = format!(
         "{} is in use: it is mounted on {}",
@@ -46,7 +46,7 @@ fn mirrord_refuses_a_mounted_partition() -> Result<()> {
     let (disk, mut pair) = with_ext4()?;
     pair.init(Side::First, &["--adopt"]).done()?;
     disk.mount()?;
-    let point = disk.mount_point().display().to_string();
+    let point = disk.point().display().to_string();
     assert_refused(
         &mut pair,
         Side::First,

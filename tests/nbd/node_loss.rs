@@ -1,18 +1,23 @@
 //! A node dies, stops or hangs under load: no answered write is lost, and what was missed comes back alone.
 
 use anyhow::{Result, ensure};
-use local_pair::{MIRROR, PairOptions, Side};
+use local_pair::{MIRROR, Pair, PairOptions, Side, WhenLost, Writers};
 use mirror_core::control::{DiskState, Role};
 use nix::sys::signal::Signal;
 
 use crate::client::qemu_io;
-use crate::writers::Writers;
 use crate::{MIB, assert_same_data, small, synced};
+
+/// Four clients of one export.
+fn writers(pair: &Pair, name: &str, export: &str) -> Result<Writers> {
+    let exports: [String; 4] = std::array::from_fn(|_| export.to_owned());
+    Writers::start(pair.folder(), name, &exports, WhenLost::End)
+}
 
 #[test]
 fn no_answered_write_is_lost_when_the_primary_is_killed() -> Result<()> {
     let mut pair = synced(&small())?;
-    let mut before = Writers::start(pair.folder(), "before", &pair.uri(Side::First))?;
+    let mut before = writers(&pair, "before", &pair.uri(Side::First))?;
     before.wait_progress(400)?;
     pair.node_mut(Side::First).kill()?;
     before.wait_lost()?;
@@ -21,7 +26,7 @@ fn no_answered_write_is_lost_when_the_primary_is_killed() -> Result<()> {
     pair.ctl(Side::Second, &["promote", MIRROR, "--peer-down"])
         .done()?;
     before.check(&pair.uri(Side::Second))?;
-    let mut after = Writers::start(pair.folder(), "after", &pair.uri(Side::Second))?;
+    let mut after = writers(&pair, "after", &pair.uri(Side::Second))?;
     after.wait_progress(200)?;
 
     pair.start(Side::First)?;
@@ -60,7 +65,7 @@ fn a_killed_secondary_copies_only_what_it_missed() -> Result<()> {
 #[test]
 fn a_killed_secondary_under_load_comes_back_by_itself() -> Result<()> {
     let mut pair = synced(&small())?;
-    let mut writers = Writers::start(pair.folder(), "load", &pair.uri(Side::First))?;
+    let mut writers = writers(&pair, "load", &pair.uri(Side::First))?;
     writers.wait_progress(200)?;
     pair.node_mut(Side::Second).kill()?;
     writers.wait_progress(200)?;
@@ -79,7 +84,7 @@ fn a_frozen_secondary_is_given_up_and_taken_back() -> Result<()> {
         extra: vec!["peer_timeout = \"1s\"".into()],
         ..small()
     })?;
-    let mut writers = Writers::start(pair.folder(), "load", &pair.uri(Side::First))?;
+    let mut writers = writers(&pair, "load", &pair.uri(Side::First))?;
     writers.wait_progress(100)?;
     pair.node(Side::Second).signal(Signal::SIGSTOP)?;
     pair.wait_alone(Side::First)?;
@@ -95,7 +100,7 @@ fn a_frozen_secondary_is_given_up_and_taken_back() -> Result<()> {
 #[test]
 fn both_nodes_may_be_killed_and_the_primary_promoted_again() -> Result<()> {
     let mut pair = synced(&small())?;
-    let mut writers = Writers::start(pair.folder(), "load", &pair.uri(Side::First))?;
+    let mut writers = writers(&pair, "load", &pair.uri(Side::First))?;
     writers.wait_progress(200)?;
     for side in Side::BOTH {
         pair.node_mut(side).kill()?;

@@ -4,8 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result};
-use local_cluster::PYTHON;
-use local_pair::{Pair, Side};
+use local_pair::{PYTHON, Pair, Side};
 
 const SCRIPT: &str = include_str!("client.py");
 const CLIENTS: usize = 4;

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use local_pair::{Side, run_tool};
+use local_pair::{PYTHON, Side, run_tool};
 
-use crate::PYTHON;
 use crate::bed::{Bed, Daemon};
 use crate::machine::Process;
 

@@ -6,7 +6,6 @@
 //! does, through `mirrorctl`, and cuts its power and its cables as nobody should. It needs root and `nbdfuse`.
 
 mod bed;
-mod cleaner;
 mod files;
 mod machine;
 mod network;
@@ -18,6 +17,3 @@ pub use files::Files;
 pub use machine::{Machine, Process, tail};
 pub use network::{Net, Network, ROUTER};
 pub use setup::{GROUP, Guard, HEARTBEAT_TIMEOUT_MS, LEASE_MS, Setup};
-
-/// The interpreter that Debian's python3-libnbd belongs to.
-pub const PYTHON: &str = "/usr/bin/python3";

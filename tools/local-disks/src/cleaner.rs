@@ -7,9 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use local_pair::Deadline;
-
-use crate::PYTHON;
+use local_pair::{Deadline, PYTHON};
 
 const SCRIPT: &str = include_str!("cleaner.py");
 /// A little over what it gives itself.
@@ -21,7 +19,7 @@ pub struct Cleaner {
 }
 
 impl Cleaner {
-    /// Of a folder with all that is in it, and of loop devices on its files.
+    /// Of a folder with all that is in it, of what is mounted there, and of loop devices on its files.
     pub fn start(folder: &Path) -> Result<Self> {
         let script = folder.join("cleaner.py");
         fs::write(&script, SCRIPT)?;
@@ -37,8 +35,16 @@ impl Cleaner {
         Ok(Self { process })
     }
 
-    /// Lets it do its work. All machines are off.
-    pub fn finish(&mut self) -> Result<()> {
+    /// Lets it do its work, at the end of a test in which nothing runs any more. Panics if something is left,
+    /// unless a panic is under way already.
+    pub fn conclude(&mut self) {
+        if let Err(error) = self.finish() {
+            assert!(std::thread::panicking(), "something is left: {error:#}");
+            eprintln!("something is left: {error:#}");
+        }
+    }
+
+    fn finish(&mut self) -> Result<()> {
         let mut word = self.process.stdin.take().context("it is at work already")?;
         word.write_all(b"off\n")?;
         drop(word);

@@ -1,12 +1,14 @@
-"""Writes numbered blocks to an export whenever it is served, and keeps a journal of what was answered when.
+"""Writes numbered blocks to an export and keeps a journal of what was answered when; checks an export against it.
 
-writers.py write URI JOURNAL WRITER WRITERS BLOCKS    until it is killed
-writers.py check URI JOURNAL...                       exit code 1 when an answered write is missing
+writers.py write URI JOURNAL WRITER WRITERS BLOCKS          until the export is lost or SIGTERM comes
+writers.py write-again URI JOURNAL WRITER WRITERS BLOCKS    whenever the export is served, until SIGTERM comes
+writers.py check URI JOURNAL...                             exit code 1 when an answered write is missing
 
 Lines of a journal: "sent INDEX NUMBER NANOSECONDS", "done INDEX NUMBER NANOSECONDS".
 """
 import os
 import random
+import signal
 import struct
 import sys
 import time
@@ -28,20 +30,24 @@ def connected(uri):
     return handle
 
 
-def write(uri, journal, writer, writers, blocks):
+def write(uri, journal, writer, writers, blocks, again):
+    running = [True]
+    signal.signal(signal.SIGTERM, lambda *_: running.clear())
     log = os.open(journal, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     choice = random.Random(writer)
     number = 0
-    while True:
+    while running:
         try:
             handle = connected(uri)
-            while True:
+            while running:
                 number += 1
                 index = choice.randrange(blocks // writers) * writers + writer
                 os.write(log, b"sent %d %d %d\n" % (index, number, time.monotonic_ns()))
                 handle.pwrite(block_of(index, number), index * BLOCK)
                 os.write(log, b"done %d %d %d\n" % (index, number, time.monotonic_ns()))
         except nbd.Error:
+            if not again:
+                return
             time.sleep(PAUSE_SECONDS)
 
 
@@ -69,7 +75,6 @@ def check(uri, journals):
     return wrong == 0
 
 
-if sys.argv[1] == "write":
-    write(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:7]))
-elif not check(sys.argv[2], sys.argv[3:]):
-    sys.exit(1)
+if sys.argv[1] == "check":
+    sys.exit(0 if check(sys.argv[2], sys.argv[3:]) else 1)
+write(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:7]), sys.argv[1] == "write-again")
