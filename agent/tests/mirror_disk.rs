@@ -1,13 +1,13 @@
-//! The resource `mirror-disk` on a real mirror: two daemons, `nbdfuse`, a loop device, ext4. Needs root.
+//! The resource `mirror-disk` on a real mirror: two daemons, `nbdfuse`, a loop device, ext4 or xfs. Needs root.
 
 mod ground;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use agent::io::resource::attachment::Attachment;
 use agent::io::resource::{Permit, Presence, Resource, fuse, mounts};
+use local_disks::Cleaner;
 use local_pair::{MIRROR, Pair, PairOptions, Programs, Side};
 use mirror_core::control::{Connection, DiskState, Role};
 use nbd_frontend::config::agent::{
@@ -19,32 +19,69 @@ use ground::{Killed, LIMIT, run, wait_until};
 
 /// A mirror and the resource on its first side. What is still mounted or attached at the end is taken down.
 struct Scene {
+    cleaner: Cleaner,
     pair: Pair,
     point: PathBuf,
+    disk: MirrorDisk,
+    /// Of the first side.
     resource: Resource,
 }
 
 impl Scene {
     async fn with_ext4() -> Self {
-        let pair = Pair::synced(Programs::fresh().unwrap(), &PairOptions::sized(32 << 20)).unwrap();
+        let make = ["/sbin/mke2fs", "-q", "-t", "ext4", "-F"];
+        Self::with(Filesystem::Ext4, 32 << 20, &make).await
+    }
+
+    /// The least that mkfs.xfs makes is 300 MiB, of which little is written.
+    async fn with_xfs() -> Self {
+        Self::with(Filesystem::Xfs, 320 << 20, &["/sbin/mkfs.xfs", "-q", "-K"]).await
+    }
+
+    async fn with(filesystem: Filesystem, bytes: u64, make: &[&str]) -> Self {
+        let options = PairOptions {
+            preallocate: false,
+            ..PairOptions::sized(bytes)
+        };
+        let mut pair = Pair::create(Programs::fresh().unwrap(), &options).unwrap();
+        let cleaner = Cleaner::start(pair.folder()).unwrap();
+        pair.bring_up().unwrap();
+        pair.promote_first().unwrap();
         let point = pair.folder().join("mnt");
         std::fs::create_dir(&point).unwrap();
         let run_dir = pair.node(Side::First).run_dir();
-        let device_only = resource(&run_dir, None, Attach::Fuse);
-        device_only.start(&Permit::default()).await.unwrap();
-        let backing = run_dir.join("attached").join(MIRROR);
-        run(
-            "/sbin/mke2fs",
-            &["-q", "-t", "ext4", "-F", backing.to_str().unwrap()],
-        );
-        device_only.check().await.unwrap();
-        device_only.stop(false).await.unwrap();
-        let resource = resource(&run_dir, Some(&point), Attach::Fuse);
-        Self {
+        let mut disk = disk(Some(&point));
+        disk.filesystem = filesystem;
+        let scene = Self {
+            cleaner,
             pair,
             point,
-            resource,
-        }
+            resource: resource(&run_dir, disk.clone()),
+            disk,
+        };
+        let backing = scene.backing();
+        let words = &[&make[1..], &[backing.to_str().unwrap()]].concat();
+        scene.while_attached(|| drop(run(make[0], words))).await;
+        scene
+    }
+
+    /// The mirror as a file, while it is attached.
+    fn backing(&self) -> PathBuf {
+        self.run_dir().join("attached").join(MIRROR)
+    }
+
+    /// Does something to the mirror while it is attached and not mounted.
+    async fn while_attached(&self, work: impl FnOnce()) {
+        let device_only = resource(&self.run_dir(), disk(None));
+        device_only.start(&Permit::default()).await.unwrap();
+        work();
+        device_only.check().await.unwrap();
+        device_only.stop(false).await.unwrap();
+    }
+
+    /// The resource as it is configured, on a side.
+    fn resource_of(&self, side: Side) -> Resource {
+        resource(&self.pair.node(side).run_dir(), self.disk.clone())
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -86,38 +123,33 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        let file = self.run_dir().join("attached").join(MIRROR);
-        let quiet = |program: &str, words: &[&str]| {
-            let _ = Command::new(program)
-                .args(words)
-                .stderr(Stdio::null())
-                .status();
-        };
-        let attached = self.attachment();
-        let device = attached.survey().device;
-        attached.abort();
-        quiet("umount", &["--lazy", self.point.to_str().unwrap()]);
-        if let Some(device) = device {
-            quiet("losetup", &["--detach", &device]);
+        for side in Side::BOTH {
+            let _ = self.pair.node_mut(side).kill();
         }
-        quiet("umount", &["--lazy", file.to_str().unwrap()]);
+        // What may still wait for a mirror ends in errors.
+        self.attachment().abort();
+        self.cleaner.conclude();
     }
 }
 
-fn resource(run_dir: &Path, mount: Option<&Path>, attach: Attach) -> Resource {
+fn disk(mount: Option<&Path>) -> MirrorDisk {
+    MirrorDisk {
+        mirror: MIRROR.into(),
+        attach: Attach::Fuse,
+        mount: mount.map(Path::to_owned),
+        filesystem: Filesystem::Ext4,
+        options: "noatime".into(),
+        fsck: Fsck::Auto,
+        fsck_timeout: LIMIT,
+        unmount_retries: 1,
+        unmount_interval: Duration::from_millis(10),
+    }
+}
+
+fn resource(run_dir: &Path, disk: MirrorDisk) -> Resource {
     let config = Config {
         name: "disk".into(),
-        kind: ResourceKind::MirrorDisk(MirrorDisk {
-            mirror: MIRROR.into(),
-            attach,
-            mount: mount.map(Path::to_owned),
-            filesystem: Filesystem::Ext4,
-            options: "noatime".into(),
-            fsck: Fsck::Auto,
-            fsck_timeout: LIMIT,
-            unmount_retries: 1,
-            unmount_interval: Duration::from_millis(10),
-        }),
+        kind: ResourceKind::MirrorDisk(disk),
         depends_on: Vec::new(),
         start_timeout: LIMIT,
         stop_timeout: LIMIT,
@@ -135,7 +167,7 @@ async fn a_mirror_is_mounted_and_taken_down_again_and_keeps_its_files() {
     assert_eq!(scene.role(), Role::Primary);
     std::fs::write(scene.point.join("file"), "kept").unwrap();
     // An agent that was restarted finds what runs, and leaves it alone.
-    let again = resource(&scene.run_dir(), Some(&scene.point), Attach::Fuse);
+    let again = scene.resource_of(Side::First);
     assert_eq!(again.probe_state().await.unwrap(), Presence::Online);
     again.start(&Permit::default()).await.unwrap();
     again.stop(false).await.unwrap();
@@ -146,7 +178,7 @@ async fn a_mirror_is_mounted_and_taken_down_again_and_keeps_its_files() {
     let text = std::fs::read_to_string(scene.point.join("file")).unwrap();
     assert_eq!(text, "kept");
     // Nobody else's mount is touched, and none is put on top of it.
-    let error = resource(&scene.run_dir(), Some(Path::new("/proc")), Attach::Fuse)
+    let error = resource(&scene.run_dir(), disk(Some(Path::new("/proc"))))
         .start(&Permit::default())
         .await
         .unwrap_err()
@@ -244,6 +276,74 @@ async fn what_a_dead_mirrord_left_is_found_and_taken_down_at_the_next_start() {
     assert_eq!(scene.presence().await, Presence::Offline);
 }
 
+#[tokio::test]
+async fn an_xfs_file_system_moves_to_the_other_node_and_back_with_its_files() {
+    let scene = Scene::with_xfs().await;
+    scene.start().await;
+    let file = scene.point.join("file");
+    std::fs::write(&file, "of the first").unwrap();
+    scene.resource.stop(false).await.unwrap();
+    let other = scene.resource_of(Side::Second);
+    other.start(&Permit::default()).await.unwrap();
+    other.check().await.unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "of the first");
+    std::fs::write(&file, "of the second").unwrap();
+    other.stop(false).await.unwrap();
+    scene.start().await;
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "of the second");
+    scene.resource.stop(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_xfs_file_system_replays_its_journal_after_its_node_was_lost() {
+    let mut scene = Scene::with_xfs().await;
+    scene.start().await;
+    let file = scene.point.join("file");
+    std::fs::write(&file, "synced").unwrap();
+    std::fs::File::open(&file).unwrap().sync_all().unwrap();
+    scene.pair.node_mut(Side::First).kill().unwrap();
+    scene.resource.stop(true).await.unwrap();
+    scene
+        .pair
+        .ctl(Side::Second, &["promote", MIRROR, "--peer-down"])
+        .done()
+        .unwrap();
+    let other = scene.resource_of(Side::Second);
+    other.start(&Permit::default()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "synced");
+    other.stop(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_xfs_file_system_that_does_not_mount_is_repaired_only_where_that_is_configured() {
+    let mut scene = Scene::with_xfs().await;
+    scene.start().await;
+    let file = scene.point.join("file");
+    std::fs::write(&file, "kept").unwrap();
+    scene.resource.stop(false).await.unwrap();
+    // Its first superblock; the others are good.
+    let backing = scene.backing();
+    let damage = || {
+        use std::os::unix::fs::FileExt;
+        let disk = std::fs::File::options().write(true).open(&backing).unwrap();
+        disk.write_all_at(&[0; 512], 0).unwrap();
+        disk.sync_all().unwrap();
+    };
+    scene.while_attached(damage).await;
+    let refused = scene.resource.start(&Permit::default()).await;
+    let error = refused.unwrap_err().to_string();
+    for word in ["was not mounted on", "superblock", "xfs_repair /dev/loop"] {
+        assert!(error.contains(word), "{error}");
+    }
+    scene.resource.stop(false).await.unwrap();
+    assert_eq!(scene.presence().await, Presence::Offline);
+    scene.disk.fsck = Fsck::Always;
+    scene.resource = scene.resource_of(Side::First);
+    scene.start().await;
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
+    scene.resource.stop(false).await.unwrap();
+}
+
 #[test]
 fn a_connection_that_has_ended_needs_no_abort() {
     fuse::abort(u32::MAX).unwrap();
@@ -257,15 +357,17 @@ async fn what_cannot_be_is_refused_with_a_reason() {
         error.to_string()
     };
     let missing = folder.path().join("missing");
-    let error = start(resource(folder.path(), Some(&missing), Attach::Fuse)).await;
+    let error = start(resource(folder.path(), disk(Some(&missing)))).await;
     assert!(error.contains("does not exist; make it"), "{error}");
     let file = folder.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let error = start(resource(folder.path(), Some(&file), Attach::Fuse)).await;
+    let error = start(resource(folder.path(), disk(Some(&file)))).await;
     assert!(error.contains("is no folder"), "{error}");
-    let error = start(resource(folder.path(), None, Attach::Fuse)).await;
+    let error = start(resource(folder.path(), disk(None))).await;
     assert!(error.contains("no mirrord answers"), "{error}");
-    let kernel = resource(folder.path(), None, Attach::Kernel);
+    let mut by_kernel = disk(None);
+    by_kernel.attach = Attach::Kernel;
+    let kernel = resource(folder.path(), by_kernel);
     let error = kernel.check().await.unwrap_err().to_string();
     assert!(error.contains("no mirrord answers"), "{error}");
 }

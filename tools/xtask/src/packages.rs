@@ -86,7 +86,11 @@ const NEEDED: [Needed; 19] = [
         &["setpriv", "nsenter", "unshare"],
         &[Demo, Tests, Bench, Vm],
     ),
-    needed("xfsprogs", &["mkfs.xfs", "xfs_repair", "xfs_io"], &[Vm]),
+    needed(
+        "xfsprogs",
+        &["mkfs.xfs", "xfs_repair", "xfs_io"],
+        &[Tests, Vm],
+    ),
     needed("xz-utils", &["xz"], &[Vm]),
 ];
 

@@ -126,9 +126,20 @@ pub enum MirrorDiskError {
         device: String,
         source: CommandError,
     },
-    #[error("{device} was not mounted on {}: {source}", point.display())]
+    #[error(
+        "{device} does not mount, and xfs_repair did not mend it: {source}; see that xfsprogs is installed, attach the mirror by hand, and run `xfs_repair {device}`; `fsck_timeout` bounds it"
+    )]
+    Repair {
+        device: String,
+        source: CommandError,
+    },
+    #[error(
+        "{device} was not mounted on {}: {source}; `dmesg` may say why; if the file system is damaged, attach the mirror by hand and run `{repair} {device}`",
+        point.display()
+    )]
     Mount {
         device: String,
+        repair: &'static str,
         point: PathBuf,
         source: CommandError,
     },
@@ -220,7 +231,15 @@ impl MirrorDisk {
         }
         self.step("check the file system", self.fsck(&device))
             .await?;
-        self.step("mount", self.mount(&device, point)).await
+        let mounted = self.step("mount", self.mount(&device, point)).await;
+        match mounted {
+            Err(MirrorDiskError::Mount { source, .. }) if self.repairs_xfs() => {
+                self.step("repair the file system", self.repair(&device, source))
+                    .await?;
+                self.step("mount", self.mount(&device, point)).await
+            }
+            result => result,
+        }
     }
 
     pub async fn stop(&self, force: bool) -> Result<()> {
@@ -503,7 +522,7 @@ impl MirrorDisk {
     }
 
     async fn fsck(&self, device: &str) -> Result<()> {
-        // xfs replays its journal when it is mounted; its own fsck does nothing on purpose.
+        // xfs replays its journal when it is mounted; only where that fails there is something to repair.
         if self.config.filesystem != Filesystem::Ext4 || self.config.fsck == Fsck::Never {
             return Ok(());
         }
@@ -513,6 +532,15 @@ impl MirrorDisk {
             self.config.fsck_timeout,
         )
         .await
+    }
+
+    fn repairs_xfs(&self) -> bool {
+        self.config.filesystem == Filesystem::Xfs && self.config.fsck == Fsck::Always
+    }
+
+    async fn repair(&self, device: &str, refused: CommandError) -> Result<()> {
+        tracing::warn!("{device} was not mounted and is repaired: {refused}");
+        repair_xfs(device, self.config.fsck_timeout).await
     }
 
     async fn mount(&self, device: &str, point: &Path) -> Result<()> {
@@ -606,15 +634,28 @@ pub async fn check_ext4(device: &str, fully: bool, limit: Duration) -> Result<()
     }
 }
 
+/// Repairs an xfs file system that is not mounted. One whose journal has to be replayed first, which only a mount
+/// does, is left alone.
+pub async fn repair_xfs(device: &str, limit: Duration) -> Result<()> {
+    Invocation::new(["xfs_repair", device])
+        .succeed(limit)
+        .await
+        .map(drop)
+        .map_err(|source| MirrorDiskError::Repair {
+            device: device.into(),
+            source,
+        })
+}
+
 pub async fn mount(
     filesystem: Filesystem,
     options: &str,
     device: &str,
     point: &Path,
 ) -> Result<()> {
-    let name = match filesystem {
-        Filesystem::Ext4 => "ext4",
-        Filesystem::Xfs => "xfs",
+    let (name, repair) = match filesystem {
+        Filesystem::Ext4 => ("ext4", "e2fsck -f"),
+        Filesystem::Xfs => ("xfs", "xfs_repair"),
     };
     let options = if options.is_empty() { "rw" } else { options };
     Invocation::new(["mount", "-t", name, "-o", options, device])
@@ -624,6 +665,7 @@ pub async fn mount(
         .map(drop)
         .map_err(|source| MirrorDiskError::Mount {
             device: device.into(),
+            repair,
             point: point.into(),
             source,
         })
