@@ -61,7 +61,7 @@ impl MonitorProbe {
         };
         Self {
             kind,
-            timeout: monitor.timeout,
+            timeout: inner(monitor.timeout),
         }
     }
 
@@ -88,6 +88,11 @@ impl MonitorProbe {
             Kind::Stall(stall) => stall.probe(),
         }
     }
+}
+
+/// What of the limit is given to the probe itself, so that its own words come before those of who waits for it.
+fn inner(limit: Duration) -> Duration {
+    limit - limit / 20
 }
 
 fn find<'m>(mirrors: &'m [MirrorStatus], name: &str) -> Result<&'m MirrorStatus, String> {
