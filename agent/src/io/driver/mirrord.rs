@@ -30,6 +30,7 @@ impl Mirrors {
     /// `confirms`: answers may wait for lease confirmations, which must not wait for the next look.
     pub fn watch(
         run_dir: &Path,
+        node: &str,
         names: &[String],
         confirms: bool,
         events: &mpsc::Sender<Event>,
@@ -58,6 +59,7 @@ impl Mirrors {
         }
         tokio::spawn(poll(
             client,
+            node.to_owned(),
             names.to_vec(),
             Arc::clone(&look),
             Arc::clone(&last),
@@ -89,17 +91,40 @@ impl Mirrors {
     }
 }
 
+/// Refuses a `mirrord` that is another node's: what it says would be taken for this node's. One that does not
+/// answer yet is fine.
+pub async fn ensure_own(run_dir: &Path, node: &str) -> anyhow::Result<()> {
+    match Client::new(run_dir, CALL_TIMEOUT).status().await {
+        Ok(status) if status.node != node => Err(anyhow::anyhow!(
+            "mirrord in {} runs as {}, and this agent as {node}: start both with the --node of this machine",
+            run_dir.display(),
+            status.node
+        )),
+        _ => Ok(()),
+    }
+}
+
 async fn poll(
     client: Client,
+    node: String,
     names: Vec<String>,
     look: Arc<Notify>,
     last: Arc<Mutex<Vec<MirrorStatus>>>,
     events: mpsc::Sender<Event>,
 ) {
+    let mut is_told = false;
     loop {
         let status = client.status().await;
         let mirrors = match status {
-            Ok(NodeStatus { mirrors, .. }) => mirrors,
+            Ok(status) if status.node == node => status.mirrors,
+            Ok(NodeStatus { node: other, .. }) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::error!(
+                        "mirrord here runs as {other}, not as {node}: it is left alone"
+                    );
+                }
+                Vec::new()
+            }
             Err(error) => {
                 tracing::debug!("mirrord: {error}");
                 Vec::new()

@@ -195,7 +195,14 @@ impl Driver {
             }
             resources.push(made);
         }
-        let mirrors = Mirrors::watch(run_dir, &names, arbiter.is_some(), &sender);
+        mirrord::ensure_own(run_dir, &config.nodes[me]).await?;
+        let mirrors = Mirrors::watch(
+            run_dir,
+            &config.nodes[me],
+            &names,
+            arbiter.is_some(),
+            &sender,
+        );
         let hands = Hands {
             resolvers: agent
                 .partition

@@ -32,9 +32,9 @@ pub struct Exec {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    #[error("the start command failed: {0}")]
+    #[error("the start command failed: {}", bounded(.0, "start_timeout"))]
     Start(CommandError),
-    #[error("the stop command failed: {0}")]
+    #[error("the stop command failed: {}", bounded(.0, "stop_timeout"))]
     Stop(CommandError),
     #[error("the check command says that it does not run: {0}")]
     Check(CommandError),
@@ -48,6 +48,16 @@ pub enum ExecError {
     NeverStarted,
     #[error("cannot write {}: {source}", path.display())]
     Note { path: PathBuf, source: io::Error },
+}
+
+/// What went wrong with a command that a key bounds.
+fn bounded(error: &CommandError, key: &str) -> String {
+    match error {
+        CommandError::TimedOut { .. } => {
+            format!("{error}; if it only needs longer, raise `{key}`")
+        }
+        _ => error.to_string(),
+    }
 }
 
 impl Exec {
@@ -69,16 +79,22 @@ impl Exec {
     }
 
     pub async fn start(&self, limit: Duration) -> Result<(), ExecError> {
-        if self.probe_state().await? == Presence::Online {
+        let found = self.probe_state().await?;
+        if found == Presence::Online {
             return Ok(());
         }
         // Before the command: one that is interrupted may have got somewhere.
         self.write_note("starting")?;
-        self.invocation(&self.start, false)
-            .succeed(limit)
-            .await
-            .map_err(ExecError::Start)?;
-        self.write_note("started")
+        match self.invocation(&self.start, false).succeed(limit).await {
+            Ok(_) => self.write_note("started"),
+            Err(error) => {
+                // One that was never run got nowhere: there is nothing to stop, maybe by a program that is missing too.
+                if found == Presence::Offline && matches!(error, CommandError::Start { .. }) {
+                    self.remove_note()?;
+                }
+                Err(ExecError::Start(error))
+            }
+        }
     }
 
     pub async fn stop(&self, force: bool, limit: Duration) -> Result<(), ExecError> {
@@ -90,15 +106,7 @@ impl Exec {
             .succeed(limit.saturating_sub(begun.elapsed()))
             .await
             .map_err(ExecError::Stop)?;
-        match fs::remove_file(&self.note) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(ExecError::Note {
-                    path: self.note.clone(),
-                    source,
-                });
-            }
-            _ => {}
-        }
+        self.remove_note()?;
         match self.probe_state().await? {
             Presence::Offline => Ok(()),
             Presence::Online | Presence::Partial => Err(ExecError::StillRuns),
@@ -146,6 +154,16 @@ impl Exec {
             .variable("MIRROR_GROUP", &self.group)
             .variable("MIRROR_RESOURCE", &self.resource)
             .variable("MIRROR_FORCE", if force { "1" } else { "0" })
+    }
+
+    fn remove_note(&self) -> Result<(), ExecError> {
+        match fs::remove_file(&self.note) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ExecError::Note {
+                path: self.note.clone(),
+                source,
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn write_note(&self, text: &str) -> Result<(), ExecError> {
@@ -337,6 +355,22 @@ mod tests {
         assert_eq!(exec.probe_state().await.unwrap(), Presence::Partial);
         exec.stop(false, LIMIT).await.unwrap();
         assert_eq!(exec.probe_state().await.unwrap(), Presence::Offline);
+    }
+
+    #[tokio::test]
+    async fn a_start_command_that_is_missing_leaves_nothing_to_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = vec![folder.path().join("app").display().to_string()];
+        let words = || [script.clone(), script.clone()];
+        let exec = Exec::new(words(), None, "web", "app", folder.path());
+        let error = exec.start(LIMIT).await.unwrap_err().to_string();
+        assert!(error.contains("look whether it is there"), "{error}");
+        assert_eq!(exec.probe_state().await.unwrap(), Presence::Offline);
+        exec.stop(false, LIMIT).await.unwrap();
+        // What an earlier start may have done is still to be stopped.
+        exec.write_note("starting").unwrap();
+        exec.start(LIMIT).await.unwrap_err();
+        assert_eq!(exec.probe_state().await.unwrap(), Presence::Partial);
     }
 
     #[tokio::test]
