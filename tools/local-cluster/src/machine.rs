@@ -109,8 +109,9 @@ impl Machine {
             .spawn()
             .with_context(|| format!("cannot start {words:?}"))?;
         let mut process = Process {
+            // Until the program runs. None at all would be everything of this test to `kill`.
+            pid: Pid::from_raw(entered.id().cast_signed()),
             entered,
-            pid: Pid::from_raw(0),
             log: log.to_path_buf(),
         };
         let program = Path::new(words[0]).file_name().unwrap_or_default();
@@ -281,13 +282,11 @@ fn signal(pid: Pid, which: Signal) -> Result<()> {
 fn fuse_connections(pid: Pid) -> Vec<u32> {
     let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let number = |line: &str| line.split(' ').nth(2)?.split_once(':')?.1.parse().ok();
+    // Its kind is "fuse", or "fuse." and a name; "fusectl" is none.
     let lines = mounts
         .lines()
-        .filter(|line| line.contains(" - fuse.nbdfuse "));
-    lines
-        .filter(|line| !line.contains(" - fusectl"))
-        .filter_map(number)
-        .collect()
+        .filter(|line| line.contains(" - fuse ") || line.contains(" - fuse."));
+    lines.filter_map(number).collect()
 }
 
 fn all_processes() -> Result<Vec<Pid>> {
