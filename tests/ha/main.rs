@@ -1,9 +1,12 @@
 //! Whole clusters of real daemons, each server a machine of its own made of namespaces, with cuts, freezes
 //! and power cuts. Every wait is for a state and has an end.
 
+mod alerts;
 mod bed_itself;
 mod frozen;
 mod killed;
+mod last_actions;
+mod misconfigured;
 mod operated;
 mod published;
 mod witnessed;

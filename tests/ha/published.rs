@@ -1,38 +1,14 @@
 //! The two published scenarios: the servers lose each other while both still reach the ping target.
 
-use agent::alert::{self, Kind};
+use agent::alert;
 use agent::control::State;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use local_cluster::{Bed, GROUP, Guard, Setup};
 use local_pair::Side;
 use mirror_core::control::{Connection, Role};
 
+use crate::alerts::{ensure_order, find};
 use crate::writers::Writers;
-
-/// Position of the first alert of a kind at or after `from`.
-fn find(alerts: &[String], kind: Kind, from: usize) -> Option<usize> {
-    // Level, date, time, server, module, id.
-    let has_id = |line: &String| line.split_whitespace().nth(5) == Some(&kind.id.to_string());
-    let found = alerts.iter().skip(from).position(has_id)?;
-    Some(from + found)
-}
-
-fn ensure_order(alerts: &[String], kinds: &[Kind]) -> Result<()> {
-    let mut from = 0;
-    for kind in kinds {
-        let found = find(alerts, *kind, from);
-        let at = found.with_context(|| {
-            format!(
-                "{} ({}) is not there or too early:\n{}",
-                kind.id,
-                kind.meaning,
-                alerts.join("\n")
-            )
-        })?;
-        from = at + 1;
-    }
-    Ok(())
-}
 
 #[test]
 fn with_nobody_to_prevent_it_both_activate_and_everybody_says_so_and_one_command_ends_it()

@@ -69,10 +69,40 @@ impl Bed {
     /// The group runs on the first server, and both sides of the mirror are in step.
     pub fn running(setup: Setup) -> Result<Self> {
         let mut bed = Self::prepared(setup)?;
-        bed.start_agents()?;
-        bed.wait_group(Side::First, State::Online)?;
-        bed.wait_in_step()?;
+        bed.bring_online()?;
         Ok(bed)
+    }
+
+    /// Starts the agents, until the group runs on the first server.
+    pub fn bring_online(&mut self) -> Result<()> {
+        self.start_agents()?;
+        self.wait_group(Side::First, State::Online)?;
+        self.wait_in_step()
+    }
+
+    /// Changes one place of the file that both servers read. A daemon takes it up when it starts.
+    pub fn configure(&self, from: &str, to: &str) -> Result<()> {
+        change(&self.pair.node(Side::First).config, from, to)
+    }
+
+    /// Gives a server a file of its own, with one place changed.
+    pub fn configure_alone(&mut self, side: Side, from: &str, to: &str) -> Result<()> {
+        let node = self.pair.node_mut(side);
+        let own = node.folder.join("cluster.toml");
+        if node.config != own {
+            fs::copy(&node.config, &own)?;
+            node.config = own;
+        }
+        change(&node.config, from, to)
+    }
+
+    /// The same with the file of the witness.
+    pub fn configure_witness(&self, from: &str, to: &str) -> Result<()> {
+        change(&self.witness_config(), from, to)
+    }
+
+    fn witness_config(&self) -> PathBuf {
+        self.folder().join("witness.toml")
     }
 
     /// Machines, networks and disks in step; no agent yet.
@@ -203,6 +233,13 @@ impl Bed {
         self.servers[side.index()].machine.is_some()
     }
 
+    /// A machine of nobody's in the public network.
+    pub fn stranger(&mut self, host: u8) -> Result<Machine> {
+        let machine = Machine::boot()?;
+        self.network.plug(Net::Public, host, &machine, false)?;
+        Ok(machine)
+    }
+
     pub fn spawn_on(&self, side: Side, words: &[&str], log: &str) -> Result<Process> {
         self.machine(side)?.spawn(words, &self.folder().join(log))
     }
@@ -259,6 +296,13 @@ impl Bed {
         Ok(process.as_ref().context("it does not run")?.id())
     }
 
+    pub fn runs(&mut self, side: Side, daemon: Daemon) -> Result<bool> {
+        match self.server(side).daemon(daemon) {
+            Some(process) => process.is_running(),
+            None => Ok(false),
+        }
+    }
+
     pub fn start_agents(&mut self) -> Result<()> {
         for side in Side::BOTH {
             self.start(side, Daemon::Agent)?;
@@ -299,8 +343,11 @@ impl Bed {
         };
         let program = self.pair.programs().mirror_witness.display().to_string();
         let folder = self.pair.folder();
-        let config = folder.join("witness.toml").display().to_string();
-        fs::write(&config, witness_config(folder))?;
+        let config = self.witness_config();
+        if !config.exists() {
+            fs::write(&config, witness_config(folder))?;
+        }
+        let config = config.display().to_string();
         let words = [&program, "--config", &config];
         let process = machine.spawn(&words, &folder.join("witness.log"))?;
         self.witness = Some((process, machine));
@@ -341,6 +388,11 @@ impl Bed {
     /// A tool of the network, run in a server.
     pub fn run_on(&self, side: Side, words: &[&str]) -> Result<String> {
         self.machine(side)?.run_in_network(words)
+    }
+
+    /// What is mounted in a server, as the kernel tells it there.
+    pub fn mounts(&self, side: Side) -> Result<String> {
+        self.machine(side)?.run(&["cat", "/proc/mounts"])
     }
 
     // ---- What it says
@@ -400,6 +452,13 @@ impl Bed {
     /// The alert log, a line an alert.
     pub fn alerts(&self, side: Side) -> Vec<String> {
         let text = fs::read_to_string(self.here(side).join("alert.log")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The final actions that an agent would have taken, in order.
+    pub fn actions(&self, side: Side) -> Vec<String> {
+        let record = self.pair.node(side).folder.join("actions");
+        let text = fs::read_to_string(record).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 
@@ -505,6 +564,18 @@ impl Drop for Bed {
         self.witness = None;
         self.cleaner.conclude();
     }
+}
+
+fn change(file: &Path, from: &str, to: &str) -> Result<()> {
+    let text = fs::read_to_string(file)?;
+    let places = text.matches(from).count();
+    ensure!(
+        places == 1,
+        "{} has {from:?} in {places} places",
+        file.display()
+    );
+    fs::write(file, text.replace(from, to))?;
+    Ok(())
 }
 
 fn host(side: Side) -> u8 {

@@ -1,0 +1,422 @@
+//! What a server was given that cannot work: nothing starts in doubt, `check`, `status` and the alert log say what is
+//! wrong and what to do, and once it is mended, the group comes up.
+
+use std::fs;
+use std::path::Path;
+
+use agent::alert;
+use agent::control::{Health, State};
+use anyhow::{Context, Result, ensure};
+use local_cluster::{Bed, Daemon, GROUP, Guard, Process, Setup};
+use local_pair::{PYTHON, Side, run_tool};
+use mirror_core::control::Role;
+
+use crate::alerts::{ensure_order, find, wait_alert};
+use crate::writers::Writers;
+
+const FORCED_STOP: Setup = Setup {
+    guard: Guard::ForcedStop,
+    mounted: false,
+};
+const WITNESSED: Setup = Setup {
+    guard: Guard::Witness,
+    mounted: false,
+};
+/// The host that has the floating address.
+const FLOATING: u8 = 100;
+/// The start of the last resource, as the file has it.
+const START: &str = "start = [\"/bin/touch\", ";
+
+fn ensure_says(text: &str, words: &[&str]) -> Result<()> {
+    for word in words {
+        ensure!(text.contains(word), "{word:?} is not in: {text}");
+    }
+    Ok(())
+}
+
+/// What `check` finds wrong on a server.
+fn found_by_check(bed: &Bed, side: Side) -> Result<String> {
+    match bed.check(side) {
+        Ok(said) => anyhow::bail!("it found nothing wrong: {said}"),
+        Err(error) => Ok(format!("{error:#}")),
+    }
+}
+
+/// Nothing of the group is on a server, and its mirror is secondary.
+fn ensure_all_off(bed: &Bed, side: Side) -> Result<()> {
+    let group = bed.group(side)?;
+    ensure!(group.state == State::Offline, "{group:?}");
+    ensure!(!bed.app_runs(side));
+    let mirror = bed.pair().status(side)?;
+    ensure!(mirror.role == Role::Secondary, "{mirror:?}");
+    Ok(())
+}
+
+/// Each server tries once, says why its resource does not start, and leaves nothing behind.
+fn ensure_refused_by_both(bed: &mut Bed, resource: &str, words: &[&str]) -> Result<()> {
+    for side in Side::BOTH {
+        wait_alert(bed, side, alert::RESOURCE_FAILED, words)?;
+        wait_alert(bed, side, alert::GROUP_STOPPED, &[])?;
+    }
+    for side in Side::BOTH {
+        ensure_all_off(bed, side)?;
+        let group = bed.group(side)?;
+        ensure!(group.current.is_empty(), "{group:?}");
+        let found = group.resources.iter().find(|found| found.name == resource);
+        let error = found.and_then(|found| found.error.as_deref());
+        ensure_says(error.context("status shows no error")?, words)?;
+        ensure_says(&bed.ctl(side, &["status"]).done()?, words)?;
+        let alerts = bed.alerts(side);
+        ensure!(
+            find(&alerts, alert::GROUP_STARTED, 0).is_none(),
+            "{alerts:?}"
+        );
+    }
+    Ok(())
+}
+
+/// The word of an operator who mended it.
+fn start_by_hand(bed: &mut Bed, side: Side) -> Result<()> {
+    let said = bed.ctl(side, &["group", "start", GROUP]).done();
+    said.with_context(|| bed.story())?;
+    bed.wait_group(side, State::Online)?;
+    ensure!(bed.app_runs(side) && !bed.app_runs(side.other()));
+    bed.wait_in_step()
+}
+
+#[test]
+fn a_missing_mount_point_is_named_on_both_servers() -> Result<()> {
+    let mut bed = Bed::prepared(Setup {
+        guard: Guard::ForcedStop,
+        mounted: true,
+    })?;
+    let point = bed.mount_point().display().to_string();
+    for side in Side::BOTH {
+        fs::remove_dir(bed.here(side).join("mnt"))?;
+        let said = found_by_check(&bed, side)?;
+        ensure_says(&said, &[&point, &format!("mkdir -p {point}")])?;
+    }
+    bed.start_agents()?;
+    let words = [
+        &point,
+        "does not exist; make it on both nodes with `mkdir -p`",
+    ];
+    ensure_refused_by_both(&mut bed, "disk", &words)?;
+    for side in Side::BOTH {
+        fs::create_dir(bed.here(side).join("mnt"))?;
+    }
+    start_by_hand(&mut bed, Side::First)?;
+    ensure!(bed.stopped.is_empty(), "{:?} were stopped", bed.stopped);
+    Ok(())
+}
+
+#[test]
+fn a_missing_script_is_named_on_both_servers_and_has_nothing_to_stop() -> Result<()> {
+    let mut bed = Bed::prepared(FORCED_STOP)?;
+    let script = bed.folder().join("here/start");
+    let script = script.display().to_string();
+    bed.configure(START, &format!("start = [\"{script}\", "))?;
+    for side in Side::BOTH {
+        ensure_says(&found_by_check(&bed, side)?, &[&script, "put it there"])?;
+    }
+    bed.start_agents()?;
+    let words = [&script, "look whether it is there and may be executed"];
+    ensure_refused_by_both(&mut bed, "app", &words)?;
+    for side in Side::BOTH {
+        let to = bed.here(side).join("start").display().to_string();
+        run_tool(
+            "cp",
+            &["/bin/touch", &to],
+            std::time::Duration::from_secs(20),
+        )?;
+    }
+    start_by_hand(&mut bed, Side::Second)
+}
+
+#[test]
+fn an_address_that_somebody_else_has_is_taken_by_nobody() -> Result<()> {
+    let mut bed = Bed::prepared(FORCED_STOP)?;
+    let stranger = bed.stranger(FLOATING)?;
+    bed.start_agents()?;
+    let words = ["10.77.0.100", "is in use: the host", "02:77:00:00:00:64"];
+    ensure_refused_by_both(&mut bed, "address", &words)?;
+    drop(stranger);
+    start_by_hand(&mut bed, Side::First)
+}
+
+/// A program on the first server that has this address for itself.
+fn taken(bed: &mut Bed, address: &str) -> Result<Process> {
+    let script = format!(
+        "import signal, socket; taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+         taken.bind(('{address}', 29002)); print('taken', flush=True); signal.pause()"
+    );
+    let log = format!("taken-{address}");
+    let other = bed.spawn_on(Side::First, &[PYTHON, "-c", &script], &log)?;
+    bed.until("the other program", 20, |bed| {
+        let said = fs::read_to_string(bed.folder().join(&log))?;
+        Ok(said.contains("taken").then_some(()))
+    })?;
+    Ok(other)
+}
+
+#[test]
+fn an_agent_starts_where_one_of_its_heartbeat_ports_is_taken_and_not_where_all_are() -> Result<()> {
+    let mut bed = Bed::prepared(WITNESSED)?;
+    let mut on_interconnect = taken(&mut bed, "10.77.1.1")?;
+    let mut on_public = taken(&mut bed, "10.77.0.1")?;
+    let words = ["10.77.1.1:29002", "10.77.0.1:29002", "ss -ulpn"];
+    ensure_says(&found_by_check(&bed, Side::First)?, &words)?;
+    let Err(error) = bed.start(Side::First, Daemon::Agent) else {
+        anyhow::bail!("the agent started beside the other programs");
+    };
+    let words = [
+        "cannot listen on 10.77.1.1:29002",
+        "cannot listen on 10.77.0.1:29002",
+        "ss -ulpn",
+    ];
+    ensure_says(&format!("{error:#}"), &words)?;
+    wait_alert(&mut bed, Side::First, alert::AGENT_FAILED, &words[..1])?;
+    ensure!(bed.pair().status(Side::First)?.role == Role::Secondary);
+
+    on_public.kill()?;
+    bed.bring_online()?;
+    wait_alert(&mut bed, Side::First, alert::PATH_DOWN, &words[..1])?;
+    let works = ["path interconnect works"];
+    ensure!(
+        !bed.alerts(Side::First)
+            .iter()
+            .any(|line| line.contains(works[0]))
+    );
+    on_interconnect.kill()?;
+    wait_alert(&mut bed, Side::First, alert::PATH_UP, &works)?;
+    Ok(())
+}
+
+#[test]
+fn a_start_script_that_hangs_is_killed_before_the_other_server_starts() -> Result<()> {
+    let mut bed = Bed::prepared(WITNESSED)?;
+    let here = bed.folder().join("here").display().to_string();
+    let lock = bed.folder().join("lock").display().to_string();
+    // Whoever starts while anything of a start still runs is refused the lock.
+    let scripts = [
+        format!("exec flock {lock} sh -c 'echo held > {here}/held; sleep 1000'\n"),
+        format!("exec flock --nonblock {lock} touch {here}/app\n"),
+    ];
+    for (side, script) in Side::BOTH.into_iter().zip(scripts) {
+        fs::write(bed.here(side).join("start"), script)?;
+    }
+    let own = format!("start = [\"/bin/sh\", \"{here}/start\"]\nstart_timeout = \"2s\"\n");
+    bed.configure(&format!("{START}\"{here}/app\"]\n"), &own)?;
+    bed.start_agents()?;
+    // By the limit of the script or by the one around it, whichever comes first on a busy machine.
+    let words = ["did not end within", "`start_timeout`"];
+    wait_alert(&mut bed, Side::First, alert::RESOURCE_FAILED, &words)?;
+    ensure!(bed.here(Side::First).join("held").exists());
+    bed.wait_group(Side::Second, State::Online)?;
+    ensure!(bed.app_runs(Side::Second));
+    ensure_all_off(&bed, Side::First)?;
+    ensure_says(&bed.ctl(Side::First, &["status"]).done()?, &words)?;
+    let in_order = [
+        alert::GROUP_STARTING,
+        alert::RESOURCE_FAILED,
+        alert::GROUP_START_FAILED,
+        alert::GROUP_STOPPED,
+    ];
+    ensure_order(&bed.alerts(Side::First), &in_order)?;
+    let in_order = [alert::FAILING_OVER, alert::GROUP_STARTED];
+    ensure_order(&bed.alerts(Side::Second), &in_order)?;
+    bed.wait_in_step()
+}
+
+#[test]
+fn a_witness_that_does_not_have_this_cluster_grants_nothing_until_it_does() -> Result<()> {
+    let mut bed = Bed::prepared(WITNESSED)?;
+    let stranger = bed.folder().join("stranger.key").display().to_string();
+    bed.ctl(Side::First, &["keygen", &stranger]).done()?;
+    let known = bed.folder().join("cluster.key").display().to_string();
+
+    bed.kill_witness()?;
+    bed.configure_witness("name = \"local\"", "name = \"other\"")?;
+    bed.start_witness()?;
+    bed.start_agents()?;
+    let words = ["does not know cluster local", "add it as [[cluster]]"];
+    ensure_ungranted(&mut bed, &words)?;
+
+    bed.kill_witness()?;
+    bed.configure_witness("name = \"other\"", "name = \"local\"")?;
+    bed.configure_witness(&known, &stranger)?;
+    bed.start_witness()?;
+    let words = [
+        "was not made with the key of cluster local",
+        "copy the cluster's key file to the witness",
+    ];
+    ensure_ungranted(&mut bed, &words)?;
+
+    bed.kill_witness()?;
+    bed.configure_witness(&stranger, &known)?;
+    bed.start_witness()?;
+    bed.wait_group(Side::First, State::Online)?;
+    bed.wait_in_step()?;
+    ensure!(!bed.app_runs(Side::Second));
+    let status = bed.status(Side::First)?;
+    let arbiter = status.arbiter.context("there is an arbiter")?;
+    ensure!(arbiter.health == Health::Normal && arbiter.detail.is_none());
+    Ok(())
+}
+
+/// Both say why the arbiter is of no use now, and that the group waits for it.
+fn ensure_ungranted(bed: &mut Bed, words: &[&str]) -> Result<()> {
+    for side in Side::BOTH {
+        wait_alert(bed, side, alert::ARBITER_DOWN, words)?;
+        bed.until(&format!("{words:?} in the status of {side:?}"), 30, |bed| {
+            let arbiter = bed.status(side)?.arbiter.context("there is an arbiter")?;
+            let detail = arbiter.detail.unwrap_or_default();
+            let told = words.iter().all(|word| detail.contains(word));
+            Ok((told && arbiter.health == Health::Error).then_some(()))
+        })?;
+        ensure_says(&found_by_check(bed, side)?, words)?;
+        ensure_says(&bed.ctl(side, &["status"]).done()?, words)?;
+    }
+    bed.until("the end of the start-up delay", 30, |bed| {
+        Ok(bed.status(Side::First)?.startup.is_none().then_some(()))
+    })?;
+    bed.until("a group that waits for the arbiter", 30, |bed| {
+        let waits = bed.group(Side::First)?.waits_for.unwrap_or_default();
+        Ok(waits.contains("the arbiter").then_some(()))
+    })?;
+    Side::BOTH
+        .into_iter()
+        .try_for_each(|side| ensure_all_off(bed, side))
+}
+
+#[test]
+fn an_agent_with_another_key_is_heard_by_nobody_and_starts_nothing() -> Result<()> {
+    let mut bed = Bed::running(WITNESSED)?;
+    let stranger = bed.folder().join("stranger.key").display().to_string();
+    let known = bed.folder().join("cluster.key").display().to_string();
+    bed.ctl(Side::First, &["keygen", &stranger]).done()?;
+    bed.stop(Side::Second, Daemon::Agent)?;
+    bed.configure_alone(Side::Second, &known, &stranger)?;
+    bed.start(Side::Second, Daemon::Agent)?;
+    for side in Side::BOTH {
+        let words = ["was not made with this cluster's key"];
+        wait_alert(&mut bed, side, alert::BEAT_REFUSED, &words)?;
+    }
+    let words = ["copy the cluster's key file to the witness"];
+    wait_alert(&mut bed, Side::Second, alert::ARBITER_DOWN, &words)?;
+    bed.until("the end of the start-up delay", 30, |bed| {
+        Ok(bed.status(Side::Second)?.startup.is_none().then_some(()))
+    })?;
+    bed.until("a group that waits", 30, |bed| {
+        Ok(bed.group(Side::Second)?.waits_for)
+    })?;
+    ensure_all_off(&bed, Side::Second)?;
+    bed.ctl(Side::First, &["switchover", GROUP])
+        .refused(&["server2 is not heard"])?;
+    ensure!(bed.app_runs(Side::First));
+    // With the right file it is heard again.
+    bed.stop(Side::Second, Daemon::Agent)?;
+    bed.configure_alone(Side::Second, &stranger, &known)?;
+    bed.start(Side::Second, Daemon::Agent)?;
+    wait_alert(&mut bed, Side::Second, alert::PEER_UP, &[])?;
+    bed.ctl(Side::First, &["switchover", GROUP]).done()?;
+    bed.wait_group(Side::Second, State::Online)?;
+    bed.wait_in_step()
+}
+
+#[test]
+fn an_agent_under_the_name_of_the_other_server_does_not_start() -> Result<()> {
+    let mut bed = Bed::prepared(WITNESSED)?;
+    bed.start(Side::First, Daemon::Agent)?;
+    let run_dir = bed.pair().node(Side::Second).run_dir();
+    let config = bed.pair().node(Side::Second).config.clone();
+    let words = agent_words(&bed, &run_dir, &config);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let said = match bed.spawn_on(Side::Second, &words, "namesake.log") {
+        Ok(mut namesake) => {
+            namesake.wait_end()?;
+            fs::read_to_string(bed.folder().join("namesake.log"))?
+        }
+        Err(error) => format!("{error:#}"),
+    };
+    let words = ["runs as server2, and this agent as server1", "--node"];
+    ensure_says(&said, &words)?;
+    bed.start(Side::Second, Daemon::Agent)?;
+    bed.wait_group(Side::First, State::Online)?;
+    ensure!(!bed.app_runs(Side::Second));
+    bed.wait_in_step()
+}
+
+/// An agent that calls itself server1.
+fn agent_words(bed: &Bed, run_dir: &Path, config: &Path) -> Vec<String> {
+    let text = |path: &Path| path.display().to_string();
+    let record = bed.folder().join("actions-of-the-namesake");
+    [
+        &text(&bed.pair().programs().mirror_agent),
+        "--config",
+        &text(config),
+        "--node",
+        "server1",
+        "--run-dir",
+        &text(run_dir),
+        "--record-actions",
+        &text(&record),
+    ]
+    .map(String::from)
+    .to_vec()
+}
+
+#[test]
+fn a_clone_of_a_server_is_named_and_changes_nothing() -> Result<()> {
+    let mut bed = Bed::running(WITNESSED)?;
+    let mut writers = Writers::start(bed.pair())?;
+    let wait = |bed: &mut Bed, writers: &Writers| {
+        let goal = writers.count(Side::First) + 50;
+        bed.until("answers", 60, |_| {
+            Ok((writers.count(Side::First) >= goal).then_some(()))
+        })
+    };
+    wait(&mut bed, &writers)?;
+    // The same name and key at another address, and a file that leads it to the true one.
+    let machine = bed.stranger(77)?;
+    let folder = bed.folder().join("clone");
+    fs::create_dir(&folder)?;
+    let config = folder.join("cluster.toml");
+    let text = fs::read_to_string(&bed.pair().node(Side::First).config)?;
+    let text = text
+        .replace(
+            "server1 = \"10.77.0.1:29002\"",
+            "server1 = \"10.77.0.77:29002\"",
+        )
+        .replace(
+            "server2 = \"10.77.0.2:29002\"",
+            "server2 = \"10.77.0.1:29002\"",
+        )
+        .replace("here/alert.log", "clone/alert.log");
+    fs::write(&config, text)?;
+    let words = agent_words(&bed, &folder.join("run"), &config);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut clone = machine.spawn(&words, &folder.join("log"))?;
+
+    let words = ["Another machine calls itself server1 too", "path public"];
+    wait_alert(&mut bed, Side::First, alert::SAME_NAME, &words)?;
+    let screen = bed.ctl(Side::First, &["status"]).done()?;
+    ensure_says(&screen, &["!!! another machine calls itself server1 too"])?;
+    wait(&mut bed, &writers)?;
+    ensure!(clone.is_running()?);
+    clone.kill()?;
+    bed.until("the end of the warning", 30, |bed| {
+        let warnings = bed.status(Side::First)?.warnings;
+        let told = |line: &String| line.contains("calls itself");
+        Ok((!warnings.iter().any(told)).then_some(()))
+    })?;
+    wait(&mut bed, &writers)?;
+    let told = bed.alerts(Side::First);
+    let told = told.iter().filter(|line| line.contains(" 1009 "));
+    ensure!(told.count() == 1, "it is told once");
+    ensure!(bed.group(Side::First)?.state == State::Online);
+    ensure!(writers.count(Side::Second) == 0);
+    writers.stop()?;
+    bed.wait_in_step()?;
+    writers.check(bed.pair(), &[Side::First], Side::First)
+}
