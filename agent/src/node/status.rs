@@ -151,7 +151,10 @@ impl Node {
                 .map(|(_, name)| name.clone())
                 .collect(),
             states,
-            waits_for: control.waits_for.clone(),
+            waits_for: control
+                .waits_for
+                .clone()
+                .or_else(|| self.idle_until(group, there)),
             resources: control
                 .group
                 .resource_states()
@@ -164,6 +167,30 @@ impl Node {
                     error: control.group.resource_error(index).map(Into::into),
                 })
                 .collect(),
+        }
+    }
+
+    /// Who or what has to act before a group starts here that nothing else keeps from it.
+    fn idle_until(&self, group: usize, there: State) -> Option<String> {
+        let control = &self.controls[group];
+        if control.group.state() != State::Offline {
+            return None;
+        }
+        let name = &self.config.groups[group].config.name;
+        let stopped = control.stopped || self.peer_group(group).is_some_and(|there| there.stopped);
+        if stopped {
+            Some(format!(
+                "an operator, who stopped it: `mirrorctl group start {name}`"
+            ))
+        } else if control.failed {
+            Some(format!(
+                "an operator: its start failed here; mend what the alert log names, then `mirrorctl group start {name}`"
+            ))
+        } else if self.standby && there != State::Online {
+            let me = self.config.my_name();
+            Some(format!("an operator: `mirrorctl node active {me}`"))
+        } else {
+            None
         }
     }
 

@@ -12,6 +12,9 @@ use tokio::time::timeout;
 
 use super::findings::Findings;
 
+/// The agent asks often and gives up soon; here an answer is worth waiting for on a busy machine.
+const GREETING_LIMIT: Duration = Duration::from_secs(5);
+
 /// `key`: the cluster's, where it could be read.
 pub fn look(
     config: &Config,
@@ -92,7 +95,7 @@ async fn greet(
         &config.cluster,
         &config.nodes[node],
         key,
-        arbiter.timeout,
+        arbiter.timeout.max(GREETING_LIMIT),
         lease_ms,
     );
     match client {
