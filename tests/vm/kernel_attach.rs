@@ -11,9 +11,10 @@ const LOAD: &str = "fio --name=load --filename=/mnt/load --size=12m --rw=randwri
     --fsync=64 --loops=3 --output-format=json --output=/run/load.json 2>&1";
 
 fn mount(servers: &Servers, filesystem: &str) -> Result<()> {
+    // Without a discard of it all, which would put all of it in doubt when mirrord is killed.
     let make = match filesystem {
-        "ext4" => "mkfs.ext4 -q /dev/nbd0",
-        _ => "load-xfs; mkfs.xfs -q /dev/nbd0",
+        "ext4" => "mkfs.ext4 -q -E nodiscard /dev/nbd0",
+        _ => "load-xfs; mkfs.xfs -q -K /dev/nbd0",
     };
     let script = format!("{make} && mount -t {filesystem} /dev/nbd0 /mnt");
     servers.machine(First).run(&script, 90).map(drop)
@@ -35,6 +36,7 @@ fn survives_restarts(filesystem: &str) -> Result<()> {
     if filesystem == "xfs" {
         // It is made no smaller.
         options.data_bytes = 320 * MIB;
+        options.mirror = "device_timeout = \"3m\"".into();
     }
     let servers = Servers::in_step(&options)?;
     mount(&servers, filesystem)?;

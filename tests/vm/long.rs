@@ -27,7 +27,7 @@ fn an_isolated_server_panics_by_sysrq_and_the_other_one_goes_on() -> Result<()> 
 
 #[test]
 fn an_isolated_server_is_reset_by_its_watchdog_and_the_other_one_goes_on() -> Result<()> {
-    agents::an_isolated_server_ends_itself("watchdog-reset", "watchdog")
+    agents::an_isolated_server_ends_itself("watchdog-reset", "softdog: Initiating system reboot")
 }
 
 #[test]

@@ -235,7 +235,7 @@ impl Servers {
                         echo {ACKNOWLEDGED}$i >/dev/ttyS0
                 done' >/run/commits.log 2>&1 &
              # What nobody asks to be durable.
-             setsid sh -c 'while :; do dd if=/dev/urandom of=/mnt/noise bs=64k count=64 conv=notrunc; sleep 1; done' >/dev/null 2>&1 &"
+             setsid sh -c 'while :; do dd if=/dev/urandom of=/mnt/noise bs=64k count=16 conv=notrunc oflag=direct; usleep 300000; done' >/dev/null 2>&1 &"
         );
         self.machine(side).run(&script, 60).map(drop)
     }
