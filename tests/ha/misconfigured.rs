@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use agent::alert;
-use agent::control::{Health, State};
+use agent::control::{Health, NodeState, State};
 use anyhow::{Context, Result, ensure};
 use local_cluster::{Bed, Daemon, GROUP, Guard, Process, Setup};
 use local_pair::{PYTHON, Side, run_tool};
@@ -319,6 +319,10 @@ fn an_agent_with_another_key_is_heard_by_nobody_and_starts_nothing() -> Result<(
     bed.configure_alone(Side::Second, &stranger, &known)?;
     bed.start(Side::Second, Daemon::Agent)?;
     wait_alert(&mut bed, Side::Second, alert::PEER_UP, &[])?;
+    bed.until("server2 ready, as server1 sees it", 30, |bed| {
+        let status = bed.status(Side::First)?;
+        Ok((status.nodes[1].state == NodeState::Online).then_some(()))
+    })?;
     bed.ctl(Side::First, &["switchover", GROUP]).done()?;
     bed.wait_group(Side::Second, State::Online)?;
     bed.wait_in_step()

@@ -82,8 +82,7 @@ pub fn xfs_sees_a_pause_and_no_error() -> Result<()> {
     survives_restarts("xfs")
 }
 
-#[test]
-fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {
+pub fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {
     let servers = Servers::in_step(&Options {
         data_bytes: 128 * MIB,
         file_mib: Some(48),
@@ -111,8 +110,7 @@ fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {
     servers.expect_equal()
 }
 
-#[test]
-fn what_cannot_be_attached_or_detached_is_said_with_a_remedy() -> Result<()> {
+pub fn what_cannot_be_attached_or_detached_is_said_with_a_remedy() -> Result<()> {
     let servers = Servers::in_step(&Options::default())?;
     let first = servers.machine(First);
     mount(&servers, "ext4")?;

@@ -11,6 +11,21 @@ fn xfs_sees_a_pause_and_no_error_when_mirrord_is_killed_under_load() -> Result<(
 }
 
 #[test]
+fn a_secondary_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
+    power::a_secondary_that_loses_its_power_is_missed_by_nobody()
+}
+
+#[test]
+fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {
+    kernel_attach::a_mounted_file_system_grows_with_its_mirror()
+}
+
+#[test]
+fn what_cannot_be_attached_or_detached_is_said_with_a_remedy() -> Result<()> {
+    kernel_attach::what_cannot_be_attached_or_detached_is_said_with_a_remedy()
+}
+
+#[test]
 fn every_commit_is_there_when_both_lose_their_power_the_primary_first() -> Result<()> {
     power::both_lose_their_power([First, Second])
 }

