@@ -15,7 +15,7 @@ use crate::suites::{self, GROUPS, Profile};
 use crate::workspace::Selection;
 
 const FUZZ_SECONDS: u64 = 10;
-const FRESH_SIM_MINUTES: &str = "1";
+const FRESH_SIM_MINUTES: &str = "0.5";
 
 /// One build for all steps, also for the group `aws`.
 const SELECTION: Selection = Selection::Whole;
