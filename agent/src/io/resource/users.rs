@@ -195,12 +195,17 @@ mod tests {
         let process = Path::new("/proc").join(child.id().to_string());
         let number = fs::metadata(&program).unwrap().dev();
         let device = (libc::major(number), libc::minor(number));
-        let maps = read_text(&process.join("maps"));
-        assert!(
-            maps.lines()
-                .filter_map(device_of_mapping)
-                .any(|found| found == device)
-        );
+        // The parent goes on when the child's files are closed, which is before its program is mapped.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let is_mapped = || {
+            let maps = read_text(&process.join("maps"));
+            let mut devices = maps.lines().filter_map(device_of_mapping);
+            devices.any(|found| found == device)
+        };
+        while !is_mapped() {
+            assert!(std::time::Instant::now() < deadline, "it maps its program");
+            std::thread::yield_now();
+        }
         assert!(command_of(&process).contains("eep"));
         child.kill().unwrap();
         child.wait().unwrap();
