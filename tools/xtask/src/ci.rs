@@ -7,6 +7,7 @@ use std::thread;
 use anyhow::Result;
 
 use crate::check;
+use crate::command;
 use crate::dependencies;
 use crate::fuzz;
 use crate::packages::{self, Use};
@@ -27,6 +28,7 @@ struct Built {
 }
 
 pub fn run() -> Result<()> {
+    command::keep_tails();
     packages::install_missing(&[
         Use::Demo,
         Use::Tests,

@@ -1,10 +1,39 @@
 //! Runs one program at the root of the repository and turns its failure into an error that names it.
 
 use std::ffi::OsStr;
+use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
+
+use crate::tail::Tail;
+
+/// Whether [`run`] keeps the end of what commands say, for [`Failed`].
+static KEEPS_TAILS: AtomicBool = AtomicBool::new(false);
+
+/// From now on. Commands are no longer on a terminal then, and their two outputs become one.
+pub fn keep_tails() {
+    KEEPS_TAILS.store(true, Ordering::Relaxed);
+}
+
+/// A command that ended with anything but success.
+#[derive(Debug)]
+pub struct Failed {
+    shown: String,
+    status: ExitStatus,
+    /// What it said last; empty unless that is kept.
+    pub tail: String,
+}
+
+impl Display for Failed {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` ended with {}", self.shown, self.status)
+    }
+}
+
+impl std::error::Error for Failed {}
 
 /// The root of the repository, where every task runs.
 pub fn root() -> PathBuf {
@@ -42,15 +71,34 @@ pub fn program(name: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs a command to its end; anything but success is an error.
+/// Runs a command to its end; anything but success is an error, [`Failed`] where it ran.
 pub fn run(command: &mut Command) -> Result<()> {
     let shown = shown(command);
     eprintln!("$ {shown}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    let mut tail = String::new();
+    let status = if KEEPS_TAILS.load(Ordering::Relaxed) {
+        let (reader, writer) = std::io::pipe()?;
+        command.stdout(writer.try_clone()?).stderr(writer);
+        let child = command.spawn();
+        // The command has the other end as well, and would keep it open.
+        command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        let follower = Tail::follow(reader, std::io::stdout());
+        let status = child.and_then(|mut child| child.wait());
+        match follower.finish() {
+            Some(said) => tail = said,
+            None => bail!("something that `{shown}` started is still there and holds its output"),
+        }
+        status
+    } else {
+        command.status()
+    };
+    let status = status.with_context(|| format!("cannot start `{shown}`"))?;
     if !status.success() {
-        bail!("`{shown}` ended with {status}");
+        bail!(Failed {
+            shown,
+            status,
+            tail
+        });
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod fuzz;
 mod packages;
 mod steps;
 mod suites;
+mod tail;
 mod vm;
 mod workspace;
 

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
+
+use crate::command::Failed;
 
 #[derive(Debug)]
 pub struct Steps {
@@ -14,7 +16,7 @@ pub struct Steps {
 struct Step {
     name: String,
     took: Duration,
-    failure: Option<String>,
+    failure: Option<Error>,
 }
 
 impl Steps {
@@ -35,9 +37,9 @@ impl Steps {
         let name = name.into();
         eprintln!("\n== {name}");
         let start = Instant::now();
-        let failure = work().err().map(|error| format!("{error:#}"));
-        if let Some(reason) = &failure {
-            eprintln!("== {name} FAILED: {reason}");
+        let failure = work().err();
+        if let Some(error) = &failure {
+            eprintln!("== {name} FAILED: {error:#}");
         }
         let passed = failure.is_none();
         self.done.push(Step {
@@ -48,16 +50,23 @@ impl Steps {
         passed
     }
 
-    /// Prints the table and fails when a step did.
+    /// Prints what failed steps said last, then the table, and fails when a step did.
     pub fn finish(self) -> Result<()> {
         let width = self.done.iter().map(|s| s.name.len()).max().unwrap_or(0);
         let total = self.started.elapsed();
+        for step in &self.done {
+            let causes = step.failure.iter().flat_map(|error| error.chain());
+            let failures = causes.filter_map(|cause| cause.downcast_ref::<Failed>());
+            for failed in failures.filter(|failed| !failed.tail.is_empty()) {
+                println!("\n== the end of {}\n{}", step.name, failed.tail);
+            }
+        }
         println!();
         for step in &self.done {
             let (seconds, name) = (step.took.as_secs_f64(), &step.name);
             match &step.failure {
                 None => println!("  {name:width$}  {seconds:8.1} s  ok"),
-                Some(reason) => println!("  {name:width$}  {seconds:8.1} s  FAILED  {reason}"),
+                Some(error) => println!("  {name:width$}  {seconds:8.1} s  FAILED  {error:#}"),
             }
         }
         println!("  {:width$}  {:8.1} s", "total", total.as_secs_f64());
