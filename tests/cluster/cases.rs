@@ -440,3 +440,45 @@ fn a_restart_of_the_disk_by_its_monitor_gets_a_new_grant() {
     });
     in_order(&world);
 }
+
+/// It has nothing but what it found to say that it wants the mirror.
+#[test]
+fn an_agent_that_was_restarted_asks_for_a_grant_when_its_mirrord_dies_later() {
+    for profile in [Profile::Witness, Profile::WitnessAndStop] {
+        let (mut world, owner) = served(profile, |_| {});
+        world.begin(&trouble(500, Fault::KillAgent(owner)));
+        comes_true(&mut world, 10_000, |world| {
+            world.machines[owner].agent.is_some()
+        });
+        world.run_until(world.now_ms + 10_000);
+        assert!(world.serves(owner), "{}", story(&world));
+        world.begin(&trouble(200, Fault::KillMirror(owner)));
+        world.run_until(world.now_ms + 1_000);
+        comes_true(&mut world, 10_000, |world| world.serves(owner));
+        in_order(&world);
+    }
+}
+
+#[test]
+fn a_group_whose_mirror_waits_for_a_grant_stops_at_once_when_it_is_told_to() {
+    let (mut world, owner) = served(Profile::Witness, |_| {});
+    begin(&mut world, Fault::WitnessDown);
+    world.begin(&trouble(200, Fault::KillMirror(owner)));
+    comes_true(&mut world, 10_000, |world| {
+        !world.machines[owner].application
+    });
+    world.run_until(world.now_ms + 1_000);
+    let request = CommandRequest::GroupStop {
+        group: GROUP.into(),
+    };
+    assert!(
+        !world.has_alert(owner, alert::GROUP_STOPPED.id),
+        "{}",
+        story(&world)
+    );
+    world.command(owner, request);
+    comes_true(&mut world, 1_500, |world| {
+        world.has_alert(owner, alert::GROUP_STOPPED.id)
+    });
+    in_order(&world);
+}

@@ -166,12 +166,7 @@ impl Node {
                 timeout_ms,
             } => {
                 if action == group::Action::Start && !self.is_granted(group, resource) {
-                    self.controls[group].ungranted.push(Ungranted {
-                        number,
-                        resource,
-                        timeout_ms,
-                        since_ms: self.now_ms,
-                    });
+                    self.await_grant(group, number, resource, timeout_ms);
                     return;
                 }
                 if let (group::Action::Stop { .. }, Some(mirror)) =
@@ -269,7 +264,22 @@ impl Node {
         }
     }
 
-    /// Starts that got their grant go; those that did not in their time have failed.
+    /// A group that was found running when this agent started never asked for one before.
+    fn await_grant(&mut self, group: usize, number: u64, resource: usize, timeout_ms: u64) {
+        let mirror = self.config.groups[group].mirrors[resource];
+        if let (Some(mirror), Some(rights)) = (mirror, &mut self.rights) {
+            rights.want(mirror, true);
+        }
+        self.controls[group].ungranted.push(Ungranted {
+            number,
+            resource,
+            timeout_ms,
+            since_ms: self.now_ms,
+        });
+    }
+
+    /// Starts that got their grant go; those that did not in their time have failed, as have those of a group that is on
+    /// its way down, which would wait for them.
     fn advance_ungranted(&mut self, group: usize) {
         for waiting in std::mem::take(&mut self.controls[group].ungranted) {
             let Ungranted {
@@ -278,7 +288,10 @@ impl Node {
                 timeout_ms,
                 since_ms,
             } = waiting;
-            if self.is_granted(group, resource) {
+            if self.controls[group].group.state() != State::OnlinePending {
+                let result = Err("its group is stopped".into());
+                self.group_step(group, group::Event::Done { number, result });
+            } else if self.is_granted(group, resource) {
                 self.run(group, number, resource, group::Action::Start, timeout_ms);
             } else if self.now_ms.saturating_sub(since_ms) >= timeout_ms {
                 let result = Err("the arbiter did not grant it in time".into());
