@@ -2,6 +2,9 @@
 //! wrong.
 
 use mirror_core::request::Answer;
+use mirror_core::volume::event::Command;
+use mirror_core::volume::promotion::NOT_REINSTATED;
+use mirror_core::volume::refusal::Refusal;
 use mirror_core::wire::message::Message;
 use mirror_tests::sim::client::Asked;
 use mirror_tests::sim::disk::{Crash, Unit};
@@ -121,6 +124,38 @@ fn a_primary_that_crashes_with_a_full_activity_log_loses_nothing() {
         write_many(&mut world, units.into_iter());
         world.crash(0, Crash::PowerLoss);
         world.start(0);
+        world.end_well();
+    }
+}
+
+fn reinstate(world: &mut World) -> Result<String, Refusal> {
+    let command = Command::Reinstate { alone: false };
+    let done = world.command(0, command).expect("it ends");
+    world.assert_sound();
+    done
+}
+
+#[test]
+fn a_kernel_device_is_gone_on_with_unless_the_other_side_was_primary_meanwhile() {
+    for crash in [Crash::Kill, Crash::PowerLoss] {
+        let mut world = pair(3);
+        world.write(0, 0..8);
+        world.crash(0, crash);
+        world.start(0);
+        world.until("a mirror that is primary again", |world| {
+            reinstate(world).is_ok()
+        });
+        assert!(world.nodes[0].goes_on, "the checkers look at it as such");
+        world.write(0, 4..6);
+        // Primary for a moment, and nothing is written.
+        world.crash(0, crash);
+        world.until("the loss", |world| !world.is_connected(1));
+        world.promote(1, true, false).expect("the peer is down");
+        world.command(1, Command::Demote).expect("it ends").unwrap();
+        world.start(0);
+        world.until("the link", |world| world.is_connected(0));
+        let refusal = reinstate(&mut world).expect_err("its cache is of the past");
+        assert_eq!(refusal.rule, NOT_REINSTATED);
         world.end_well();
     }
 }

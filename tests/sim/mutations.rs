@@ -58,3 +58,8 @@ fn a_skipped_flush_of_data_is_caught() {
 fn an_acknowledged_write_that_the_secondary_dropped_is_caught() {
     check(Mutation::DropReplicaWrite);
 }
+
+#[test]
+fn a_kernel_device_that_outlives_another_primary_is_caught() {
+    check(Mutation::KeepDevice);
+}

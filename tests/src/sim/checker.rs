@@ -6,11 +6,13 @@
 use mirror_core::request::{Answer, Failure};
 use mirror_core::units::{ByteRange, FullSyncId, RequestId};
 use mirror_core::volume::config::PeerLoss;
+use mirror_core::volume::event::Command;
 use mirror_core::wire::message::{DiskState, Message};
 
 use crate::sim::client::{Asked, Pending};
 use crate::sim::content;
 use crate::sim::disk::Unit;
+use crate::sim::mutation::Mutation;
 use crate::sim::network::{NodeIndex, other};
 use crate::sim::node::SimNode;
 use crate::sim::oracle::{Oracle, Promise};
@@ -136,6 +138,7 @@ impl World {
         self.truths[self.line[node]].horizon = horizon.unwrap_or(self.order);
         if !matches!(answer, Answer::Failed(_)) {
             self.check_authority(node, id, &pending);
+            self.check_device(node);
         }
         match answer {
             Answer::Failed(failure) => self.on_failed(id, &pending, failure),
@@ -355,6 +358,7 @@ impl World {
         }
         self.tally.promotions += 1;
         let peer = other(node);
+        self.begin_device(node);
         let line = self.line[node];
         if self.operator.diverging == Some(node) {
             // Promoted against better knowledge: what this side has is a line of its own.
@@ -376,6 +380,36 @@ impl World {
             return;
         }
         self.check_survivor(node);
+    }
+
+    /// A promotion makes the kernel device anew; a reinstatement goes on with the one of before.
+    fn begin_device(&mut self, node: NodeIndex) {
+        let reinstated = self
+            .outstanding
+            .values()
+            .any(|(at, command)| *at == node && matches!(command, Command::Reinstate { .. }));
+        let kept = self.settings.mutation == Some(Mutation::KeepDevice);
+        self.nodes[node].goes_on = reinstated || kept;
+        if !self.nodes[node].goes_on {
+            self.nodes[node].overtaken = false;
+            self.nodes[other(node)].overtaken = true;
+        } else if !self.has_arbiter() {
+            // Under an arbiter its gate is shut, maybe for good, so that only an answer is wrong.
+            self.check_device(node);
+        }
+    }
+
+    fn check_device(&mut self, node: NodeIndex) {
+        if self.nodes[node].goes_on && self.nodes[node].overtaken {
+            let peer = other(node);
+            self.violate(
+                "D8",
+                format!(
+                    "node {node} goes on with a kernel device although node {peer} was primary since"
+                ),
+            );
+        }
+        self.nodes[other(node)].overtaken = true;
     }
 
     /// A new primary has every write that was answered before, unless its own disk lost power and

@@ -20,6 +20,8 @@ pub enum Mutation {
     DropReplicaWrite,
     /// Bitmap pages reach the disk without their bits.
     ForgetDirtyBits,
+    /// A kernel device of before a crash is gone on with after any promotion.
+    KeepDevice,
     /// A primary answers reads as soon as its disk has them, lease or not.
     UngatedReads,
     /// An agent counts its lease from the arbiter's reply, and without a margin.
@@ -28,17 +30,4 @@ pub enum Mutation {
     LeaseCountedFromBefore,
     /// An agent takes a confirmation for proof of what was done after it had asked for it.
     ConfirmedTooLate,
-}
-
-impl Mutation {
-    pub const ALL: [Self; 8] = [
-        Self::AnswerBeforePeer,
-        Self::SkipMetadataFlush,
-        Self::ClearBitEarly,
-        Self::ReorderLocal,
-        Self::ReorderPeer,
-        Self::SkipDataFlush,
-        Self::DropReplicaWrite,
-        Self::ForgetDirtyBits,
-    ];
 }

@@ -26,6 +26,10 @@ pub struct SimNode {
     pub broken: Order,
     /// Clients are let in.
     pub serving: bool,
+    /// It serves for the kernel device of before its crash, whose page cache is of then.
+    pub goes_on: bool,
+    /// The other side was primary since this one was promoted: what such a device has cached is of the past.
+    pub overtaken: bool,
     /// The operator told this node that its peer is down, and the peer is not whole again
     /// since.
     pub told_down: bool,
@@ -70,6 +74,8 @@ impl SimNode {
             cache_lost: 0,
             broken: 0,
             serving: false,
+            goes_on: false,
+            overtaken: false,
             told_down: false,
             superseded: false,
             peer_left: false,

@@ -491,6 +491,7 @@ impl World {
         let state = &mut self.nodes[node];
         state.volume = None;
         state.serving = false;
+        state.goes_on = false;
         state.life += 1;
         state.broken = now;
         let paused_us = state
