@@ -2,17 +2,24 @@
 //!
 //! | call | body | answer |
 //! |---|---|---|
-//! | `GET /v1/status` | | [`NodeStatus`] |
+//! | `GET /v1/status` | | [`NodeStatus`]; with `?statistics=true` each mirror with its [`Statistics`] |
 //! | `POST /v1/mirrors/{name}/command` | [`CommandRequest`] | [`CommandReply`] (409 with [`Refusal`]) |
 //! | `POST /v1/mirrors/{name}/device` | [`DeviceRequest`] | [`CommandReply`] (409 with [`Refusal`]) |
 //! | `GET /v1/mirrors/{name}/explain` | | [`Explanation`] |
 //! | `GET /v1/mirrors/{name}/confirm?after=N&wait_ms=M` | | [`ConfirmWanted`]; waits up to M ms (default and most: 10 s) for a ticket above N |
 //! | `GET /v1/events?after=N&wait_ms=M` | | [`EventPage`]; waits up to M ms (default and most: 10 s) for newer ones |
+//! | `GET /metrics` | | the same for Prometheus, as OpenMetrics text |
 //!
 //! Every answer that is no success carries a [`Refusal`].
 
+mod statistics;
+
 use serde::{Deserialize, Serialize};
 
+pub use self::statistics::{
+    DiskCounters, LATENCY_BOUNDS_NS, Latencies, Latency, LatencyBucket, MemoryUse, QueueDepth,
+    Statistics,
+};
 use crate::volume::event::Command;
 pub use crate::volume::event::Grant;
 pub use crate::volume::notice::{Notice, Severity};
@@ -26,6 +33,9 @@ pub struct NodeStatus {
     /// Configured mirrors that do not run, with the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub down: Vec<DownMirror>,
+    /// Memory of the whole daemon that is in RAM, where it was asked for with the statistics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +84,9 @@ pub struct MirrorStatus {
     pub last_sync_copied_bytes: u64,
     /// Result of the last finished verify: bytes in blocks that differed.
     pub last_verify_mismatch_bytes: Option<u64>,
+    /// Only where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<Statistics>,
 }
 
 impl MirrorStatus {
@@ -109,6 +122,7 @@ impl MirrorStatus {
             counters: Counters::default(),
             last_sync_copied_bytes: 0,
             last_verify_mismatch_bytes: None,
+            statistics: None,
         }
     }
 }
@@ -158,11 +172,30 @@ pub enum SyncKind {
     Verify,
 }
 
+impl SyncKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resync => "resync",
+            Self::Full => "full",
+            Self::Verify => "verify",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     Source,
     Target,
+}
+
+impl Direction {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ mod demo;
 mod disk_faults;
 mod forced;
 mod hostile;
+mod metrics;
 mod mounted;
 mod node_loss;
 mod refusals;

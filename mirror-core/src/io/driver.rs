@@ -14,13 +14,14 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{info, warn};
 
-use crate::control::{Explanation, MirrorStatus, Refusal};
+use crate::control::{Explanation, MemoryUse, MirrorStatus, QueueDepth, Refusal, Statistics};
 use crate::io::buffers::{BufferPool, Reserve};
 use crate::io::disk::DataDisk;
 use crate::io::link::connection::{Handler, Link, Traffic};
 use crate::io::link::error::LinkError;
 use crate::io::link::{Pair, Wanted};
 use crate::io::metadata_disk::MetadataDisk;
+use crate::io::metrics::{Begun, Metrics, Timed};
 use crate::io::open;
 use crate::layout::geometry::Geometry;
 use crate::request::{Answer, Failure, Operation, Request};
@@ -31,6 +32,8 @@ use crate::volume::event::{Command, DiskFault, Event, Output, WAKE_MS};
 use crate::volume::notice::Notice;
 use crate::wire::message::{DiskState, Envelope};
 
+const NS_PER_MS: u64 = 1_000_000;
+
 /// What a front end waits for changes of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ExportState {
@@ -40,6 +43,26 @@ pub struct ExportState {
 }
 
 type Done = Box<dyn FnOnce(Answer)>;
+
+/// A client's request that is not answered yet.
+struct Unanswered {
+    done: Done,
+    begun: Option<Begun>,
+}
+
+/// An event in line for the volume, and what was timed until it came.
+struct Occurred {
+    event: Event,
+    timed: Option<Begun>,
+}
+
+impl From<Event> for Occurred {
+    fn from(event: Event) -> Self {
+        let timed = None;
+        Self { event, timed }
+    }
+}
+
 type CommandResult = Result<String, Refusal>;
 
 /// The disks and memory of one mirror.
@@ -54,13 +77,14 @@ pub(super) struct Resources {
 /// One mirror at work.
 pub(super) struct Driver {
     volume: RefCell<Volume>,
-    events: RefCell<VecDeque<Event>>,
+    events: RefCell<VecDeque<Occurred>>,
     stepping: Cell<bool>,
     resources: Resources,
     wanted: Wanted,
     link: RefCell<Option<Rc<Link>>>,
     traffic: Traffic,
-    answers: RefCell<HashMap<RequestId, Done>>,
+    unanswered: RefCell<HashMap<RequestId, Unanswered>>,
+    metrics: Metrics,
     commands: RefCell<HashMap<CommandId, oneshot::Sender<CommandResult>>>,
     next_id: Cell<u64>,
     export: watch::Sender<ExportState>,
@@ -94,7 +118,8 @@ impl Driver {
             wanted,
             link: RefCell::default(),
             traffic: Traffic::default(),
-            answers: RefCell::default(),
+            unanswered: RefCell::default(),
+            metrics: Metrics::new(boot_clock_ns()),
             commands: RefCell::default(),
             next_id: Cell::new(1),
             export: watch::Sender::new(export),
@@ -117,16 +142,30 @@ impl Driver {
 
     /// Lets the volume decide on an event, and on all that follows from it at once.
     pub fn handle(self: &Rc<Self>, event: Event) {
-        self.events.borrow_mut().push_back(event);
+        self.occurred(event.into());
+    }
+
+    fn occurred(self: &Rc<Self>, occurred: Occurred) {
+        self.events.borrow_mut().push_back(occurred);
         if self.stepping.replace(true) {
             return;
         }
         let guard = BreakGuard(self);
         let mut effects = Vec::new();
         loop {
-            let Some(event) = self.events.borrow_mut().pop_front() else {
+            let Some(Occurred { event, timed }) = self.events.borrow_mut().pop_front() else {
                 break;
             };
+            let now_ns = boot_clock_ns();
+            self.metrics.advance(now_ns);
+            if let Some(begun) = timed {
+                self.metrics.end(begun);
+            }
+            match &event {
+                Event::Message { envelope, .. } => self.metrics.on_message(envelope),
+                Event::LinkDown { .. } => self.metrics.on_link_lost(),
+                _ => {}
+            }
             // A client's read begins in the very step that takes the request.
             let reserve = match &event {
                 Event::Request(Request {
@@ -135,7 +174,9 @@ impl Driver {
                 }) => Reserve::Normal,
                 _ => Reserve::Internal,
             };
-            self.volume.borrow_mut().step(now(), event, &mut effects);
+            self.volume
+                .borrow_mut()
+                .step(now_at(now_ns), event, &mut effects);
             for effect in effects.drain(..) {
                 self.carry_out(effect, reserve);
             }
@@ -155,7 +196,18 @@ impl Driver {
             return done(Answer::Failed(Failure::NotPrimary));
         }
         let id = RequestId(self.fresh_id());
-        self.answers.borrow_mut().insert(id, Box::new(done));
+        let what = match operation {
+            Operation::Read => Some(Timed::Read),
+            Operation::Write { .. } => Some(Timed::Write),
+            Operation::Flush => Some(Timed::Flush),
+            Operation::Trim { .. } | Operation::WriteZeroes { .. } => None,
+        };
+        let begun = what.map(|what| self.metrics.begin_at(what, boot_clock_ns()));
+        let done = Box::new(done);
+        let mut unanswered = self.unanswered.borrow_mut();
+        unanswered.insert(id, Unanswered { done, begun });
+        self.metrics.note_requests(unanswered.len());
+        drop(unanswered);
         self.handle(Event::Request(Request {
             id,
             range,
@@ -179,7 +231,7 @@ impl Driver {
             old.close();
             self.events
                 .borrow_mut()
-                .push_back(Event::LinkDown { link: old.id() });
+                .push_back(Event::LinkDown { link: old.id() }.into());
         }
         let id = LinkId(self.fresh_id());
         let handler: Rc<dyn Handler> = Rc::new(LinkHandler(Rc::clone(self)));
@@ -211,6 +263,27 @@ impl Driver {
         status.counters.bytes_sent = self.traffic.sent.get();
         status.counters.bytes_received = self.traffic.received.get();
         status
+    }
+
+    /// What was done so far and how long it took. Walks through all histograms, so it is not for every status.
+    pub fn statistics(&self) -> Statistics {
+        let Resources { pool, geometry, .. } = &self.resources;
+        let pool = pool.stats();
+        let link = self.link.borrow();
+        let send_queue = QueueDepth {
+            now: link.as_ref().map_or(0, |link| link.waiting()) as u64,
+            max: self.traffic.waiting_max.get() as u64,
+        };
+        let memory = MemoryUse {
+            buffer_bytes: pool.total_bytes as u64,
+            buffer_used_bytes: (pool.total_bytes - pool.free_bytes) as u64,
+            buffer_waits: pool.waits,
+            bitmap_bytes: (geometry.words() * size_of::<u64>()) as u64,
+            ..MemoryUse::default()
+        };
+        let requests = self.unanswered.borrow().len();
+        self.metrics
+            .statistics(boot_clock_ns(), send_queue, requests, memory)
     }
 
     pub fn explain(&self) -> Explanation {
@@ -257,8 +330,8 @@ impl Driver {
     /// Drops what waits for answers, so that nothing keeps the disks open any longer.
     pub fn release(&self) {
         self.part();
-        let answers = std::mem::take(&mut *self.answers.borrow_mut());
-        drop(answers);
+        let unanswered = std::mem::take(&mut *self.unanswered.borrow_mut());
+        drop(unanswered);
         self.commands.borrow_mut().clear();
     }
 
@@ -266,11 +339,22 @@ impl Driver {
         match effect {
             Effect::Read { io, range } => {
                 let data = self.resources.data.clone();
-                self.local(io, async move { data.read(range, reserve).await });
+                let begun = self.metrics.begin_local_read(range);
+                self.local(
+                    io,
+                    Some(begun),
+                    async move { data.read(range, reserve).await },
+                );
             }
             Effect::ReadSparse { io, range } => {
-                let data = self.resources.data.clone();
-                self.local(io, async move { data.read_sparse(range).await });
+                let driver = Rc::clone(self);
+                self.local(io, None, async move {
+                    let found = driver.resources.data.read_sparse(range).await;
+                    if matches!(found, Ok(Output::Data(_))) {
+                        driver.metrics.count_local_read(range);
+                    }
+                    found
+                });
             }
             Effect::Write {
                 io,
@@ -279,7 +363,10 @@ impl Driver {
                 fua,
             } => {
                 let data = self.resources.data.clone();
-                self.local(io, async move { data.write(range, payload, fua).await });
+                let begun = self.metrics.begin_local_write(range);
+                self.local(io, Some(begun), async move {
+                    data.write(range, payload, fua).await
+                });
             }
             Effect::WriteZeroes {
                 io,
@@ -288,22 +375,26 @@ impl Driver {
                 fua,
             } => {
                 let data = self.resources.data.clone();
-                self.local(
-                    io,
-                    async move { data.write_zeroes(range, no_hole, fua).await },
-                );
+                self.local(io, None, async move {
+                    data.write_zeroes(range, no_hole, fua).await
+                });
             }
             Effect::Flush { io } => {
                 let data = self.resources.data.clone();
-                self.local(io, async move { data.flush().await });
+                let begun = self.metrics.begin_local_flush();
+                self.local(io, Some(begun), async move { data.flush().await });
             }
             Effect::WriteMetadata { io, offset, bytes } => {
                 let metadata = self.resources.metadata.clone();
                 let driver = Rc::clone(self);
+                let is_log = self.resources.geometry.is_in_log(offset);
+                let begun = is_log.then(|| self.metrics.begin(Timed::LogTransaction));
                 self.run(async move {
                     let result = metadata.write(offset, &bytes).await;
                     driver.tell_fault(metadata.take_fault());
-                    Event::MetadataDone { io, result }
+                    let timed = begun.filter(|_| result.is_ok());
+                    let event = Event::MetadataDone { io, result };
+                    Occurred { event, timed }
                 });
             }
             Effect::Send { link, envelope } => self.send(link, envelope),
@@ -311,8 +402,13 @@ impl Driver {
             Effect::Connect { wanted } => self.wanted.set(wanted),
             Effect::Serve { serving } => self.export.send_modify(|state| state.serving = serving),
             Effect::Answer { id, answer } => {
-                let done = self.answers.borrow_mut().remove(&id);
-                if let Some(done) = done {
+                let unanswered = self.unanswered.borrow_mut().remove(&id);
+                if let Some(Unanswered { done, begun }) = unanswered {
+                    if let Some(begun) = begun
+                        && !matches!(answer, Answer::Failed(_))
+                    {
+                        self.metrics.end(begun);
+                    }
                     done(answer);
                 }
             }
@@ -332,7 +428,7 @@ impl Driver {
                 .send_modify(|state| state.size_bytes = size_bytes),
             Effect::Wake => self.run(async {
                 tokio::time::sleep(Duration::from_millis(WAKE_MS)).await;
-                Event::Tick
+                Event::Tick.into()
             }),
             Effect::Report(notice) => self.report(notice),
         }
@@ -341,13 +437,16 @@ impl Driver {
     fn local(
         self: &Rc<Self>,
         io: IoToken,
+        begun: Option<Begun>,
         work: impl Future<Output = Result<Output, DiskFault>> + 'static,
     ) {
         let driver = Rc::clone(self);
         self.run(async move {
             let result = work.await;
             driver.tell_fault(driver.resources.data.take_fault());
-            Event::LocalDone { io, result }
+            let timed = begun.filter(|_| result.is_ok());
+            let event = Event::LocalDone { io, result };
+            Occurred { event, timed }
         });
     }
 
@@ -358,14 +457,14 @@ impl Driver {
         }
     }
 
-    fn run(self: &Rc<Self>, work: impl Future<Output = Event> + 'static) {
+    fn run(self: &Rc<Self>, work: impl Future<Output = Occurred> + 'static) {
         self.in_flight.set(self.in_flight.get() + 1);
         let driver = Rc::clone(self);
         tokio_uring::spawn(async move {
             let guard = BreakGuard(&driver);
-            let event = work.await;
+            let occurred = work.await;
             driver.in_flight.set(driver.in_flight.get() - 1);
-            driver.handle(event);
+            driver.occurred(occurred);
             driver.settled.notify_one();
             drop(guard);
         });
@@ -374,6 +473,7 @@ impl Driver {
     fn send(&self, link: LinkId, envelope: Envelope) {
         let current = self.link.borrow().clone();
         if let Some(current) = current.filter(|current| current.id() == link) {
+            self.metrics.on_send(&envelope);
             current.send(envelope);
         }
     }
@@ -385,7 +485,9 @@ impl Driver {
         {
             closed.close();
             self.wanted.mark_unlinked();
-            self.events.borrow_mut().push_back(Event::LinkDown { link });
+            self.events
+                .borrow_mut()
+                .push_back(Event::LinkDown { link }.into());
         }
     }
 
@@ -425,7 +527,7 @@ impl Driver {
         };
         self.events
             .borrow_mut()
-            .push_back(Event::Measured { usable_bytes });
+            .push_back(Event::Measured { usable_bytes }.into());
     }
 
     fn report(&self, notice: Notice) {
@@ -438,19 +540,23 @@ impl Driver {
     }
 }
 
-/// Milliseconds on the clock that runs from the boot of the machine and also while it is suspended. The
-/// agent names deadlines on it, so both daemons of a node read the same one.
-pub fn boot_clock_ms() -> u64 {
+/// The clock that runs from the boot of the machine and also while it is suspended. The agent names deadlines on
+/// it, so both daemons of a node read the same one.
+fn boot_clock_ns() -> u64 {
     let time =
         clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has had this clock since 2.6.39");
-    let ms = i128::from(time.tv_sec()) * 1000 + i128::from(time.tv_nsec()) / 1_000_000;
-    u64::try_from(ms).expect("the time since boot is not negative")
+    let ns = time.tv_sec() * 1_000_000_000 + time.tv_nsec();
+    u64::try_from(ns).expect("the time since boot is not negative")
 }
 
 /// The time of a step.
 pub(super) fn now() -> Now {
+    now_at(boot_clock_ns())
+}
+
+fn now_at(boot_ns: u64) -> Now {
     Now {
-        monotonic_ms: boot_clock_ms(),
+        monotonic_ms: boot_ns / NS_PER_MS,
         unix_s: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_secs()),

@@ -42,7 +42,10 @@ enum Ask {
         command: Command,
         reply: oneshot::Sender<Result<String, Refusal>>,
     },
-    Status(oneshot::Sender<MirrorStatus>),
+    Status {
+        statistics: bool,
+        reply: oneshot::Sender<MirrorStatus>,
+    },
     Explain(oneshot::Sender<Explanation>),
     Stop {
         deadline: Instant,
@@ -152,7 +155,14 @@ impl MirrorHandle {
     }
 
     pub async fn status(&self) -> Result<MirrorStatus, Gone> {
-        self.ask(Ask::Status).await
+        let statistics = false;
+        self.ask(|reply| Ask::Status { statistics, reply }).await
+    }
+
+    /// With what it did so far, which takes its thread a little longer.
+    pub async fn status_with_statistics(&self) -> Result<MirrorStatus, Gone> {
+        let statistics = true;
+        self.ask(|reply| Ask::Status { statistics, reply }).await
     }
 
     pub async fn explain(&self) -> Result<Explanation, Gone> {
@@ -314,8 +324,10 @@ impl Mirror {
                 Some(pair) = self.pairs.recv() => driver.link_up(pair),
                 ask = asked.recv() => match ask {
                     Some(Ask::Command { command, reply }) => driver.command(command, reply),
-                    Some(Ask::Status(reply)) => {
-                        let _ = reply.send(driver.status());
+                    Some(Ask::Status { statistics, reply }) => {
+                        let mut status = driver.status();
+                        status.statistics = statistics.then(|| driver.statistics());
+                        let _ = reply.send(status);
                     }
                     Some(Ask::Explain(reply)) => {
                         let _ = reply.send(driver.explain());

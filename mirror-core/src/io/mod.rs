@@ -15,6 +15,7 @@ pub mod link;
 pub mod local;
 pub mod memory;
 pub mod metadata_disk;
+mod metrics;
 pub mod mirror;
 pub mod open;
 pub mod probe;

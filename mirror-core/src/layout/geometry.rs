@@ -221,6 +221,11 @@ impl Geometry {
         LOG + number % LOG_BLOCKS * METADATA_BLOCK_BYTES
     }
 
+    /// A metadata block there is of the activity log.
+    pub const fn is_in_log(self, offset: u64) -> bool {
+        self.log_offset() <= offset && offset < self.bitmap_offset()
+    }
+
     pub const fn bitmap_offset(self) -> u64 {
         BITMAP
     }

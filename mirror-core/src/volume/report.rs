@@ -40,6 +40,7 @@ impl Volume {
             counters: self.counters,
             last_sync_copied_bytes: self.last_sync_copied_bytes,
             last_verify_mismatch_bytes: self.last_verify_mismatch_bytes,
+            statistics: None,
         }
     }
 

@@ -62,7 +62,14 @@ impl Caller {
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.call(Method::GET, path, Bytes::new()).await
+        let body = self.call(Method::GET, path, Bytes::new()).await?;
+        self.decode(&body)
+    }
+
+    /// An answer that is no JSON.
+    pub async fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        let body = self.call(Method::GET, path, Bytes::new()).await?;
+        String::from_utf8(body.into()).map_err(|error| self.broken(error))
     }
 
     pub async fn post<T: DeserializeOwned>(
@@ -71,15 +78,11 @@ impl Caller {
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).expect("a request is plain data");
-        self.call(Method::POST, path, body.into()).await
+        let body = self.call(Method::POST, path, body.into()).await?;
+        self.decode(&body)
     }
 
-    async fn call<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<T, ClientError> {
+    async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         tokio::time::timeout(self.timeout, self.exchange(method, path, body))
             .await
             .unwrap_or_else(|_| {
@@ -91,12 +94,12 @@ impl Caller {
             })
     }
 
-    async fn exchange<T: DeserializeOwned>(
+    async fn exchange(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<T, ClientError> {
+    ) -> Result<Bytes, ClientError> {
         let stream =
             UnixStream::connect(&self.socket)
                 .await
@@ -127,7 +130,7 @@ impl Caller {
                 .await
                 .map_err(|error| self.broken(error))?
                 .to_bytes();
-            self.decode(status, &body)
+            self.accept(status, body)
         };
         tokio::pin!(exchange, connection);
         tokio::select! {
@@ -141,11 +144,7 @@ impl Caller {
         }
     }
 
-    fn decode<T: DeserializeOwned>(
-        &self,
-        status: StatusCode,
-        body: &[u8],
-    ) -> Result<T, ClientError> {
+    fn accept(&self, status: StatusCode, body: Bytes) -> Result<Bytes, ClientError> {
         if status == StatusCode::GATEWAY_TIMEOUT {
             return Err(ClientError::TimedOut {
                 daemon: self.daemon,
@@ -154,11 +153,15 @@ impl Caller {
             });
         }
         if !status.is_success() {
-            return Err(match serde_json::from_slice(body) {
+            return Err(match serde_json::from_slice(&body) {
                 Ok(refusal) => ClientError::Refused(refusal),
                 Err(_) => self.broken(format!("status {status}")),
             });
         }
+        Ok(body)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
         serde_json::from_slice(body).map_err(|error| self.broken(error))
     }
 

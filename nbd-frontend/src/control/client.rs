@@ -25,6 +25,16 @@ impl Client {
         self.0.get("/v1/status").await
     }
 
+    /// Each mirror with its statistics.
+    pub async fn status_with_statistics(&self) -> Result<NodeStatus, ClientError> {
+        self.0.get("/v1/status?statistics=true").await
+    }
+
+    /// The same as OpenMetrics text.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        self.0.get_text("/metrics").await
+    }
+
     pub async fn explain(&self, mirror: &str) -> Result<Explanation, ClientError> {
         self.0.get(&format!("/v1/mirrors/{mirror}/explain")).await
     }

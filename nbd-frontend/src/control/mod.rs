@@ -1,6 +1,6 @@
 //! The control API: HTTP and JSON on `<run-dir>/mirrord.sock`, from both ends.
 //!
-//! [`router`] answers, [`client`] asks, [`events`] keeps what is to be told. Nothing here decides about a
+//! [`router`] answers, [`client`] asks, [`events`] keeps what is to be told, [`metrics`] writes for Prometheus. Nothing here decides about a
 //! mirror: commands are passed on and their outcome is passed back. Types are in `mirror_core::control`.
 //!
 //! What any daemon with such a socket needs is apart from what `mirrord` says over it, and the agent's
@@ -12,6 +12,7 @@ pub mod caller;
 pub mod client;
 pub mod events;
 pub mod failed;
+pub mod metrics;
 pub mod port;
 pub mod ring;
 pub mod router;

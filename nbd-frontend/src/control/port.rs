@@ -48,7 +48,11 @@ pub enum Ask {
         command: Command,
         reply: oneshot::Sender<Result<String, Refusal>>,
     },
-    Status(oneshot::Sender<MirrorStatus>),
+    Status {
+        /// With what it did so far, which takes its thread a little longer.
+        statistics: bool,
+        reply: oneshot::Sender<MirrorStatus>,
+    },
     Explain(oneshot::Sender<Explanation>),
     /// Answered when a ticket above that is published, be it never.
     ConfirmWanted {
@@ -79,8 +83,10 @@ impl MirrorPort {
         self.port.ask(|reply| Ask::Command { command, reply }).await
     }
 
-    pub async fn status(&self) -> Result<MirrorStatus, Gone> {
-        self.port.ask(Ask::Status).await
+    pub async fn status(&self, statistics: bool) -> Result<MirrorStatus, Gone> {
+        self.port
+            .ask(|reply| Ask::Status { statistics, reply })
+            .await
     }
 
     pub async fn explain(&self) -> Result<Explanation, Gone> {

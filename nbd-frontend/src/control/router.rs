@@ -16,16 +16,21 @@ use std::time::Duration;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use mirror_core::control::{
     CommandReply, CommandRequest, ConfirmWanted, DeviceRequest, DownMirror, EventPage, Explanation,
     MirrorStatus, NodeStatus, Refusal,
 };
+use mirror_core::io::memory;
 use mirror_core::volume::event::Command;
+use serde::Deserialize;
 
 use super::events::EventRing;
 use super::failed::{self, Failed};
+use super::metrics;
 use super::port::{Gone, MirrorPort};
 use super::ring::PageQuery;
 use super::{BODY_BYTES_MAX, COMMAND_TIMEOUT, MIRRORD, QUERY_TIMEOUT};
@@ -59,6 +64,12 @@ pub enum MirrorState {
     Down { reason: String },
 }
 
+#[derive(Debug, Deserialize)]
+struct StatusQuery {
+    #[serde(default)]
+    statistics: bool,
+}
+
 pub fn router(node: Arc<Node>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
@@ -67,23 +78,39 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/v1/mirrors/{name}/explain", get(explain))
         .route("/v1/mirrors/{name}/confirm", get(confirm))
         .route("/v1/events", get(events))
+        .route("/metrics", get(metrics))
         .fallback(no_such_call)
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(node)
 }
 
-async fn status(State(node): State<Arc<Node>>) -> Json<NodeStatus> {
+async fn status(
+    State(node): State<Arc<Node>>,
+    query: Result<Query<StatusQuery>, QueryRejection>,
+) -> Result<Json<NodeStatus>, Failed> {
+    let Query(query) =
+        query.map_err(|rejection| Failed::bad_request(&MIRRORD, &rejection.body_text()))?;
+    Ok(Json(node_status(node, query.statistics).await))
+}
+
+async fn metrics(State(node): State<Arc<Node>>) -> impl IntoResponse {
+    let text = metrics::text(&node_status(node, true).await);
+    ([(CONTENT_TYPE, metrics::CONTENT)], text)
+}
+
+async fn node_status(node: Arc<Node>, statistics: bool) -> NodeStatus {
     let mut status = NodeStatus {
         node: node.name.clone(),
         mirrors: Vec::with_capacity(node.mirrors.len()),
         down: Vec::new(),
+        resident_bytes: statistics.then(memory::resident_bytes).flatten(),
     };
     // All are asked at once: a mirror that hangs must not keep the others from being seen.
     let asked: Vec<_> = (0..node.mirrors.len())
         .map(|index| {
             let node = Arc::clone(&node);
-            tokio::spawn(async move { mirror_status(&node.mirrors[index]).await })
+            tokio::spawn(async move { mirror_status(&node.mirrors[index], statistics).await })
         })
         .collect();
     for (entry, asked) in node.mirrors.iter().zip(asked) {
@@ -96,11 +123,11 @@ async fn status(State(node): State<Arc<Node>>) -> Json<NodeStatus> {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
-    Json(status)
+    status
 }
 
 /// The state of one mirror, or why there is none.
-async fn mirror_status(entry: &MirrorEntry) -> Result<MirrorStatus, String> {
+async fn mirror_status(entry: &MirrorEntry, statistics: bool) -> Result<MirrorStatus, String> {
     let (port, exports, device) = match &entry.state {
         MirrorState::Running {
             port,
@@ -109,7 +136,7 @@ async fn mirror_status(entry: &MirrorEntry) -> Result<MirrorStatus, String> {
         } => (port, exports, device),
         MirrorState::Down { reason } => return Err(reason.clone()),
     };
-    let mut status = in_time(QUERY_TIMEOUT, &entry.name, port.status())
+    let mut status = in_time(QUERY_TIMEOUT, &entry.name, port.status(statistics))
         .await
         .map_err(|Failed(_, refusal)| refusal.reason)?;
     status.exports = exports.clone();

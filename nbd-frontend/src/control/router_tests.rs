@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use mirror_core::control::{Choice, Notice, Role};
+use mirror_core::control::{Choice, Notice, Role, Statistics};
 use tokio::net::UnixListener;
 
 use super::super::client::{Client, ClientError};
@@ -29,9 +29,11 @@ fn fake_mirror() -> MirrorPort {
                     waiting.push(reply);
                     true
                 }
-                Ask::Status(reply) => reply
-                    .send(MirrorStatus::in_step("md1", Role::Primary, "server2"))
-                    .is_ok(),
+                Ask::Status { statistics, reply } => {
+                    let mut status = MirrorStatus::in_step("md1", Role::Primary, "server2");
+                    status.statistics = statistics.then(Statistics::default);
+                    reply.send(status).is_ok()
+                }
                 Ask::Explain(reply) => reply
                     .send(Explanation {
                         mirror: "md1".into(),
@@ -134,8 +136,10 @@ async fn all_mirrors_are_asked_at_once() {
     let (first, mut first_asks) = MirrorPort::new("md1");
     let (second, mut second_asks) = MirrorPort::new("md2");
     tokio::spawn(async move {
-        while let (Some(Ask::Status(first)), Some(Ask::Status(second))) =
-            (first_asks.recv().await, second_asks.recv().await)
+        while let (
+            Some(Ask::Status { reply: first, .. }),
+            Some(Ask::Status { reply: second, .. }),
+        ) = (first_asks.recv().await, second_asks.recv().await)
         {
             let _ = first.send(MirrorStatus::in_step("md1", Role::Primary, "server2"));
             let _ = second.send(MirrorStatus::in_step("md2", Role::Primary, "server2"));
@@ -157,7 +161,7 @@ async fn all_mirrors_are_asked_at_once() {
         mirrors,
         events: EventRing::default(),
     };
-    let Json(found) = status(State(Arc::new(node))).await;
+    let found = node_status(Arc::new(node), false).await;
     let names: Vec<_> = found.mirrors.iter().map(|m| m.name.as_str()).collect();
     assert_eq!(names, ["md1", "md2"], "{:?}", found.down);
 }

@@ -229,8 +229,12 @@ async fn answer(handle: MirrorHandle, mut asks: mpsc::Receiver<Ask>) {
                         let _ = reply.send(result);
                     }
                 }
-                Ask::Status(reply) => {
-                    if let Ok(status) = handle.status().await {
+                Ask::Status { statistics, reply } => {
+                    let asked = match statistics {
+                        true => handle.status_with_statistics().await,
+                        false => handle.status().await,
+                    };
+                    if let Ok(status) = asked {
                         let _ = reply.send(status);
                     }
                 }

@@ -83,10 +83,15 @@ pub enum Command {
     /// Show the state of every mirror, or of one
     Mdstat {
         mirror: Option<String>,
+        /// What it did since it was opened, and how long that took; with --json they are there anyway
+        #[arg(long)]
+        stats: bool,
         /// Show it again every second until interrupted
         #[arg(long)]
         watch: bool,
     },
+    /// Print the state and statistics of all mirrors as Prometheus reads them (OpenMetrics text)
+    Metrics,
     /// Make this node primary
     Promote {
         mirror: String,

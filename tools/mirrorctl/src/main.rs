@@ -13,6 +13,7 @@ mod mirror;
 mod offline;
 mod outcome;
 mod progress;
+mod stats;
 mod verify;
 mod wait;
 
@@ -57,7 +58,15 @@ fn run(arguments: &Arguments) -> Outcome {
 
 async fn run_online(global: &arguments::Global, command: &Command) -> Outcome {
     match command {
-        Command::Mdstat { mirror, watch } => mdstat::run(global, mirror.as_deref(), *watch).await,
+        Command::Mdstat {
+            mirror,
+            stats,
+            watch,
+        } => mdstat::run(global, mirror.as_deref(), *stats, *watch).await,
+        Command::Metrics => {
+            print!("{}", global.client().metrics().await?);
+            Ok(())
+        }
         Command::Wait { mirror, condition } => wait::run(global, mirror, *condition).await,
         Command::Verify {
             mirror,

@@ -5,23 +5,30 @@ use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use mirror_core::control::{
-    Connection, DiskState, MirrorStatus, Mode, NodeStatus, Refusal, Role, SyncKind, SyncStatus,
+    Connection, DiskState, MirrorStatus, Mode, NodeStatus, Refusal, Role, SyncStatus,
 };
 
 use crate::arguments::Global;
 use crate::outcome::{Failure, Outcome};
+use crate::stats;
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const BAR_WIDTH: u64 = 20;
 
-pub async fn run(global: &Global, mirror: Option<&str>, watch: bool) -> Outcome {
+pub async fn run(global: &Global, mirror: Option<&str>, stats: bool, watch: bool) -> Outcome {
     let client = global.client();
     loop {
-        let status = select(client.status().await?, mirror)?;
+        let status = match stats || global.json {
+            true => client.status_with_statistics().await?,
+            false => client.status().await?,
+        };
+        let status = select(status, mirror)?;
         let text = if global.json {
             let mut text = serde_json::to_string(&status).map_err(anyhow::Error::from)?;
             text.push('\n');
             text
+        } else if stats {
+            stats::render(&status)
         } else {
             render(&status)
         };
@@ -145,7 +152,7 @@ fn render_sync(text: &mut String, sync: &SyncStatus) {
         "      [{}>{}]  {} = {}.{}% ({}/{})",
         "=".repeat(filled),
         ".".repeat(BAR_WIDTH as usize - filled),
-        sync_name(sync.kind),
+        sync.kind.name(),
         per_mille / 10,
         per_mille % 10,
         sync.done_bytes >> 10,
@@ -163,14 +170,6 @@ fn render_sync(text: &mut String, sync: &SyncStatus) {
         }
     }
     text.push('\n');
-}
-
-pub fn sync_name(kind: SyncKind) -> &'static str {
-    match kind {
-        SyncKind::Resync => "resync",
-        SyncKind::Full => "full",
-        SyncKind::Verify => "verify",
-    }
 }
 
 fn role_letter(role: Role) -> char {
@@ -211,7 +210,7 @@ fn short(generation: &str) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use mirror_core::control::{Direction, DownMirror};
+    use mirror_core::control::{Direction, DownMirror, SyncKind};
 
     pub fn sample() -> MirrorStatus {
         MirrorStatus::in_step("md1", Role::Primary, "server2")
@@ -222,6 +221,7 @@ pub mod tests {
             node: "server1".into(),
             mirrors: vec![mirror],
             down: Vec::new(),
+            resident_bytes: None,
         };
         assert_eq!(render(&status), expected);
     }
@@ -280,6 +280,7 @@ pub mod tests {
                 name: "md2".into(),
                 reason: "no metadata".into(),
             }],
+            resident_bytes: None,
         };
         assert_eq!(
             render(&status),

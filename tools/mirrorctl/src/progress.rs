@@ -3,8 +3,6 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use mirror_core::control::SyncStatus;
 
-use crate::mdstat::sync_name;
-
 /// Shows the sync that is running; nothing while none is.
 #[derive(Debug)]
 pub struct Progress {
@@ -30,7 +28,7 @@ impl Progress {
             .progress_chars("=>.");
             ProgressBar::new(sync.total_bytes).with_style(style)
         });
-        bar.set_prefix(format!("{mirror} {}", sync_name(sync.kind)));
+        bar.set_prefix(format!("{mirror} {}", sync.kind.name()));
         bar.set_length(sync.total_bytes);
         bar.set_position(sync.done_bytes);
         bar.set_message(if sync.paused {

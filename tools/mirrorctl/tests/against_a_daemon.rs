@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mirror_core::control::{
     Choice, Connection, Direction, DiskState, Explanation, MirrorStatus, Notice, Refusal, Role,
-    SyncKind, SyncStatus,
+    Statistics, SyncKind, SyncStatus,
 };
 use mirror_core::volume::event;
 use nbd_frontend::control::events::EventRing;
@@ -63,7 +63,8 @@ async fn mirror(
             }
             // No tool asks this.
             Ask::ConfirmWanted { .. } => {}
-            Ask::Status(reply) => {
+            Ask::Status { statistics, reply } => {
+                status.statistics = statistics.then(Statistics::default);
                 let comparing = looks_left > if repairing { 2 } else { 0 };
                 status.sync = (looks_left > 0).then_some(SyncStatus {
                     kind: if comparing {
@@ -258,6 +259,16 @@ fn mdstat_is_for_people_and_for_scripts() {
             assert_eq!(mirror[key], value, "{key}");
         }
         assert_eq!(mirror["peer"]["node"], "server2");
+        assert_eq!(mirror["statistics"]["latencies"]["write"]["count"], 0);
+        let done = run(folder, &["mdstat", "--stats", "md1"]);
+        let text = String::from_utf8(done.stdout).unwrap();
+        assert!(
+            text.starts_with("md1 : on server1, open for 0s\n"),
+            "{text}"
+        );
+        let done = run(folder, &["metrics"]);
+        let text = String::from_utf8(done.stdout).unwrap();
+        assert!(text.contains("mirror_up{mirror=\"md2\"} 0\n"), "{text}");
         assert!(mirror["sync"].is_null());
         assert_eq!(mirror["counters"]["metadata_writes"], 0);
     });

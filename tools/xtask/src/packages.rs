@@ -34,7 +34,7 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 19] = [
+const NEEDED: [Needed; 20] = [
     // Takes the symbols out of what goes into machines.
     needed("binutils", &["strip"], &[Vm]),
     needed(
@@ -62,6 +62,12 @@ const NEEDED: [Needed; 19] = [
         "python3-libnbd",
         &["/usr/lib/python3/dist-packages/nbd.py"],
         &[Tests, Bench],
+    ),
+    // Judges the text of `/metrics`.
+    needed(
+        "python3-prometheus-client",
+        &["/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py"],
+        &[Tests],
     ),
     // Carries no file of its own that is always installed.
     needed(

@@ -28,11 +28,13 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long a link that this side closes may take to send what waits.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// Bytes on the wire, of all links of a mirror.
+/// Bytes on the wire, and messages in line for it, of all links of a mirror.
 #[derive(Debug, Clone, Default)]
 pub struct Traffic {
     pub sent: Rc<Cell<u64>>,
     pub received: Rc<Cell<u64>>,
+    /// Most messages that ever waited at once on one connection.
+    pub waiting_max: Rc<Cell<usize>>,
 }
 
 /// Who is told what happens on a link.
@@ -48,6 +50,7 @@ pub struct Link {
     handler: Rc<dyn Handler>,
     control: End,
     data: End,
+    waiting_max: Rc<Cell<usize>>,
     readers: Cell<u8>,
     /// Down, or closed by this side: nothing is delivered any more.
     silent: Cell<bool>,
@@ -93,6 +96,7 @@ impl Link {
             handler,
             control: End::new(pair.control),
             data: End::new(pair.data),
+            waiting_max: Rc::clone(&traffic.waiting_max),
             readers: Cell::new(2),
             silent: Cell::new(false),
             ending: Cell::new(false),
@@ -120,6 +124,13 @@ impl Link {
                 limit: OUTBOX_MESSAGES_MAX,
             });
         }
+        self.waiting_max
+            .set(self.waiting_max.get().max(end.outbox.len()));
+    }
+
+    /// Messages in line on the fuller of the two connections.
+    pub fn waiting(&self) -> usize {
+        self.control.outbox.len().max(self.data.outbox.len())
     }
 
     /// Closes the link from this side, after what waits to be said on the control connection. Bulk

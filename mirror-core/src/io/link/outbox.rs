@@ -44,6 +44,11 @@ impl Outbox {
         self.filled.notify_one();
     }
 
+    /// Messages that wait.
+    pub fn len(&self) -> usize {
+        self.queue.borrow().len()
+    }
+
     pub fn clear(&self) {
         self.queue.borrow_mut().clear();
     }
