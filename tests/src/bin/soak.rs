@@ -1,5 +1,5 @@
-//! The fault campaign: `soak --minutes N [--seed S] [--only KIND] [--report FILE]`. A real cluster under load; ends with exit
-//! code 1 at the first promise that is broken. Needs root.
+//! The fault campaign: `soak --minutes N [--seed S] [--only KIND] [--report FILE] [--logs FOLDER]`. A real cluster under
+//! load; ends with exit code 1 at the first promise that is broken. Needs root.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,11 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use mirror_tests::soak::{Plan, Report, run};
 
-const USAGE: &str = "usage: soak --minutes N [--seed S] [--only KIND] [--report FILE]
-Real servers in namespaces, clients that know what they were answered, and one fault after the other.";
+const USAGE: &str = "usage: soak --minutes N [--seed S] [--only KIND] [--report FILE] [--logs FOLDER]
+Real servers in namespaces, clients that know what they were answered, and one fault after the other.
+FILE gets the report, as Markdown; FOLDER the logs of all daemons, when a promise is broken.";
 
 fn main() -> Result<ExitCode> {
-    let (mut minutes, mut seed, mut file) = (None, None, None::<PathBuf>);
+    let (mut minutes, mut seed) = (None, None);
+    let (mut file, mut logs) = (None::<PathBuf>, None::<PathBuf>);
     let mut only = String::new();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -26,6 +28,7 @@ fn main() -> Result<ExitCode> {
             "--seed" => seed = Some(value()?.parse().context("--seed")?),
             "--only" => only = value()?,
             "--report" => file = Some(value()?.into()),
+            "--logs" => logs = Some(value()?.into()),
             "--help" => {
                 println!("{USAGE}");
                 return Ok(ExitCode::SUCCESS);
@@ -38,7 +41,14 @@ fn main() -> Result<ExitCode> {
     println!("soak: faults from seed {seed}, for {minutes} minutes");
     let mut report = Report::new(seed);
     let span = Duration::from_secs_f64(minutes * 60.0);
-    let outcome = run(&Plan { span, seed, only }, &mut report);
+    let plan = Plan {
+        span,
+        seed,
+        only,
+        logs,
+    };
+    let outcome = run(&plan, &mut report);
+    report.broken = outcome.as_ref().err().map(|error| error.to_string());
     println!("\n{report}");
     if let Some(file) = file {
         std::fs::write(&file, report.to_string())

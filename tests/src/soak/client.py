@@ -19,8 +19,9 @@ import nbd
 BLOCK = 4096
 HEAD = struct.Struct("<QQ")
 PAUSE_SECONDS = 0.02
-# A server that does not answer for so long is frozen: the next one is asked. Longer than any pause that is promised.
-PATIENCE_SECONDS = 6.0
+# A server that does not answer for so long is frozen: the next one is asked. Longer than any pause that is promised,
+# on a busy machine, too.
+PATIENCE_SECONDS = 15.0
 READ_PERCENT = 20
 ERRORS_KEPT = 5
 
@@ -66,19 +67,23 @@ class Client:
         try:
             while not self.handle.aio_command_completed(cookie):
                 if time.monotonic() > deadline:
+                    self.note(f"no answer for {PATIENCE_SECONDS} s")
                     raise Lost()
                 self.handle.poll(100)
         except nbd.Error as error:
             # An answer with an error on a connection that lives is one that a file system would see. Told apart is
             # a server that says that it is no longer the one to ask.
             if self.handle.aio_is_ready() and error.errnum != errno.ESHUTDOWN:
-                if len(self.done["errors"]) < ERRORS_KEPT:
-                    self.done["errors"].append(str(error))
+                self.note(str(error))
             raise Lost() from error
         now = time.monotonic()
         stall = (now - self.last_answer) * 1000
         self.done["longest_stall_ms"] = max(self.done["longest_stall_ms"], int(stall))
         self.last_answer = now
+
+    def note(self, error):
+        if len(self.done["errors"]) < ERRORS_KEPT:
+            self.done["errors"].append(error)
 
     def write(self, index):
         self.number += 1

@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use agent::control::State;
 use anyhow::Result;
-use local_cluster::{Bed, Daemon, HEARTBEAT_TIMEOUT_MS, Net};
+use local_cluster::{Bed, Daemon, FAILING, HEARTBEAT_TIMEOUT_MS, Net};
 use local_pair::Side;
+use mirror_core::control::DiskState;
 
 use crate::random::Random;
 
 /// Well below every time-out of the bed.
 const SHORT_FREEZE_MS: u64 = 600;
+/// Longest wait until what a fault leads to is there.
+const NOTICED_SECONDS_MAX: u64 = 120;
 
 /// Whom it hits, by what it does when the fault comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,12 +42,20 @@ pub enum Fault {
     KillWitness,
     /// The server that follows goes down, comes back, and goes down again while it is brought up to date.
     ResyncInterrupted,
+    /// Every operation of the data disk fails, until it is replaced.
+    DataDiskFails(Role),
+    /// The same of the one with the metadata, while the interconnect is cut, which has to be recorded.
+    MetadataDiskFails(Role),
+    /// No write finds room on the data disk.
+    DiskFull(Role),
+    /// No operation of the data disk comes to an end for a while.
+    DiskHangs(Role),
     Switchover,
     Verify,
 }
 
 /// Each with its weight. What a file system must not notice comes most often.
-const ALL: [(Fault, u64); 22] = [
+const ALL: [(Fault, u64); 30] = [
     (Fault::KillMirrord(Role::Serving), 2),
     (Fault::KillMirrord(Role::Following), 3),
     (Fault::KillAgent(Role::Serving), 3),
@@ -64,6 +76,14 @@ const ALL: [(Fault, u64); 22] = [
     (Fault::SlowLink, 2),
     (Fault::KillWitness, 3),
     (Fault::ResyncInterrupted, 2),
+    (Fault::DataDiskFails(Role::Serving), 1),
+    (Fault::DataDiskFails(Role::Following), 1),
+    (Fault::MetadataDiskFails(Role::Serving), 1),
+    (Fault::MetadataDiskFails(Role::Following), 1),
+    (Fault::DiskFull(Role::Serving), 1),
+    (Fault::DiskFull(Role::Following), 1),
+    (Fault::DiskHangs(Role::Serving), 2),
+    (Fault::DiskHangs(Role::Following), 2),
     (Fault::Switchover, 2),
     (Fault::Verify, 1),
 ];
@@ -85,6 +105,22 @@ impl Fault {
         unreachable!("it is below the sum of the weights");
     }
 
+    /// The same as it can be done now: only one server has disks that fail.
+    pub fn at_hand(self, serving: Side) -> Self {
+        let role = if serving == FAILING {
+            Role::Serving
+        } else {
+            Role::Following
+        };
+        match self {
+            Self::DataDiskFails(_) => Self::DataDiskFails(role),
+            Self::MetadataDiskFails(_) => Self::MetadataDiskFails(role),
+            Self::DiskFull(_) => Self::DiskFull(role),
+            Self::DiskHangs(_) => Self::DiskHangs(role),
+            _ => self,
+        }
+    }
+
     /// How long it lasts before it is mended.
     pub fn lasts(self, random: &mut Random) -> Duration {
         let ms = match self {
@@ -99,9 +135,19 @@ impl Fault {
         Duration::from_millis(ms)
     }
 
-    /// Something that an operator does.
-    pub fn is_command(self) -> bool {
-        matches!(self, Self::Switchover | Self::Verify)
+    /// An operator does something that needs both servers, or one copy of the data is gone: nothing else may be.
+    pub fn is_alone(self) -> bool {
+        matches!(self, Self::Switchover | Self::Verify) || self.is_of_disk()
+    }
+
+    fn is_of_disk(self) -> bool {
+        matches!(
+            self,
+            Self::DataDiskFails(_)
+                | Self::MetadataDiskFails(_)
+                | Self::DiskFull(_)
+                | Self::DiskHangs(_)
+        )
     }
 
     /// Whether service may leave its server, whose file system then sees errors. In all other cases a pause is
@@ -112,7 +158,11 @@ impl Fault {
             | Self::PowerCut(role)
             | Self::Freeze(role)
             | Self::Unplugged(role)
-            | Self::OneWayCut(role) => role == Role::Serving,
+            | Self::OneWayCut(role)
+            // A server whose disk failed gives its group away; one whose disk is full says so to who writes.
+            | Self::DataDiskFails(role)
+            | Self::MetadataDiskFails(role)
+            | Self::DiskFull(role) => role == Role::Serving,
             // Cut off from each other, the one that the witness hears first goes on.
             Self::Cut | Self::Switchover => true,
             Self::KillAgent(_)
@@ -121,6 +171,7 @@ impl Fault {
             | Self::SlowLink
             | Self::KillWitness
             | Self::ResyncInterrupted
+            | Self::DiskHangs(_)
             | Self::Verify => false,
         }
     }
@@ -145,6 +196,10 @@ impl Fault {
             Self::SlowLink => "slow link".into(),
             Self::KillWitness => "kill -9 of the witness".into(),
             Self::ResyncInterrupted => "resync interrupted".into(),
+            Self::DataDiskFails(role) => of("the data disk fails and is replaced", role),
+            Self::MetadataDiskFails(role) => of("the metadata disk fails and is replaced", role),
+            Self::DiskFull(role) => of("the data disk is full", role),
+            Self::DiskHangs(role) => of("the data disk hangs", role),
             Self::Switchover => "planned switchover".into(),
             Self::Verify => "online verify".into(),
         }
@@ -168,6 +223,7 @@ fn side_of(fault: Fault, serving: Side) -> Side {
         | Fault::OneWayCut(Role::Following)
         | Fault::Unplugged(Role::Following)
         | Fault::ResyncInterrupted => serving.other(),
+        _ if fault.is_of_disk() => FAILING,
         _ => serving,
     }
 }
@@ -207,6 +263,20 @@ impl Present {
                 }
             }
             Fault::KillWitness => bed.kill_witness()?,
+            Fault::DataDiskFails(_) => {
+                bed.disks()?.data.fail()?;
+                wait_noticed(bed)?;
+            }
+            Fault::MetadataDiskFails(_) => {
+                bed.disks()?.metadata.fail()?;
+                bed.cut_one(Net::Interconnect)?;
+            }
+            Fault::DiskFull(Role::Serving) => bed.disks()?.data.fill()?,
+            Fault::DiskFull(Role::Following) => {
+                bed.disks()?.data.fill()?;
+                wait_noticed(bed)?;
+            }
+            Fault::DiskHangs(_) => bed.disks()?.data.hang()?,
             Fault::Switchover | Fault::Verify => {}
         }
         Ok(Self { fault, side })
@@ -241,8 +311,55 @@ impl Present {
                 }
             }
             Fault::KillWitness => bed.start_witness()?,
+            Fault::DataDiskFails(_) | Fault::DiskFull(_) => {
+                bed.disks()?.data.mend()?;
+                replace_failed_disk(bed)?;
+            }
+            Fault::MetadataDiskFails(_) => {
+                bed.heal()?;
+                bed.until(
+                    "a word about the failing disk",
+                    NOTICED_SECONDS_MAX,
+                    |bed| {
+                        let is_over = has_failed(bed) || bed.pair().is_synced()?;
+                        Ok(is_over.then_some(()))
+                    },
+                )?;
+                bed.disks()?.metadata.mend()?;
+                replace_failed_disk(bed)?;
+            }
+            Fault::DiskHangs(_) => bed.disks()?.data.go_on()?,
             Fault::Switchover | Fault::Verify => {}
         }
         Ok(())
     }
+}
+
+/// The mirror says that its disk failed, or does not run without its metadata.
+fn has_failed(bed: &Bed) -> bool {
+    let status = bed.pair().status(FAILING);
+    status.map_or(true, |status| status.disk == DiskState::Failed)
+}
+
+fn wait_noticed(bed: &mut Bed) -> Result<()> {
+    bed.until("a word about the failed disk", NOTICED_SECONDS_MAX, |bed| {
+        Ok(has_failed(bed).then_some(()))
+    })
+}
+
+/// What an operator does, once the group has left the server of its own accord.
+fn replace_failed_disk(bed: &mut Bed) -> Result<()> {
+    if !has_failed(bed) {
+        return Ok(());
+    }
+    let what = "service by the server whose disks are in order";
+    bed.until(what, NOTICED_SECONDS_MAX, |bed| {
+        Ok(is_online(bed, FAILING.other()).then_some(()))
+    })?;
+    bed.replace_disk(FAILING)
+}
+
+pub fn is_online(bed: &Bed, side: Side) -> bool {
+    let group = bed.group(side).ok();
+    group.is_some_and(|group| group.state == State::Online)
 }

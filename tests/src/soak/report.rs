@@ -23,13 +23,34 @@ pub struct Report {
     wrong: u64,
     /// Errors and lost connections where a pause was promised.
     broken_pauses: u64,
+    /// Bytes that differed between the sides when they were compared.
+    differing_bytes: u64,
+    /// The promise that ended it.
+    pub broken: Option<String>,
+    /// After each fault.
+    loads: Vec<f64>,
 }
 
 /// Of one kind of fault.
 #[derive(Debug, Default)]
 struct Kind {
     count: u64,
-    longest_stall_ms: u64,
+    /// The longest of any client, for each time that it came alone.
+    stalls: Vec<Stall>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stall {
+    ms: u64,
+    /// A busy machine stalls by itself.
+    load: f64,
+}
+
+/// Processes that ran or wanted to, over the last minute.
+pub fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let first = text.split(' ').next().and_then(|word| word.parse().ok());
+    first.unwrap_or_default()
 }
 
 impl Report {
@@ -47,9 +68,14 @@ impl Report {
     pub fn add(&mut self, fault: Fault, companion: Option<Fault>, figures: &Figures) {
         let kind = self.kinds.entry(fault).or_default();
         kind.count += 1;
+        let load = load_average();
+        self.loads.push(load);
         // A second fault is at its own cost.
         if companion.is_none() {
-            kind.longest_stall_ms = kind.longest_stall_ms.max(figures.longest_stall_ms);
+            kind.stalls.push(Stall {
+                ms: figures.longest_stall_ms,
+                load,
+            });
             if !fault.may_move() {
                 self.broken_pauses += figures.errors.len() as u64 + figures.lost_connections;
             }
@@ -64,6 +90,10 @@ impl Report {
         self.take(figures);
     }
 
+    pub fn add_comparison(&mut self, differing_bytes: u64) {
+        self.differing_bytes += differing_bytes;
+    }
+
     fn take(&mut self, figures: &Figures) {
         self.writes += figures.writes;
         self.reads += figures.reads;
@@ -76,16 +106,47 @@ impl Report {
 impl fmt::Display for Report {
     /// Markdown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.took.as_secs_f64();
+        match &self.broken {
+            None => writeln!(f, "Every promise was kept.\n")?,
+            Some(promise) => writeln!(f, "Ended by a broken promise: {promise}\n")?,
+        }
         writeln!(f, "| | |\n|---|---|")?;
-        let rows = [
+        for (name, found) in self.summary() {
+            writeln!(f, "| {name} | {found} |")?;
+        }
+        writeln!(
+            f,
+            "\n| fault | times | alone | median stall | longest stall | load average then |\n|---|---|---|---|---|---|"
+        )?;
+        for (fault, kind) in &self.kinds {
+            writeln!(f, "| {} | {} | {} |", fault.kind(), kind.count, kind.row())?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn summary(&self) -> Vec<(&'static str, String)> {
+        let seconds = self.took.as_secs_f64();
+        let loads = &self.loads;
+        let mean = loads.iter().sum::<f64>() / loads.len().max(1) as f64;
+        let most = loads.iter().copied().fold(0.0, f64::max);
+        let processors = std::thread::available_parallelism().map_or(0, usize::from);
+        vec![
             ("time", format!("{:.1} minutes", seconds / 60.0)),
             ("seed", self.seed.to_string()),
             (
+                "machine",
+                format!(
+                    "{processors} processors; load average {mean:.1} in the mean, {most:.1} at most"
+                ),
+            ),
+            (
                 "faults",
                 format!(
-                    "{}, {} of them with a second one",
+                    "{} of {} kinds, {} of them with a second one",
                     self.faults(),
+                    self.kinds.len(),
                     self.companions
                 ),
             ),
@@ -110,21 +171,31 @@ impl fmt::Display for Report {
             ),
             ("lost answered writes", self.wrong.to_string()),
             (
-                "errors seen where a pause was promised",
+                "bytes that differ between the sides",
+                self.differing_bytes.to_string(),
+            ),
+            (
+                "errors and lost connections where a pause was promised",
                 self.broken_pauses.to_string(),
             ),
-        ];
-        for (name, found) in rows {
-            writeln!(f, "| {name} | {found} |")?;
+        ]
+    }
+}
+
+impl Kind {
+    fn row(&self) -> String {
+        let mut stalls = self.stalls.clone();
+        stalls.sort_by_key(|stall| stall.ms);
+        let seconds = |stall: &Stall| stall.ms as f64 / 1000.0;
+        match (stalls.get(stalls.len() / 2), stalls.last()) {
+            (Some(median), Some(longest)) => format!(
+                "{} | {:.2} s | {:.2} s | {:.1}",
+                stalls.len(),
+                seconds(median),
+                seconds(longest),
+                longest.load
+            ),
+            _ => "0 | | |".into(),
         }
-        writeln!(
-            f,
-            "\n| fault | times | longest stall of a client |\n|---|---|---|"
-        )?;
-        for (fault, kind) in &self.kinds {
-            let stall = kind.longest_stall_ms as f64 / 1000.0;
-            writeln!(f, "| {} | {} | {stall:.2} s |", fault.kind(), kind.count)?;
-        }
-        Ok(())
     }
 }

@@ -14,6 +14,7 @@ use local_pair::{Deadline, MIRROR, Outcome, Pair, PairOptions, Programs, Side, r
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::disks::{Disks, FAILING};
 use crate::machine::{Machine, Process, tail};
 use crate::network::{Net, Network};
 use crate::power::Power;
@@ -63,6 +64,8 @@ pub struct Bed {
     setup: Setup,
     pair: Pair,
     cleaner: Cleaner,
+    /// After the servers: what of them waits for a disk is gone before it.
+    disks: Option<Disks>,
 }
 
 impl Bed {
@@ -107,11 +110,17 @@ impl Bed {
 
     /// Machines, networks and disks in step; no agent yet.
     pub fn prepared(setup: Setup) -> Result<Self> {
-        let options = PairOptions {
-            peer_loss: setup.peer_loss(),
-            extra: vec![format!("peer_timeout = \"{PEER_TIMEOUT_MS}ms\"")],
-            ..PairOptions::sized(DATA_BYTES)
-        };
+        Self::prepared_with(setup, options(setup), None)
+    }
+
+    /// The same with [`Disks`] that fail on demand.
+    pub fn prepared_with_disks(setup: Setup) -> Result<Self> {
+        let mut options = options(setup);
+        let disks = Disks::for_pair(&mut options)?;
+        Self::prepared_with(setup, options, Some(disks))
+    }
+
+    fn prepared_with(setup: Setup, options: PairOptions, disks: Option<Disks>) -> Result<Self> {
         let addresses = [1, 2].map(|host| {
             let at = format!("{}:29051", Net::Interconnect.address(host));
             (at, "127.0.0.1:10809".into())
@@ -133,6 +142,7 @@ impl Bed {
             setup,
             pair,
             cleaner,
+            disks,
         };
         for side in Side::BOTH {
             bed.boot(side)?;
@@ -183,7 +193,8 @@ impl Bed {
 
     /// Switches a server on. Nothing runs on it yet.
     pub fn boot(&mut self, side: Side) -> Result<()> {
-        let machine = Machine::boot()?;
+        let disks = self.disks.as_ref().filter(|_| side == FAILING);
+        let machine = Machine::boot_with(disks.map_or_else(Vec::new, Disks::mount_points))?;
         let own = self.pair.node(side).folder.join("here");
         let here = self.pair.folder().join("here");
         let [own, here] = [own, here].map(|path| path.display().to_string());
@@ -358,6 +369,23 @@ impl Bed {
     pub fn kill_witness(&mut self) -> Result<()> {
         let (process, _) = self.witness.as_mut().context("there is no witness")?;
         process.kill()
+    }
+
+    // ---- Disks
+
+    pub fn disks(&self) -> Result<&Disks> {
+        let disks = self.disks.as_ref();
+        disks.context("this bed has no disks that fail")
+    }
+
+    /// An empty disk in the place of the old one, as `docs/operations/replace-a-disk.md` has it.
+    /// The group runs on the other server.
+    pub fn replace_disk(&mut self, side: Side) -> Result<()> {
+        for daemon in [Daemon::Agent, Daemon::Mirrord] {
+            self.stop(side, daemon)?;
+        }
+        self.pair.init(side, &["--force"]).done()?;
+        self.start_server(side)
     }
 
     // ---- The networks
@@ -550,8 +578,35 @@ impl Bed {
         text + &tail(&self.folder().join("witness.log"))
     }
 
+    /// Puts all logs into a folder.
+    pub fn keep_logs(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        for side in Side::BOTH {
+            let name = self.name(side);
+            for daemon in Daemon::BOTH {
+                let log = self.log_of(side, daemon);
+                fs::copy(&log, folder.join(format!("{name}-{daemon:?}.log")))?;
+            }
+            let alerts = self.alerts(side).join("\n");
+            fs::write(folder.join(format!("{name}-alerts.log")), alerts)?;
+        }
+        let witness = self.folder().join("witness.log");
+        if witness.exists() {
+            fs::copy(witness, folder.join("witness.log"))?;
+        }
+        Ok(())
+    }
+
     fn server(&mut self, side: Side) -> &mut Server {
         &mut self.servers[side.index()]
+    }
+}
+
+fn options(setup: Setup) -> PairOptions {
+    PairOptions {
+        peer_loss: setup.peer_loss(),
+        extra: vec![format!("peer_timeout = \"{PEER_TIMEOUT_MS}ms\"")],
+        ..PairOptions::sized(DATA_BYTES)
     }
 }
 

@@ -6,6 +6,7 @@
 //! does, through `mirrorctl`, and cuts its power and its cables as nobody should. It needs root and `nbdfuse`.
 
 mod bed;
+mod disks;
 mod files;
 mod machine;
 mod network;
@@ -13,6 +14,7 @@ mod power;
 mod setup;
 
 pub use bed::{Bed, Daemon};
+pub use disks::{Disks, FAILING};
 pub use files::Files;
 pub use machine::{Machine, Process, tail};
 pub use network::{Net, Network, ROUTER};

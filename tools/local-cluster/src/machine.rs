@@ -26,10 +26,17 @@ pub struct Machine {
     /// Holds the namespaces open; `init` is its child.
     holder: Child,
     init: Pid,
+    /// Mount points of the host's that are its disks.
+    disks: Vec<PathBuf>,
 }
 
 impl Machine {
     pub fn boot() -> Result<Self> {
+        Self::boot_with(Vec::new())
+    }
+
+    /// With these files as its disks, which the host has mounted: they outlive its power.
+    pub fn boot_with(disks: Vec<PathBuf>) -> Result<Self> {
         let holder = quiet(&mut Command::new("setpriv"))
             .args(["--pdeathsig", "KILL", "--", "unshare", "--net", "--pid"])
             .args(["--mount", "--fork", "--kill-child", "--mount-proc"])
@@ -39,6 +46,7 @@ impl Machine {
         let mut machine = Self {
             holder,
             init: Pid::from_raw(0),
+            disks,
         };
         machine.init = Deadline::after_seconds(20).until("a machine", || {
             let child = child_of(machine.holder.id())?;
@@ -58,11 +66,11 @@ impl Machine {
             .lines()
             .rev()
             .filter_map(|line| line.split(' ').nth(4));
-        for point in points.filter(|point| {
-            Path::new(point)
-                .parent()
-                .is_some_and(|at| at.starts_with(&within))
-        }) {
+        let is_others = |point: &Path| {
+            let is_within = point.parent().is_some_and(|at| at.starts_with(&within));
+            is_within && !self.disks.iter().any(|disk| disk == point)
+        };
+        for point in points.filter(|point| is_others(Path::new(point))) {
             self.run(&["umount", "--lazy", point])?;
         }
         Ok(())
@@ -129,7 +137,7 @@ impl Machine {
 
     /// Everything in it, from one moment to the next: nothing is flushed, nobody is told.
     pub fn cut_power(&mut self) -> Result<()> {
-        let connections = fuse_connections(self.init);
+        let connections = fuse_connections(self.init, &self.disks);
         let space = process_space(self.init);
         // Its end ends the first process, and with that all others.
         self.holder.kill()?;
@@ -278,15 +286,22 @@ fn signal(pid: Pid, which: Signal) -> Result<()> {
     }
 }
 
-/// Numbers of the FUSE file systems that are mounted where a process is.
-fn fuse_connections(pid: Pid) -> Vec<u32> {
+/// Numbers of the FUSE file systems that are mounted where a process is, but for these disks.
+fn fuse_connections(pid: Pid, disks: &[PathBuf]) -> Vec<u32> {
     let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let number = |line: &str| line.split(' ').nth(2)?.split_once(':')?.1.parse().ok();
+    let is_disk = |line: &str| {
+        let point = line.split(' ').nth(4).map(Path::new);
+        disks.iter().any(|disk| Some(disk.as_path()) == point)
+    };
     // Its kind is "fuse", or "fuse." and a name; "fusectl" is none.
     let lines = mounts
         .lines()
         .filter(|line| line.contains(" - fuse ") || line.contains(" - fuse."));
-    lines.filter_map(number).collect()
+    lines
+        .filter(|line| !is_disk(line))
+        .filter_map(number)
+        .collect()
 }
 
 fn all_processes() -> Result<Vec<Pid>> {

@@ -1,7 +1,10 @@
-//! A disk whose operations fail or hang on demand: nbdkit's error filter, shown as a file by nbdfuse.
+//! A disk that fails, is full or hangs on demand: nbdkit's error filter, shown as a file by nbdfuse.
+//!
+//! One filter has one errno for one kind of operation, so there are two servers: the disk, which fails, and in front of it
+//! one that has no room for writes.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -14,13 +17,16 @@ use crate::{Cleaner, ensure_root, is_mounted, text};
 
 /// Longest wait for a program to come up.
 const START_SECONDS_MAX: u64 = 20;
+/// Files that are there while the disk fails, or is full.
+const FAILS: &str = "fails";
+const FULL: &str = "full";
 
 #[derive(Debug)]
 pub struct FailingDisk {
     cleaner: Cleaner,
     folder: TempDir,
     name: String,
-    /// The server first.
+    /// The disk first.
     programs: Vec<Child>,
 }
 
@@ -40,30 +46,36 @@ impl FailingDisk {
             name: name.into(),
             programs: Vec::new(),
         };
-        let [socket, trigger] = ["socket", "trigger"].map(|name| disk.folder.path().join(name));
-        let data = disk.data();
-        disk.spawn(
-            "nbdkit",
-            &[
-                "--foreground",
-                "--unix",
-                &text(&socket),
-                "--filter=error",
-                "memory",
-                &format!("{megabytes}M"),
-                "error=EIO",
-                "error-rate=100%",
-                &format!("error-file={}", text(&trigger)),
-            ],
-        )?;
+        let [disk_socket, socket] = ["disk", "socket"].map(|name| disk.path(name));
+        let uri = |socket: &Path| format!("nbd+unix:///?socket={}", text(socket));
+        let serve = ["--foreground", "--filter=error", "--unix"];
         let up = |what: &str, is_up: &dyn Fn() -> bool| {
             Deadline::after_seconds(START_SECONDS_MAX).until(what, || Ok(is_up().then_some(())))
         };
+        let failing = [
+            text(&disk_socket),
+            "memory".into(),
+            format!("{megabytes}M"),
+            "error=EIO".into(),
+            "error-rate=100%".into(),
+            format!("error-file={}", text(&disk.path(FAILS))),
+        ];
+        disk.spawn("nbdkit", &serve, &failing)?;
+        up("nbdkit", &|| disk_socket.exists())?;
+        let limited = [
+            text(&socket),
+            "nbd".into(),
+            format!("uri={}", uri(&disk_socket)),
+            "error-pwrite=ENOSPC".into(),
+            "error-pwrite-rate=100%".into(),
+            format!("error-pwrite-file={}", text(&disk.path(FULL))),
+        ];
+        disk.spawn("nbdkit", &serve, &limited)?;
         up("nbdkit", &|| socket.exists())?;
         fs::create_dir(disk.folder())?;
+        let data = disk.data();
         File::create(&data)?;
-        let uri = format!("nbd+unix:///?socket={}", text(&socket));
-        disk.spawn("nbdfuse", &[&text(&data), &uri])?;
+        disk.spawn("nbdfuse", &[], &[text(&data), uri(&socket)])?;
         up("nbdfuse", &|| is_mounted(&data))?;
         Ok(disk)
     }
@@ -79,14 +91,31 @@ impl FailingDisk {
 
     /// From now on every operation fails.
     pub fn fail(&self) -> Result<()> {
-        File::create(self.folder.path().join("trigger"))?;
+        self.begin(FAILS)
+    }
+
+    /// From now on no write finds room.
+    pub fn fill(&self) -> Result<()> {
+        self.begin(FULL)
+    }
+
+    /// From now on no operation fails, and there is room.
+    pub fn mend(&self) -> Result<()> {
+        for trigger in [FAILS, FULL].map(|name| self.path(name)) {
+            if trigger.exists() {
+                fs::remove_file(trigger)?;
+            }
+        }
         Ok(())
     }
 
-    /// From now on no operation fails.
-    pub fn mend(&self) -> Result<()> {
-        fs::remove_file(self.folder.path().join("trigger"))?;
+    fn begin(&self, trigger: &str) -> Result<()> {
+        File::create(self.path(trigger))?;
         Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// From now on no operation comes to an end.
@@ -105,9 +134,10 @@ impl FailingDisk {
         Ok(())
     }
 
-    fn spawn(&mut self, program: &str, arguments: &[&str]) -> Result<()> {
+    fn spawn(&mut self, program: &str, flags: &[&str], arguments: &[String]) -> Result<()> {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", program])
+            .args(flags)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

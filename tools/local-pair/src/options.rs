@@ -39,6 +39,8 @@ pub struct PairOptions {
     /// Data somewhere else than in the node's own folder, a small file system for instance. What is there already
     /// is taken as it is.
     pub data_path: [Option<PathBuf>; 2],
+    /// The same for the metadata, where they are not at the end of the data.
+    pub metadata_path: [Option<PathBuf>; 2],
 }
 
 impl Default for PairOptions {
@@ -54,6 +56,7 @@ impl Default for PairOptions {
             extra: Vec::new(),
             internal_metadata: false,
             data_path: [None, None],
+            metadata_path: [None, None],
         }
     }
 }

@@ -97,8 +97,11 @@ impl Pair {
             if options.data_path[index].is_none() || !data.exists() {
                 make_file(&data, bytes, options.preallocate)?;
             }
-            let metadata = (!options.internal_metadata).then(|| node_folder.join("metadata"));
-            if let Some(path) = &metadata {
+            let metadata = (!options.internal_metadata).then(|| {
+                let elsewhere = options.metadata_path[index].clone();
+                elsewhere.unwrap_or_else(|| node_folder.join("metadata"))
+            });
+            if let Some(path) = metadata.as_ref().filter(|path| !path.exists()) {
                 make_file(path, options.metadata_bytes(), options.preallocate)?;
             }
             nodes.push(Node::new(
