@@ -221,3 +221,45 @@ pub fn a_machine_paused_past_its_lease_answers_nothing_alone() -> Result<()> {
     cluster.servers.wait_commits(Second, count + 3)?;
     cluster.servers.expect_commits(Second, &before)
 }
+
+/// Leases, heartbeats and time-outs count another clock: whoever sets the wall clock of a server, by however much and in
+/// either direction, changes nothing.
+pub fn a_wall_clock_that_is_stepped_is_noticed_by_nobody() -> Result<()> {
+    const DAY_SECONDS: i64 = 24 * 60 * 60;
+    let cluster = Cluster::at_work("none")?;
+    let alerts = |side| {
+        let machine = cluster.servers.machine(side);
+        machine.run("wc -l </run/alert.log", 60)
+    };
+    let before = [alerts(First)?, alerts(Second)?];
+    for (side, seconds) in [
+        (First, DAY_SECONDS),
+        (Second, -DAY_SECONDS),
+        (First, -2 * DAY_SECONDS),
+    ] {
+        let machine = cluster.servers.machine(side);
+        let step = format!(
+            "was=$(date +%s); date -s @$((was + {seconds})); is=$(date +%s); \
+             test $(((is - was) / 3600)) -ne 0"
+        );
+        machine.run(&step, 60)?;
+        // Longer than the lease and the time-out of the heartbeat.
+        let since = machine.run("cut -d. -f1 /proc/uptime", 60)?;
+        let later = format!(
+            "test $(cut -d. -f1 /proc/uptime) -ge $(({} + 8))",
+            since.trim()
+        );
+        machine.until("the end of every time-out", &later, 90)?;
+        let count = cluster.servers.acknowledged(First).len();
+        cluster.servers.wait_commits(First, count + 3)?;
+    }
+    let after = [alerts(First)?, alerts(Second)?];
+    ensure!(
+        before == after,
+        "alerts were raised: {}{}",
+        cluster.story(First),
+        cluster.story(Second)
+    );
+    let acknowledged = cluster.servers.acknowledged(First);
+    cluster.servers.expect_commits(First, &acknowledged)
+}

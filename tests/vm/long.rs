@@ -51,6 +51,11 @@ fn a_machine_that_was_paused_past_its_lease_answers_nothing_alone() -> Result<()
 }
 
 #[test]
+fn a_wall_clock_that_is_stepped_is_noticed_by_nobody() -> Result<()> {
+    agents::a_wall_clock_that_is_stepped_is_noticed_by_nobody()
+}
+
+#[test]
 fn a_small_machine_that_writes_more_than_its_memory_does_not_dead_lock() -> Result<()> {
     memory::writes_more_than_memory(600)
 }

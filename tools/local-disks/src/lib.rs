@@ -1,4 +1,4 @@
-//! Disks for tests: with a file system and mounted, with little room, failing or hanging on demand.
+//! Disks for tests: with a file system and mounted, with little room, failing, full or hanging on demand.
 //!
 //! Each has a folder of its own and takes itself away when it is dropped, also by a panic; when the whole program is
 //! killed, a [`Cleaner`] beside it does that. All of them need root.

@@ -12,11 +12,21 @@ use crate::dependencies;
 use crate::fuzz;
 use crate::packages::{self, Use};
 use crate::steps::Steps;
-use crate::suites::{self, GROUPS, Profile};
+use crate::suites::{self, Cases, GROUPS, Profile};
+use crate::vm;
 use crate::workspace::Selection;
 
 const FUZZ_SECONDS: u64 = 10;
 const FRESH_SIM_MINUTES: &str = "0.5";
+const SOAK_MINUTES: &str = "10";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// Before a change goes in.
+    Usual,
+    /// With what takes too long for that: the fault campaign, and the long cases in virtual machines.
+    Extended,
+}
 
 /// One build for all steps, also for the group `aws`.
 const SELECTION: Selection = Selection::Whole;
@@ -27,7 +37,7 @@ struct Built {
     fuzz: bool,
 }
 
-pub fn run() -> Result<()> {
+pub fn run(length: Length) -> Result<()> {
     command::keep_tails();
     packages::install_missing(&[
         Use::Demo,
@@ -47,7 +57,15 @@ pub fn run() -> Result<()> {
         steps.step("unit tests", || check::unit_tests(SELECTION));
         for group in GROUPS {
             steps.step(format!("test {group}"), || {
+                if group == vm::GROUP && length == Length::Extended {
+                    return suites::test_machines(SELECTION, Cases::All, &[]);
+                }
                 suites::test_group(group, SELECTION, &[])
+            });
+        }
+        if length == Length::Extended {
+            steps.step("soak", || {
+                suites::soak(SELECTION, &["--minutes".into(), SOAK_MINUTES.into()])
             });
         }
         steps.step("sim, fresh seeds", || {
