@@ -441,6 +441,29 @@ fn a_restart_of_the_disk_by_its_monitor_gets_a_new_grant() {
     in_order(&world);
 }
 
+/// A restart whose stop failed is no start that failed.
+#[test]
+fn a_node_that_could_not_stop_its_disk_at_first_may_have_the_group_again() {
+    let (mut world, owner) = served(Profile::Witness, no_final_action);
+    let fault = Fault::StopFails(owner);
+    begin(&mut world, fault.clone());
+    world.begin(&trouble(200, Fault::KillMirror(owner)));
+    comes_true(&mut world, 20_000, |world| {
+        world.has_alert(owner, alert::GROUP_STOP_FAILED.id)
+    });
+    world.end(&trouble(0, fault));
+    comes_true(&mut world, 60_000, |world| {
+        world.serves(0) != world.serves(1)
+    });
+    world.run_until(world.now_ms + 10_000);
+    if world.serves(1 - owner) {
+        world.power_off(1 - owner);
+        world.machines[1 - owner].boot_ms = None;
+    }
+    comes_true(&mut world, 60_000, |world| world.serves(owner));
+    in_order(&world);
+}
+
 /// It has nothing but what it found to say that it wants the mirror.
 #[test]
 fn an_agent_that_was_restarted_asks_for_a_grant_when_its_mirrord_dies_later() {

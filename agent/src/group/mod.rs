@@ -125,7 +125,7 @@ pub enum Effect {
     /// A resource could not be started; what had started is being stopped again. `Stopped` or
     /// `StopFailed` follows.
     StartFailed { resource: usize, reason: String },
-    /// All resources are offline. `after_failure`: the start or a restart had failed.
+    /// All resources are offline. `after_failure`: because one of them could not be started.
     Stopped { after_failure: bool },
     /// A resource does not stop, forced or not. The group is failed, and counts as running here. If
     /// what hung comes to an end later, `Stopped` follows after all.
@@ -147,7 +147,7 @@ pub struct Group {
     told: bool,
     /// Of the stop that is under way.
     force: bool,
-    /// The stop that is under way follows from a failure.
+    /// The stop that is under way follows from a start that failed.
     after_failure: bool,
     next_number: u64,
     stepped_ms: u64,
@@ -384,6 +384,7 @@ impl Group {
         resource.phase = Phase::Doubtful { force: false };
         if self.goal == Goal::Up && !resource.restart {
             self.give_up();
+            self.after_failure = true;
             out.push(Effect::StartFailed {
                 resource: index,
                 reason,
@@ -399,6 +400,7 @@ impl Group {
             return;
         }
         if self.goal == Goal::Up {
+            // Of a restart. Once it has stopped after all, nothing speaks against a start here.
             self.give_up();
         }
         out.push(Effect::StopFailed {
@@ -411,7 +413,7 @@ impl Group {
     fn give_up(&mut self) {
         self.goal = Goal::Down;
         self.told = false;
-        self.after_failure = true;
+        self.after_failure = false;
         for resource in &mut self.resources {
             resource.restart = false;
         }

@@ -104,6 +104,7 @@ fn fault_after_fault(plan: &Plan, bed: &mut Bed, report: &mut Report) -> Result<
         );
         let drawn = (fault, companion);
         strike(bed, &mut random, drawn, serving, report)?;
+        report.replaced_disks = bed.replaced;
         let now_serving = wait_settled(bed)?;
         report.moves += u64::from(now_serving != serving);
         serving = now_serving;

@@ -6,7 +6,7 @@ use agent::control::State;
 use anyhow::Result;
 use local_cluster::{Bed, Daemon, FAILING, HEARTBEAT_TIMEOUT_MS, Net};
 use local_pair::Side;
-use mirror_core::control::DiskState;
+use mirror_core::control::{Connection, DiskState};
 
 use crate::random::Random;
 
@@ -270,6 +270,12 @@ impl Present {
             Fault::MetadataDiskFails(_) => {
                 bed.disks()?.metadata.fail()?;
                 bed.cut_one(Net::Interconnect)?;
+                // Whoever serves has to record it now, and whoever follows when it is brought up to date.
+                let what = "the loss of the link";
+                bed.until(what, NOTICED_SECONDS_MAX, |bed| {
+                    let there = bed.pair().status(FAILING.other())?;
+                    Ok((there.connection != Connection::Connected).then_some(()))
+                })?;
             }
             Fault::DiskFull(Role::Serving) => bed.disks()?.data.fill()?,
             Fault::DiskFull(Role::Following) => {
@@ -317,14 +323,7 @@ impl Present {
             }
             Fault::MetadataDiskFails(_) => {
                 bed.heal()?;
-                bed.until(
-                    "a word about the failing disk",
-                    NOTICED_SECONDS_MAX,
-                    |bed| {
-                        let is_over = has_failed(bed) || bed.pair().is_synced()?;
-                        Ok(is_over.then_some(()))
-                    },
-                )?;
+                wait_noticed(bed)?;
                 bed.disks()?.metadata.mend()?;
                 replace_failed_disk(bed)?;
             }

@@ -13,6 +13,7 @@ pub struct Report {
     pub took: Duration,
     /// Times that service changed its server.
     pub moves: u64,
+    pub replaced_disks: u64,
     kinds: BTreeMap<Fault, Kind>,
     companions: u64,
     checks: u64,
@@ -116,7 +117,8 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "\n| fault | times | alone | median stall | longest stall | load average then |\n|---|---|---|---|---|---|"
+            "\nStalls are of a client, from one answer to its next, where the fault came alone.\n\n\
+             | fault | times | alone | median stall | longest stall | load average then |\n|---|---|---|---|---|---|"
         )?;
         for (fault, kind) in &self.kinds {
             writeln!(f, "| {} | {} | {} |", fault.kind(), kind.count, kind.row())?;
@@ -151,6 +153,10 @@ impl Report {
                 ),
             ),
             ("changes of the serving server", self.moves.to_string()),
+            (
+                "disks that failed and were replaced",
+                self.replaced_disks.to_string(),
+            ),
             (
                 "load held",
                 format!(

@@ -59,6 +59,8 @@ pub struct Bed {
     power: Power,
     /// Servers whose power the forced stop has cut, in order.
     pub stopped: Vec<Side>,
+    /// How often a disk was replaced.
+    pub replaced: u64,
     /// Leaves requests for a forced stop waiting.
     pub power_held: bool,
     setup: Setup,
@@ -138,6 +140,7 @@ impl Bed {
             network: Network::new()?,
             power: Power::new(pair.folder())?,
             stopped: Vec::new(),
+            replaced: 0,
             power_held: false,
             setup,
             pair,
@@ -385,6 +388,7 @@ impl Bed {
             self.stop(side, daemon)?;
         }
         self.pair.init(side, &["--force"]).done()?;
+        self.replaced += 1;
         self.start_server(side)
     }
 
