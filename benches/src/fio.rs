@@ -1,4 +1,4 @@
-//! One run of `fio` against an NBD export.
+//! One run of `fio`, on an NBD export or on anything else.
 
 use std::time::Duration;
 
@@ -15,22 +15,15 @@ pub struct Reached {
 
 /// Runs `fio` on an export with more arguments and takes its figures.
 pub fn run(uri: &str, seconds_max: u64, arguments: &[String]) -> Result<Reached> {
-    let uri = format!("--uri={uri}");
-    let mut words = vec![
-        "--name=bench",
-        "--ioengine=nbd",
-        "--output-format=json",
-        &uri,
-    ];
-    words.extend(arguments.iter().map(String::as_str));
-    let said = run_tool("fio", &words, Duration::from_secs(seconds_max))?;
-    // fio may print notes before the JSON.
-    let start = said.find('{').context("fio printed no JSON")?;
-    let report: Value = serde_json::from_str(&said[start..]).context("the JSON of fio")?;
+    let target = ["--ioengine=nbd".to_owned(), format!("--uri={uri}")];
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    on(&target, Duration::from_secs(seconds_max), &words)
+}
+
+/// The same on a target that is given as words for `fio`.
+pub fn on(target: &[String], limit: Duration, words: &[&str]) -> Result<Reached> {
+    let report = report(target, limit, words)?;
     let job = &report["jobs"][0];
-    if job["error"] != 0 {
-        bail!("fio {}: error {}", arguments.join(" "), job["error"]);
-    }
     let sum = |field: &str| {
         ["read", "write"]
             .iter()
@@ -41,4 +34,21 @@ pub fn run(uri: &str, seconds_max: u64, arguments: &[String]) -> Result<Reached>
         operations_per_s: sum("iops"),
         bytes_per_s: sum("bw_bytes"),
     })
+}
+
+/// All that `fio` has to say.
+pub fn report(target: &[String], limit: Duration, words: &[&str]) -> Result<Value> {
+    // A job that is a process of its own would outlive a run that takes too long and is killed.
+    let mut all = vec!["--name=bench", "--output-format=json", "--thread"];
+    all.extend(target.iter().map(String::as_str));
+    all.extend(words);
+    let said = run_tool("fio", &all, limit)?;
+    // fio may print notes before the JSON.
+    let start = said.find('{').context("fio printed no JSON")?;
+    let report: Value = serde_json::from_str(&said[start..]).context("the JSON of fio")?;
+    let error = &report["jobs"][0]["error"];
+    if *error != 0 {
+        bail!("fio {}: error {error}", words.join(" "));
+    }
+    Ok(report)
 }

@@ -5,6 +5,9 @@ use std::fs;
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
 
+/// Bytes of a GiB.
+pub const GIB: f64 = (1u64 << 30) as f64;
+
 /// Resident memory in KiB.
 pub fn resident_kib(id: impl std::fmt::Display) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;

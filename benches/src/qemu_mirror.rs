@@ -89,6 +89,10 @@ impl QemuMirror {
         format!("nbd+unix:///?socket={}", self.export.display())
     }
 
+    pub fn process_ids(&self) -> impl Iterator<Item = u32> {
+        self.programs.iter().map(Child::id)
+    }
+
     fn spawn(&mut self, command: &mut Command) -> Result<()> {
         let child = command
             .stdin(Stdio::null())
@@ -109,7 +113,8 @@ impl Drop for QemuMirror {
     }
 }
 
-fn wait_listening(socket: &Path) -> Result<()> {
+/// Waits until a server answers on its socket.
+pub fn wait_listening(socket: &Path) -> Result<()> {
     Deadline::after_seconds(START_SECONDS_MAX).until(&format!("{}", socket.display()), || {
         Ok(UnixStream::connect(socket).ok().map(|_| ()))
     })

@@ -1,13 +1,11 @@
 //! Replicated reads and writes through NBD on files in memory: QEMU's mirror, ours in the clear, ours encrypted.
 
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use local_pair::{Pair, PairOptions, Placement, Programs, Side};
-use nix::fcntl::{FallocateFlags, fallocate};
 
+use crate::files::preallocated;
 use crate::fio;
 use crate::qemu_mirror::QemuMirror;
 use crate::table;
@@ -46,7 +44,7 @@ const fn case(
 
 /// All three run at the same time, and each row is measured on one after the other, so that whatever else the
 /// machine does meanwhile weighs on all of them alike.
-pub fn print(seconds: u64, file_bytes: u64) -> Result<()> {
+pub fn print(seconds: f64, file_bytes: u64) -> Result<()> {
     let folder = tempfile::Builder::new()
         .prefix("mirror-bench-")
         .tempdir_in("/dev/shm")?;
@@ -82,15 +80,15 @@ pub fn print(seconds: u64, file_bytes: u64) -> Result<()> {
 }
 
 /// Operations or megabytes a second, as the case counts.
-fn measure(case: &Case, uri: &str, seconds: u64) -> Result<f64> {
+fn measure(case: &Case, uri: &str, seconds: f64) -> Result<f64> {
     let reached = fio::run(
         uri,
-        seconds + 60,
+        seconds as u64 + 60,
         &[
             format!("--rw={}", case.way),
             format!("--bs={}", case.block),
             format!("--iodepth={}", case.depth),
-            format!("--runtime={seconds}"),
+            format!("--runtime={}ms", (seconds * 1e3) as u64),
             "--time_based".into(),
         ],
     )?;
@@ -116,17 +114,4 @@ fn start_ours(file_bytes: u64, encryption: bool) -> Result<Pair> {
         ..PairOptions::sized(file_bytes)
     };
     Pair::synced(Programs::fresh()?, &options)
-}
-
-fn preallocated(folder: &Path, name: &str, bytes: u64) -> Result<PathBuf> {
-    let path = folder.join(name);
-    let file = File::create(&path)?;
-    fallocate(
-        file.as_fd(),
-        FallocateFlags::empty(),
-        0,
-        i64::try_from(bytes)?,
-    )
-    .with_context(|| format!("cannot take {bytes} bytes in /dev/shm"))?;
-    Ok(path)
 }

@@ -27,6 +27,8 @@ pub struct PairOptions {
     pub data_bytes: [u64; 2],
     /// Take the space of the data files now, so that no write can run out of it.
     pub preallocate: bool,
+    /// `sync`, `semisync` or `async`.
+    pub mode: &'static str,
     pub encryption: bool,
     pub initial_sync: &'static str,
     pub peer_loss: &'static str,
@@ -49,6 +51,7 @@ impl Default for PairOptions {
             placement: Placement::Disk,
             data_bytes: [64 << 20; 2],
             preallocate: true,
+            mode: "sync",
             encryption: true,
             initial_sync: "sparse",
             peer_loss: "continue",
@@ -110,8 +113,8 @@ pub(crate) fn config_text(
     }
     let _ = write!(
         text,
-        "\n[[mirror]]\nname = {mirror:?}\nmode = \"sync\"\ninitial_sync = {:?}\npeer_loss = {:?}\n",
-        options.initial_sync, options.peer_loss
+        "\n[[mirror]]\nname = {mirror:?}\nmode = {:?}\ninitial_sync = {:?}\npeer_loss = {:?}\n",
+        options.mode, options.initial_sync, options.peer_loss
     );
     if !options.encryption {
         text.push_str("encryption = \"off\"\n");

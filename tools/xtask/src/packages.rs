@@ -56,8 +56,8 @@ const NEEDED: [Needed; 20] = [
         &["losetup", "mount", "umount"],
         &[Demo, Tests, Bench],
     ),
-    // The disk that fails.
-    needed("nbdkit", &["nbdkit"], &[Tests]),
+    // The disk that fails, and a server to compare with.
+    needed("nbdkit", &["nbdkit"], &[Tests, Bench]),
     needed(
         "python3-libnbd",
         &["/usr/lib/python3/dist-packages/nbd.py"],
