@@ -11,7 +11,7 @@ use local_pair::Side::{self, First, Second};
 use local_pair::{Deadline, Programs};
 use tempfile::TempDir;
 
-use crate::bed::Card;
+use crate::bed::{Card, PATIENCE};
 use crate::servers::{Options, Servers};
 
 const GROUP: &str = "failover1";
@@ -84,15 +84,15 @@ fn sections(port: &str, action: &str) -> String {
 alert_log = "/run/alert.log"
 
 [heartbeat]
-interval = "250ms"
-timeout = "5s"
+interval = "500ms"
+timeout = "20s"
 
 [[heartbeat.path]]
 name = "interconnect"
 on = {{ server1 = "10.77.0.1:29002", server2 = "10.77.0.2:29002" }}
 
 [partition]
-isolation_timeout = "1s"
+isolation_timeout = "3s"
 action = "{action}"
 
 [[partition.resolver]]
@@ -100,8 +100,8 @@ kind = "witness"
 
 [arbiter]
 url = "http://10.0.2.2:{port}"
-lease = "4s"
-timeout = "1s"
+lease = "15s"
+timeout = "4s"
 
 [[group]]
 name = "{GROUP}"
@@ -113,9 +113,9 @@ name = "disk"
 mirror = "md1"
 attach = "kernel"
 mount = "/mnt"
-start_timeout = "60s"
-stop_timeout = "20s"
-fsck_timeout = "30s"
+start_timeout = "5m"
+stop_timeout = "2m"
+fsck_timeout = "2m"
 unmount_interval = "500ms"
 "#
     )
@@ -136,7 +136,7 @@ impl Cluster {
             ..Options::default()
         })?;
         // As an operator does it once, before the agents' time.
-        servers.machine(First).run("mkfs.ext4 -q /dev/nbd0", 90)?;
+        servers.machine(First).run("mkfs.ext4 -q /dev/nbd0")?;
         servers.ctl(First, "demote md1")?;
         for side in Side::BOTH {
             servers.stop_mirrord(side)?;
@@ -144,10 +144,10 @@ impl Cluster {
         let witness = Witness::start(folder, port, servers.key())?;
         servers.add_to_config(&sections(&witness.port, action))?;
         for side in Side::BOTH {
-            servers.machine(side).run("load-softdog", 60)?;
+            servers.machine(side).run("load-softdog")?;
             servers.start_mirrord(side)?;
             let script = "setsid mirror-agent >>/run/agent.log 2>&1 & echo $! >/run/agent.pid";
-            servers.machine(side).run(script, 30)?;
+            servers.machine(side).run(script)?;
         }
         let cluster = Self { witness, servers };
         cluster.wait_online(First)?;
@@ -158,8 +158,8 @@ impl Cluster {
 
     fn wait_online(&self, side: Side) -> Result<()> {
         let machine = self.servers.machine(side);
-        let found = Deadline::after_seconds(150).until("the group", || {
-            let ran = machine.try_run("mirrorctl --json status 2>/dev/null", 60)?;
+        let found = Deadline::after(PATIENCE).until("the group", || {
+            let ran = machine.try_run("mirrorctl --json status 2>/dev/null")?;
             let Ok(status) = serde_json::from_str::<ClusterStatus>(&ran.said) else {
                 return Ok(None);
             };
@@ -172,7 +172,7 @@ impl Cluster {
 
     fn story(&self, side: Side) -> String {
         let script = "tail -n 30 /run/agent.log; tail -n 20 /run/alert.log; mirrorctl status";
-        let ran = self.servers.machine(side).try_run(script, 60);
+        let ran = self.servers.machine(side).try_run(script);
         let said = ran.map_or_else(|error| format!("{error:#}"), |ran| ran.said);
         let witness = self.witness.log();
         format!("{said}\n{}\n-- witness:\n{witness}", self.servers.log(side))
@@ -185,7 +185,7 @@ pub fn an_isolated_server_ends_itself(action: &str, trace: &str) -> Result<()> {
     for card in [Card::Link, Card::Outside] {
         cluster.servers.machine(First).set_link(card, false)?;
     }
-    let ended = cluster.servers.machine_mut(First).wait_end(120, 41);
+    let ended = cluster.servers.machine_mut(First).wait_end(41);
     ended.with_context(|| cluster.witness.log())?;
     let console = cluster.servers.machine(First).console();
     ensure!(console.contains(trace), "nothing says {trace:?}: {console}");
@@ -210,7 +210,7 @@ pub fn a_machine_paused_past_its_lease_answers_nothing_alone() -> Result<()> {
     let found = cluster
         .servers
         .machine(First)
-        .until("the first server's retreat", gone, 90);
+        .until("the first server's retreat", gone);
     found.with_context(|| cluster.story(First))?;
     let after = cluster.servers.acknowledged(First);
     ensure!(

@@ -1,14 +1,10 @@
 //! The mirror as a block device of a real kernel: attach, detach, restarts under load, growth, and what is refused.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use local_pair::Side::{First, Second};
 
+use crate::load::Load;
 use crate::servers::{MIB, Options, Servers};
-
-/// A file of random writes with checksums, read back at the end.
-const LOAD: &str = "fio --name=load --filename=/mnt/load --size=12m --rw=randwrite --bsrange=4k-64k \
-    --ioengine=libaio --direct=1 --iodepth=16 --verify=crc32c --do_verify=1 --verify_fatal=1 \
-    --fsync=64 --loops=3 --output-format=json --output=/run/load.json 2>&1";
 
 fn mount(servers: &Servers, filesystem: &str) -> Result<()> {
     // Without a discard of it all, which would put all of it in doubt when mirrord is killed.
@@ -17,18 +13,7 @@ fn mount(servers: &Servers, filesystem: &str) -> Result<()> {
         _ => "load-xfs; mkfs.xfs -q -K /dev/nbd0",
     };
     let script = format!("{make} && mount -t {filesystem} /dev/nbd0 /mnt");
-    servers.machine(First).run(&script, 90).map(drop)
-}
-
-/// Milliseconds of the longest request that the load waited for.
-fn longest_wait_ms(servers: &Servers) -> Result<f64> {
-    let text = servers.machine(First).run("cat /run/load.json", 30)?;
-    let start = text.find('{').context("the load reports in JSON")?;
-    let report: serde_json::Value = serde_json::from_str(&text[start..])?;
-    let job = &report["jobs"][0];
-    let longest = ["write", "read"].map(|kind| job[kind]["lat_ns"]["max"].as_f64());
-    let longest = longest.into_iter().flatten().fold(0.0, f64::max);
-    Ok(longest / 1e6)
+    servers.machine(First).run(&script).map(drop)
 }
 
 fn survives_restarts(filesystem: &str) -> Result<()> {
@@ -36,36 +21,26 @@ fn survives_restarts(filesystem: &str) -> Result<()> {
     if filesystem == "xfs" {
         // It is made no smaller.
         options.data_bytes = 320 * MIB;
-        options.mirror = "device_timeout = \"3m\"".into();
     }
     let servers = Servers::in_step(&options)?;
     mount(&servers, filesystem)?;
-    let load = servers.machine(First).start(LOAD)?;
+    let load = Load::start(&servers)?;
     for _ in 0..3 {
-        servers.machine(First).run("sleep 3", 30)?;
-        ensure!(
-            servers.machine(First).look(load)?.is_none(),
-            "the load is too short"
-        );
-        servers.kill_mirrord(First)?;
+        servers.kill_mirrord_at_work(First)?;
         servers.start_mirrord(First)?;
         servers.wait_attached(First)?;
     }
-    let ran = servers.machine(First).wait(load, "the load", 300)?;
-    ran.done().with_context(|| servers.log(First))?;
+    let longest_ms = load.finish(&servers)?;
     servers.expect_no_errors(First)?;
     let resumed = servers
         .machine(First)
-        .run("grep -E 'goes on|released' /run/mirrord.log", 30)?;
-    eprintln!("{resumed}");
-    eprintln!(
-        "{filesystem}: longest wait of a request: {:.0} ms",
-        longest_wait_ms(&servers)?
-    );
-    servers.machine(First).run("umount /mnt", 60)?;
+        .run("grep 'nbd0 goes on' /run/mirrord.log")?;
+    ensure!(resumed.lines().count() == 3, "{resumed}");
+    eprintln!("{resumed}{filesystem}: longest wait of a request: {longest_ms:.0} ms");
+    servers.machine(First).run("umount /mnt")?;
     servers.expect_equal()?;
     servers.ctl(First, "demote md1")?;
-    let said = servers.machine(First).run("cat /sys/block/nbd0/size", 30)?;
+    let said = servers.machine(First).run("cat /sys/block/nbd0/size")?;
     ensure!(
         said.trim() == "0",
         "the device is gone with the role: {said}"
@@ -90,23 +65,18 @@ pub fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {
     })?;
     mount(&servers, "ext4")?;
     let first = servers.machine(First);
-    let load = first.start(LOAD)?;
+    let load = Load::start(&servers)?;
     for side in [First, Second] {
-        servers
-            .machine(side)
-            .run("fallocate -l 96m /srv/data", 60)?;
+        servers.machine(side).run("fallocate -l 96m /srv/data")?;
     }
     servers.ctl(First, "resize md1")?;
     let size = format!("test $(cat /sys/block/nbd0/size) = {}", 96 << 11);
-    first.until("the larger device", &size, 60)?;
-    first.run("resize2fs /dev/nbd0 2>&1", 90)?;
-    first.run(
-        "dd if=/dev/zero of=/mnt/fill bs=1M count=50 2>&1 && sync",
-        120,
-    )?;
-    first.wait(load, "the load", 300)?.done()?;
+    first.until("the larger device", &size)?;
+    first.run("resize2fs /dev/nbd0 2>&1")?;
+    first.run("dd if=/dev/zero of=/mnt/fill bs=1M count=50 2>&1 && sync")?;
+    load.finish(&servers)?;
     servers.expect_no_errors(First)?;
-    first.run("umount /mnt && e2fsck -f -n /dev/nbd0", 60)?;
+    first.run("umount /mnt && e2fsck -f -n /dev/nbd0")?;
     servers.expect_equal()
 }
 
@@ -125,24 +95,20 @@ pub fn what_cannot_be_attached_or_detached_is_said_with_a_remedy() -> Result<()>
         &["/dev/nbd0 is in use", "mounted on /mnt"],
     )?;
     // A stop is refused as well, and it serves on.
-    first.run("kill $(cat /run/mirrord.pid)", 30)?;
+    first.run("kill $(cat /run/mirrord.pid)")?;
     first.until(
         "the refusal to stop",
         "grep -q 'not stopping.*umount /mnt' /run/mirrord.log",
-        30,
     )?;
-    first.run("echo still >/mnt/here && sync && umount /mnt", 60)?;
-    first.run("sleep 60 </dev/nbd0 & echo $! >/run/reader", 30)?;
+    first.run("echo still >/mnt/here && sync && umount /mnt")?;
+    first.run("sleep 3600 </dev/nbd0 & echo $! >/run/reader")?;
     servers.refused(First, "detach md1", &["process", "has it open"])?;
-    first.run("kill $(cat /run/reader)", 30)?;
-    first.until("a detach", "mirrorctl detach md1", 30)?;
-    let refused = first.try_run("head -c 4096 /dev/nbd0 | wc -c", 30)?;
+    first.run("kill $(cat /run/reader)")?;
+    first.until("a detach", "mirrorctl detach md1")?;
+    let refused = first.try_run("head -c 4096 /dev/nbd0 | wc -c")?;
     ensure!(refused.said.trim().ends_with('0'), "{refused:?}");
     servers.ctl(First, "attach md1")?;
-    first.run(
-        "mount /dev/nbd0 /mnt && grep -q still /mnt/here && umount /mnt",
-        60,
-    )?;
+    first.run("mount /dev/nbd0 /mnt && grep -q still /mnt/here && umount /mnt")?;
     servers.ctl(First, "demote md1")?;
     servers.refused(
         First,
@@ -152,15 +118,12 @@ pub fn what_cannot_be_attached_or_detached_is_said_with_a_remedy() -> Result<()>
 
     // The kernel of the other side has no driver at first.
     let second = servers.machine(Second);
-    second.run("rmmod nbd", 60)?;
+    second.run("rmmod nbd")?;
     servers.ctl(Second, "promote md1")?;
-    second.until("a complaint", "grep -q 'modprobe nbd' /run/mirrord.log", 30)?;
+    second.until("a complaint", "grep -q 'modprobe nbd' /run/mirrord.log")?;
     servers.refused(Second, "attach md1", &["no NBD driver", "modprobe nbd"])?;
-    second.run("test -S /run/mirror/md1.nbd && load-nbd nbds_max=2", 30)?;
+    second.run("test -S /run/mirror/md1.nbd && load-nbd nbds_max=2")?;
     servers.ctl(Second, "attach md1")?;
-    second.run(
-        "mount /dev/nbd0 /mnt && grep -q still /mnt/here && umount /mnt",
-        60,
-    )?;
+    second.run("mount /dev/nbd0 /mnt && grep -q still /mnt/here && umount /mnt")?;
     Ok(())
 }

@@ -6,6 +6,7 @@ mod agents;
 mod bed;
 mod bed_itself;
 mod kernel_attach;
+mod load;
 mod long;
 mod memory;
 mod power;

@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use local_pair::Side;
 
-use crate::bed::{Bed, Machine, Spec};
+use crate::bed::{Bed, Machine, PATIENCE, Spec};
 
 pub const MIB: usize = 1 << 20;
 const METADATA_BYTES: usize = 16 * MIB;
 const CONFIG: &str = "/etc/mirror/cluster.toml";
 const KEY: &str = "/etc/mirror/cluster.key";
+/// What `mirrorctl` waits for is waited for a little shorter than its end, so that it says what it saw instead.
+const WAIT: &str = "9m";
 /// What the load writes there when a commit is acknowledged: outside of all that loses its power.
 const ACKNOWLEDGED: &str = "acknowledged ";
 
@@ -63,7 +65,7 @@ impl Servers {
             disk_bytes: vec![options.data_bytes, METADATA_BYTES],
         };
         let bed = Bed::start(2, &spec)?;
-        let key = bed.machines[0].run(&format!("mirrorctl keygen {KEY} >&2 && cat {KEY}"), 60)?;
+        let key = bed.machines[0].run(&format!("mirrorctl keygen {KEY} >&2 && cat {KEY}"))?;
         // What keygen says comes before the key.
         let key = key.lines().last().context("keygen wrote a key")?.to_owned();
         let servers = Self {
@@ -77,14 +79,17 @@ impl Servers {
                 let script = format!(
                     "mkfs.ext4 -q /dev/vdb && mkdir /srv && mount /dev/vdb /srv && fallocate -l {mebibytes}m /srv/data"
                 );
-                servers.machine(side).run(&script, 60)?;
+                servers.machine(side).run(&script)?;
             }
-            servers.machine(side).run("mirrorctl init md1", 60)?;
+            servers.machine(side).run("mirrorctl init md1")?;
         }
         for side in Side::BOTH {
             servers.start_mirrord(side)?;
         }
-        servers.ctl(Side::First, "wait md1 --for connected --timeout 60s")?;
+        servers.ctl(
+            Side::First,
+            &format!("wait md1 --for connected --timeout {WAIT}"),
+        )?;
         Ok(servers)
     }
 
@@ -101,10 +106,7 @@ impl Servers {
         let machine = self.machine(side);
         machine.write(CONFIG, &self.config)?;
         machine.write(KEY, &self.key)?;
-        machine.run(
-            &format!("chmod 600 {KEY}; load-nbd nbds_max=2 max_part=0"),
-            60,
-        )?;
+        machine.run(&format!("chmod 600 {KEY}; load-nbd nbds_max=2 max_part=0"))?;
         Ok(())
     }
 
@@ -119,25 +121,21 @@ impl Servers {
     pub fn spawn_mirrord(&self, side: Side) -> Result<()> {
         let script = "ulimit -l unlimited; setsid mirrord >>/run/mirrord.log 2>&1 &
                       echo $! >/run/mirrord.pid";
-        self.machine(side).run(script, 30).map(drop)
+        self.machine(side).run(script).map(drop)
     }
 
     pub fn start_mirrord(&self, side: Side) -> Result<()> {
         self.spawn_mirrord(side)?;
         let machine = self.machine(side);
-        let answered = machine.until("the start of mirrord", "mirrorctl --json mdstat", 60);
+        let answered = machine.until("the start of mirrord", "mirrorctl --json mdstat");
         answered.with_context(|| self.log(side)).map(drop)
     }
 
     /// A clean stop.
     pub fn stop_mirrord(&self, side: Side) -> Result<()> {
         let machine = self.machine(side);
-        machine.run("kill $(cat /run/mirrord.pid)", 30)?;
-        let gone = machine.until(
-            "the end of mirrord",
-            "! kill -0 $(cat /run/mirrord.pid)",
-            60,
-        );
+        machine.run("kill $(cat /run/mirrord.pid)")?;
+        let gone = machine.until("the end of mirrord", "! kill -0 $(cat /run/mirrord.pid)");
         gone.with_context(|| self.log(side)).map(drop)
     }
 
@@ -154,23 +152,28 @@ impl Servers {
         Ok(())
     }
 
-    pub fn kill_mirrord(&self, side: Side) -> Result<()> {
-        self.machine(side)
-            .run("kill -9 $(cat /run/mirrord.pid)", 30)
-            .map(drop)
+    /// Kills `mirrord` while writes to the device are under way, and not before some more was written to it.
+    pub fn kill_mirrord_at_work(&self, side: Side) -> Result<()> {
+        let machine = self.machine(side);
+        let written = machine.run("awk '{print $7}' /sys/block/nbd0/stat")?;
+        let sectors = written.trim().parse::<u64>()? + 4096;
+        let more = format!("[ $(awk '{{print $7}}' /sys/block/nbd0/stat) -gt {sectors} ]");
+        let went_on = machine.until("more writes", &more);
+        went_on.with_context(|| self.log(side))?;
+        let kill = "read -r reads writes </sys/block/nbd0/inflight
+            [ $writes -gt 0 ] && kill -9 $(cat /run/mirrord.pid)";
+        machine.until("writes under way", kill).map(drop)
     }
 
     /// Runs `mirrorctl` there, which must work.
     pub fn ctl(&self, side: Side, words: &str) -> Result<String> {
-        let said = self.machine(side).run(&format!("mirrorctl {words}"), 90);
+        let said = self.machine(side).run(&format!("mirrorctl {words}"));
         said.with_context(|| self.log(side))
     }
 
     /// Runs `mirrorctl` there, which must refuse and say so with these words.
     pub fn refused(&self, side: Side, words: &str, wanted: &[&str]) -> Result<()> {
-        let ran = self
-            .machine(side)
-            .try_run(&format!("mirrorctl {words}"), 90)?;
+        let ran = self.machine(side).try_run(&format!("mirrorctl {words}"))?;
         ran.refused(wanted)
             .with_context(|| self.log(side))
             .map(drop)
@@ -179,24 +182,27 @@ impl Servers {
     /// Promotes the side that is left, as soon as it misses the other one.
     pub fn take_over(&self, side: Side) -> Result<()> {
         let script = "mirrorctl promote --peer-down md1";
-        let promoted = self.machine(side).until("the promotion", script, 60);
+        let promoted = self.machine(side).until("the promotion", script);
         promoted.with_context(|| self.log(side)).map(drop)
     }
 
     pub fn wait_synced(&self) -> Result<()> {
-        self.ctl(Side::First, "wait md1 --for synced --timeout 80s")
-            .map(drop)
+        self.ctl(
+            Side::First,
+            &format!("wait md1 --for synced --timeout {WAIT}"),
+        )
+        .map(drop)
     }
 
     pub fn wait_attached(&self, side: Side) -> Result<()> {
         let script = "mirrorctl --json mdstat | grep -q '\"device\":\"/dev/nbd0\"'";
-        let attached = self.machine(side).until("the device", script, 60);
+        let attached = self.machine(side).until("the device", script);
         attached.with_context(|| self.log(side)).map(drop)
     }
 
     pub fn log(&self, side: Side) -> String {
         let script = "tail -n 40 /run/mirrord.log; dmesg | tail -n 15";
-        let ran = self.machine(side).try_run(script, 30);
+        let ran = self.machine(side).try_run(script);
         let said = ran.map_or_else(|error| format!("{error:#}"), |ran| ran.said);
         format!("-- {side:?} says last:\n{said}")
     }
@@ -204,7 +210,7 @@ impl Servers {
     /// Nothing that the kernel reports of block devices and file systems.
     pub fn expect_no_errors(&self, side: Side) -> Result<()> {
         let script = "dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|XFS.*(error|corrupt|shut)|Remounting|hung_task|blocked for more'";
-        let ran = self.machine(side).try_run(script, 30)?;
+        let ran = self.machine(side).try_run(script)?;
         ensure!(
             ran.code != 0,
             "the kernel reports: {}\n{}",
@@ -217,7 +223,7 @@ impl Servers {
     /// Both sides hold the same, byte for byte.
     pub fn expect_equal(&self) -> Result<()> {
         self.wait_synced()?;
-        let said = self.ctl(Side::First, "verify md1 --timeout 80s")?;
+        let said = self.ctl(Side::First, &format!("verify md1 --timeout {WAIT}"))?;
         ensure!(said.contains("hold the same data"), "{said}");
         Ok(())
     }
@@ -237,12 +243,12 @@ impl Servers {
              # What nobody asks to be durable.
              setsid sh -c 'while :; do dd if=/dev/urandom of=/mnt/noise bs=64k count=16 conv=notrunc oflag=direct; usleep 300000; done' >/dev/null 2>&1 &"
         );
-        self.machine(side).run(&script, 60).map(drop)
+        self.machine(side).run(&script).map(drop)
     }
 
     /// So many of a machine's present start.
     pub fn wait_commits(&self, side: Side, count: usize) -> Result<()> {
-        local_pair::Deadline::after_seconds(120).until("acknowledged commits", || {
+        local_pair::Deadline::after(PATIENCE).until("acknowledged commits", || {
             Ok((self.acknowledged(side).len() >= count).then_some(()))
         })
     }
@@ -260,7 +266,7 @@ impl Servers {
     /// The data base that is mounted there is in order and has all of these.
     pub fn expect_commits(&self, side: Side, acknowledged: &BTreeSet<u64>) -> Result<()> {
         let script = "sqlite3 /mnt/ledger 'pragma integrity_check; select i from t'";
-        let said = self.machine(side).run(script, 90)?;
+        let said = self.machine(side).run(script)?;
         let mut lines = said.lines();
         ensure!(lines.next() == Some("ok"), "the data base: {said}");
         let found: BTreeSet<u64> = lines.filter_map(|line| line.parse().ok()).collect();
@@ -289,7 +295,10 @@ name = "server2"
 [[mirror]]
 name = "md1"
 initial_sync = "sparse"
-peer_timeout = "3s"
+# Longer than a machine whose host is busy may stand still: a case that cuts nothing must lose nobody.
+peer_timeout = "15s"
+# An error here is one that the product made, not one that slow processors did.
+device_timeout = "10m"
 {}
 "#,
         options.mirror

@@ -10,9 +10,10 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use local_pair::Deadline;
 
+use super::PATIENCE;
+
 /// Its standard input ends with the test.
 const SCRIPT: &str = "cat >/dev/null; exec rm -rf -- \"$1\"";
-const END_SECONDS_MAX: u64 = 60;
 
 #[derive(Debug)]
 pub struct Cleaner {
@@ -37,7 +38,7 @@ impl Cleaner {
     /// Lets it do its work. All machines are off.
     pub fn finish(&mut self) -> Result<()> {
         drop(self.process.stdin.take());
-        let ended = Deadline::after_seconds(END_SECONDS_MAX)
+        let ended = Deadline::after(PATIENCE)
             .until("the end of the cleaner", || Ok(self.process.try_wait()?))?;
         ensure!(ended.success(), "the cleaner ended with {ended}");
         Ok(())

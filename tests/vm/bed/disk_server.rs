@@ -20,10 +20,10 @@ use nbd_frontend::nbd::export::{Completion, Export, ExportInfo, Extent, StatusFu
 use nbd_frontend::nbd::listener::{Address, Limits, Server};
 use tokio::sync::oneshot;
 
+use super::PATIENCE;
 use super::volatile_disk::{Loss, SECTOR, VolatileDisk};
 
 const POOL_BYTES: usize = 16 << 20;
-const START_LIMIT: Duration = Duration::from_secs(20);
 /// Between two looks at who is connected.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -67,7 +67,7 @@ impl DiskServer {
                 });
             })?;
         started
-            .recv_timeout(START_LIMIT)
+            .recv_timeout(PATIENCE)
             .context("the disk server did not start")??;
         Ok(Self {
             socket: socket.into(),
@@ -84,7 +84,7 @@ impl DiskServer {
 
     /// After its machine is gone: what was on its way is taken in first, then what is not durable goes.
     pub fn cut_power(&self, seed: u64) -> Result<Loss> {
-        Deadline::after(START_LIMIT).until("the end of a disk's connection", || {
+        Deadline::after(PATIENCE).until("the end of a disk's connection", || {
             Ok((self.clients.load(Ordering::Acquire) == 0).then_some(()))
         })?;
         Ok(lock(&self.disk).cut_power(seed))

@@ -10,18 +10,17 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use local_pair::{Programs, run_bounded, run_tool};
 use nix::fcntl::{Flock, FlockArg};
 
+use super::PATIENCE;
 use super::cpio::Cpio;
 use super::modules;
 
 /// Names the folder of unpacked packages. `cargo xtask` sets it.
 const SYSTEM_VARIABLE: &str = "MIRROR_VM_SYSTEM";
-const TOOL_LIMIT: Duration = Duration::from_secs(120);
 
 const INIT: &str = include_str!("init.sh");
 
@@ -188,7 +187,7 @@ impl Sources {
         }
         let mut libraries = BTreeSet::new();
         for program in ours.iter().chain(tools.iter().map(|(path, _)| path)) {
-            let listed = run_tool("ldd", &[&program.display().to_string()], TOOL_LIMIT)?;
+            let listed = run_tool("ldd", &[&program.display().to_string()], PATIENCE)?;
             let paths = listed
                 .split_whitespace()
                 .filter(|word| word.starts_with('/'));
@@ -229,7 +228,7 @@ impl Sources {
             let to = bin.join(name_of(path)?);
             let mut strip = Command::new("strip");
             strip.arg("-o").arg(&to).arg(path);
-            let ended = run_bounded(&mut strip, TOOL_LIMIT)?;
+            let ended = run_bounded(&mut strip, PATIENCE)?;
             anyhow::ensure!(
                 ended.status.success(),
                 "strip cannot read {}",
@@ -266,7 +265,7 @@ impl Sources {
                 &image.display().to_string(),
                 &format!("{kibibytes}k"),
             ],
-            TOOL_LIMIT,
+            PATIENCE,
         )?;
         Ok(())
     }

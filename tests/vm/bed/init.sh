@@ -31,6 +31,8 @@ for word in $(cat /proc/cmdline); do
     esac
 done
 ulimit -l unlimited
+# A device may wait for emulated processors longer than the usual two minutes before it is suspect.
+echo 300 >/proc/sys/kernel/hung_task_timeout_secs
 ulimit -c 0
 exec 3<>/dev/vport0p1
 echo "0 0 $(echo ready | base64 -w0)" >&3

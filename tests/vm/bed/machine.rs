@@ -12,14 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 use local_pair::Deadline;
 use serde_json::json;
 
+use super::PATIENCE;
 use super::disk_server::DiskServer;
 use super::image::Image;
 use super::port::{Job, Port, Ran};
 use super::qmp::Qmp;
 use super::volatile_disk::Loss;
 
-/// On a machine that is busy with other tests.
-const BOOT_SECONDS_MAX: u64 = 120;
 /// Lines of the console that an error carries.
 const CONSOLE_LINES_SHOWN: usize = 40;
 
@@ -96,11 +95,16 @@ impl Machine {
 
     /// Switches it on and waits until it takes scripts.
     pub fn boot(&mut self) -> Result<()> {
+        let started = self.switch_on()?;
+        self.wait_ready(started)
+    }
+
+    /// Without waiting, so that another one can start beside it.
+    pub(super) fn switch_on(&mut self) -> Result<Started> {
         ensure!(self.running.is_none(), "{} is on", self.name);
         let image = Image::fresh()?;
         self.starts += 1;
-        let [qmp, port] = ["qmp", "port"].map(|name| self.folder.join(name));
-        for socket in [&qmp, &port] {
+        for socket in self.sockets() {
             let _ = std::fs::remove_file(socket);
         }
         let log = File::options()
@@ -116,12 +120,16 @@ impl Machine {
             .process_group(0)
             .spawn()
             .context("cannot start qemu-system-x86_64")?;
-        let mut unborn = Unborn(Some(process));
-        let deadline = Deadline::after_seconds(BOOT_SECONDS_MAX);
+        Ok(Started(Some(process)))
+    }
+
+    pub(super) fn wait_ready(&mut self, mut started: Started) -> Result<()> {
+        let [qmp, port] = self.sockets();
+        let deadline = Deadline::after(PATIENCE);
         let what = format!("{}'s QEMU", self.name);
         let (qmp, port) = deadline
             .until(&what, || {
-                unborn.check()?;
+                started.check()?;
                 if !port.exists() {
                     return Ok(None);
                 }
@@ -132,11 +140,16 @@ impl Machine {
             .with_context(|| self.story())?;
         port.wait_ready(deadline).with_context(|| self.story())?;
         self.running = Some(Running {
-            process: unborn.0.take().context("it was started")?,
+            process: started.0.take().context("it was started")?,
             qmp: Mutex::new(qmp),
             port,
         });
         Ok(())
+    }
+
+    /// Of QEMU itself, and of the port to the machine.
+    fn sockets(&self) -> [PathBuf; 2] {
+        ["qmp", "port"].map(|name| self.folder.join(name))
     }
 
     fn command_line(&self, image: &Image) -> Vec<String> {
@@ -149,11 +162,13 @@ impl Machine {
         add("-m", self.memory_mib.to_string());
         add("-kernel", image.kernel.display().to_string());
         add("-initrd", image.initial.display().to_string());
-        // A panic ends it at once, as does every other restart: the test is told by its end.
+        // A panic ends it at once, as does every other restart: the test is told by its end. At boot the kernel would
+        // count the ticks of its timer in a busy loop, and panic where too few come: on a host with more to do than
+        // its processors can, they do not come in time.
         add(
             "-append",
             format!(
-                "console=ttyS0 quiet panic=-1 mitigations=off bed.name={} bed.link={} bed.outside=10.0.2.15",
+                "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off bed.name={} bed.link={} bed.outside=10.0.2.15",
                 self.name, self.address
             ),
         );
@@ -222,16 +237,16 @@ impl Machine {
     // ---- Scripts
 
     /// Runs a script that must work, and gives all that it says.
-    pub fn run(&self, script: &str, seconds: u64) -> Result<String> {
-        let ran = self.try_run(script, seconds)?;
+    pub fn run(&self, script: &str) -> Result<String> {
+        let ran = self.try_run(script)?;
         ran.done()
             .with_context(|| format!("on {}: {script}", self.name))
             .with_context(|| self.story())
     }
 
-    pub fn try_run(&self, script: &str, seconds: u64) -> Result<Ran> {
+    pub fn try_run(&self, script: &str) -> Result<Ran> {
         let job = self.start(script)?;
-        self.wait(job, script, seconds)
+        self.wait(job, script)
     }
 
     /// Runs a script beside others.
@@ -239,27 +254,20 @@ impl Machine {
         self.running()?.port.send(script)
     }
 
-    pub fn wait(&self, job: Job, what: &str, seconds: u64) -> Result<Ran> {
+    pub fn wait(&self, job: Job, what: &str) -> Result<Ran> {
         let first: String = what.lines().take(3).collect::<Vec<_>>().join("; ");
         let what = format!("{first:?} on {}", self.name);
-        let ran = self
-            .running()?
-            .port
-            .wait(job, &what, Deadline::after_seconds(seconds));
+        let port = &self.running()?.port;
+        let ran = port.wait(job, &what, Deadline::after(PATIENCE));
         ran.with_context(|| self.story())
     }
 
-    /// What a script came to that was started, if it has ended.
-    pub fn look(&self, job: Job) -> Result<Option<Ran>> {
-        self.running()?.port.look(job)
-    }
-
     /// Runs a script again and again until it works, and gives what it said then.
-    pub fn until(&self, what: &str, script: &str, seconds: u64) -> Result<String> {
+    pub fn until(&self, what: &str, script: &str) -> Result<String> {
         let mut last = String::new();
-        let deadline = Deadline::after_seconds(seconds);
+        let deadline = Deadline::after(PATIENCE);
         let found = deadline.until(what, || {
-            let ran = self.try_run(script, seconds)?;
+            let ran = self.try_run(script)?;
             last = ran.said.clone();
             Ok((ran.code == 0).then_some(ran.said))
         });
@@ -270,7 +278,7 @@ impl Machine {
         // No line of the text is this one.
         let end = "end-of-the-file-that-the-test-writes";
         let script = format!("cat >{path} <<'{end}'\n{text}\n{end}\n");
-        self.run(&script, 60).map(drop)
+        self.run(&script).map(drop)
     }
 
     // ---- What happens to it
@@ -321,9 +329,9 @@ impl Machine {
 
     /// Waits until it has ended by itself, by a panic or a restart or a command, and cuts its power then: a restart
     /// flushes nothing.
-    pub fn wait_end(&mut self, seconds: u64, seed: u64) -> Result<Loss> {
+    pub fn wait_end(&mut self, seed: u64) -> Result<Loss> {
         let what = format!("the end of {}", self.name);
-        let deadline = Deadline::after_seconds(seconds);
+        let deadline = Deadline::after(PATIENCE);
         let running = self.running.as_mut().context("it is off")?;
         let ended = deadline.until(&what, || Ok(running.process.try_wait()?));
         ended.with_context(|| self.story())?;
@@ -353,10 +361,11 @@ impl Drop for Machine {
     }
 }
 
-/// A process that is killed unless it is taken over.
-struct Unborn(Option<Child>);
+/// A machine that was switched on and has not said anything yet. It is killed unless [`Machine::wait_ready`] takes it
+/// over.
+pub(super) struct Started(Option<Child>);
 
-impl Unborn {
+impl Started {
     fn check(&mut self) -> Result<()> {
         let child = self.0.as_mut().context("it was started")?;
         match child.try_wait()? {
@@ -366,7 +375,7 @@ impl Unborn {
     }
 }
 
-impl Drop for Unborn {
+impl Drop for Started {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
             let _ = child.kill();

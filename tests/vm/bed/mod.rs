@@ -2,8 +2,8 @@
 //!
 //! A [`Bed`] is one or two machines in a folder. Their disks are served by this process and forget at a power cut
 //! what was not flushed ([`volatile_disk`]). A test speaks to a machine in shell scripts ([`port`]) and to QEMU in
-//! QMP. Processors are emulated in software, so that it runs wherever the tests do; time goes slower in there, and
-//! nothing here measures it.
+//! QMP. Processors are emulated in software, so that it runs wherever the tests do; time goes slower in there, how
+//! much slower depends on what else this host does, and nothing here measures it ([`PATIENCE`]).
 
 mod cleaner;
 pub mod cpio;
@@ -15,11 +15,18 @@ mod port;
 mod qmp;
 mod volatile_disk;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use cleaner::Cleaner;
 use tempfile::TempDir;
 
 pub use machine::{Card, Machine, Spec};
+pub use port::Job;
+
+/// How long any state may take to come. It tells what hangs from what is slow, and is no judgement of anything: what
+/// takes a second on an idle host takes a minute where twenty others want its two processors.
+pub const PATIENCE: Duration = Duration::from_mins(10);
 
 #[derive(Debug)]
 pub struct Bed {
@@ -34,8 +41,13 @@ impl Bed {
     /// So many machines, 2 at most. All are on.
     pub fn start(count: u8, spec: &Spec) -> Result<Self> {
         let mut bed = Self::off(count, spec)?;
-        for machine in &mut bed.machines {
-            machine.boot()?;
+        let started: Vec<_> = bed
+            .machines
+            .iter_mut()
+            .map(Machine::switch_on)
+            .collect::<Result<_>>()?;
+        for (machine, started) in bed.machines.iter_mut().zip(started) {
+            machine.wait_ready(started)?;
         }
         Ok(bed)
     }

@@ -3,12 +3,11 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use local_pair::run_bounded;
 
-const UNPACK_LIMIT: Duration = Duration::from_secs(60);
+use super::PATIENCE;
 
 #[derive(Debug)]
 pub struct Module {
@@ -65,7 +64,7 @@ fn add(name: &str, files: &HashMap<String, PathBuf>, found: &mut Vec<Module>) ->
 fn unpack(path: &Path) -> Result<Vec<u8>> {
     let mut xz = std::process::Command::new("xz");
     xz.arg("--decompress").arg("--stdout").arg(path);
-    let output = run_bounded(&mut xz, UNPACK_LIMIT)?;
+    let output = run_bounded(&mut xz, PATIENCE)?;
     anyhow::ensure!(
         output.status.success(),
         "xz cannot unpack {}: {}",

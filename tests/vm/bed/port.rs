@@ -108,7 +108,7 @@ impl Port {
     }
 
     /// What it came to, if it has ended.
-    pub fn look(&self, job: Job) -> Result<Option<Ran>> {
+    fn look(&self, job: Job) -> Result<Option<Ran>> {
         let mut came = lock(&self.came);
         match (came.answers.remove(&job.0), &came.ended) {
             (Some(ran), _) => Ok(Some(ran)),

@@ -3,13 +3,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-/// Longest wait for one line of an answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+use super::PATIENCE;
 
 #[derive(Debug)]
 pub struct Qmp {
@@ -20,7 +18,7 @@ impl Qmp {
     pub fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("cannot connect to {}", socket.display()))?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let mut qmp = Self {
             stream: BufReader::new(stream),
         };
