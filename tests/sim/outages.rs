@@ -1,6 +1,7 @@
 //! Disks that hang or fail under the mirror, clean stops, and commands that race: cases in which the
 //! mirror must go on, or say why not, and never promise what nobody holds.
 
+use mirror_core::control;
 use mirror_core::request::{Answer, Failure};
 use mirror_core::volume::config::PeerLoss;
 use mirror_core::volume::event::Command;
@@ -43,6 +44,31 @@ fn a_peer_whose_disk_hangs_is_lost_and_holds_up_nothing_after_that() {
     assert!(world.now_ms() - start_ms > 10_000);
     world.nodes[1].hangs = false;
     world.end_well();
+}
+
+/// Otherwise an agent would wait for ever for its demotion, and nobody would serve.
+#[test]
+fn a_primary_that_cannot_write_its_metadata_is_one_no_more() {
+    let mut world = pair(12);
+    world.write(0, 0..8);
+    world.nodes[0].fail_next_metadata = true;
+    let outcome = world.command(0, Command::Demote).expect("an outcome");
+    assert!(outcome.is_err(), "it could not be recorded: {outcome:?}");
+    assert!(world.nodes[0].has_noticed("metadata-failed"));
+    let status = world.status(0).expect("it runs");
+    assert_eq!(status.role, control::Role::Secondary);
+    done(&mut world, 0, Command::Demote);
+    world.until("the other side noticed", |world| {
+        let status = world.status(1).expect("it runs");
+        status.connection != control::Connection::Connected
+    });
+    let promote = Command::Promote {
+        peer_down: true,
+        force: false,
+        grant: None,
+    };
+    done(&mut world, 1, promote);
+    world.assert_sound();
 }
 
 #[test]

@@ -73,6 +73,10 @@ impl Volume {
 
     /// `until`: when the command gives up waiting for a handshake.
     fn take_command(&mut self, id: CommandId, command: Command, until: u64) {
+        if self.halted && matches!(command, Command::Demote) {
+            self.finish_command(id, Ok("not primary: the mirror is stopped here".into()));
+            return;
+        }
         if self.halted || self.stopped {
             self.refuse(
                 id,

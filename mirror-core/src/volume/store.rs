@@ -20,6 +20,7 @@ use crate::layout::geometry::METADATA_BLOCK_BYTES;
 use crate::layout::log_record::void_ring;
 use crate::request::{Answer, Failure};
 use crate::units::{CommandId, IoToken, LinkId, Sequence};
+use crate::wire::message::Role;
 
 /// Pages in one write: 1 MiB.
 const RUN_PAGES_MAX: usize = 256;
@@ -218,9 +219,11 @@ impl Volume {
         }
     }
 
-    /// Nothing can be promised without metadata: stop answering and leave the peer to notice.
+    /// Nothing can be promised without metadata: stop answering and leave the peer to notice. What answers nothing any
+    /// more, whatever comes, is no primary: an agent that took it for one would keep its group from going elsewhere.
     fn halt(&mut self) {
         self.halted = true;
+        self.role = Role::Secondary;
         self.report(Notice::error(
             "metadata-failed",
             "writing metadata failed: this node stops serving the mirror; replace the cluster partition and restart",

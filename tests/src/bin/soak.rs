@@ -48,7 +48,10 @@ fn main() -> Result<ExitCode> {
         logs,
     };
     let outcome = run(&plan, &mut report);
-    report.broken = outcome.as_ref().err().map(|error| error.to_string());
+    report.broken = outcome
+        .as_ref()
+        .err()
+        .map(|error| error.root_cause().to_string());
     println!("\n{report}");
     if let Some(file) = file {
         std::fs::write(&file, report.to_string())

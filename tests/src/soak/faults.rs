@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent::control::State;
 use anyhow::Result;
-use local_cluster::{Bed, Daemon, FAILING, HEARTBEAT_TIMEOUT_MS, Net};
+use local_cluster::{Bed, Daemon, FAILING, GROUP, HEARTBEAT_TIMEOUT_MS, Net};
 use local_pair::Side;
 use mirror_core::control::{Connection, DiskState};
 
@@ -44,7 +44,8 @@ pub enum Fault {
     ResyncInterrupted,
     /// Every operation of the data disk fails, until it is replaced.
     DataDiskFails(Role),
-    /// The same of the one with the metadata, while the interconnect is cut, which has to be recorded.
+    /// The same of the one with the metadata, while something has to be recorded: that the group leaves, or what a resync
+    /// begins with.
     MetadataDiskFails(Role),
     /// No write finds room on the data disk.
     DiskFull(Role),
@@ -267,12 +268,16 @@ impl Present {
                 bed.disks()?.data.fail()?;
                 wait_noticed(bed)?;
             }
-            Fault::MetadataDiskFails(_) => {
+            Fault::MetadataDiskFails(Role::Serving) => {
+                bed.disks()?.metadata.fail()?;
+                // Whether it is told that it went well is up to how far it came here.
+                let _ = bed.ctl(FAILING, &["switchover", GROUP]);
+                wait_noticed(bed)?;
+            }
+            Fault::MetadataDiskFails(Role::Following) => {
                 bed.disks()?.metadata.fail()?;
                 bed.cut_one(Net::Interconnect)?;
-                // Whoever serves has to record it now, and whoever follows when it is brought up to date.
-                let what = "the loss of the link";
-                bed.until(what, NOTICED_SECONDS_MAX, |bed| {
+                bed.until("the loss of the link", NOTICED_SECONDS_MAX, |bed| {
                     let there = bed.pair().status(FAILING.other())?;
                     Ok((there.connection != Connection::Connected).then_some(()))
                 })?;
