@@ -76,9 +76,15 @@ pub struct MirrorDisk {
 }
 
 /// Rules by which `mirrord` refuses a promotion for a moment: another change of role is under way, the link
-/// broke while the peer was asked, what may differ after a restart is being copied, or the grant ran out
-/// and there is a newer one.
-const PASSING_RULES: [&str; 4] = ["busy", "peer-lost", "resync-target", "grant-is-over"];
+/// broke while the peer was asked, what may differ after a restart is being copied, which this side may not have
+/// heard yet from the peer that refuses, or the grant ran out and there is a newer one.
+const PASSING_RULES: [&str; 5] = [
+    "busy",
+    "peer-lost",
+    "peer-refused",
+    "resync-target",
+    "grant-is-over",
+];
 
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorDiskError {
@@ -804,7 +810,24 @@ async fn any_mount_at(kernel: &Slot, point: &Path) -> Result<Option<mounts::Moun
 
 #[cfg(test)]
 mod tests {
+    use mirror_core::control::Refusal;
+
     use super::*;
+
+    #[test]
+    fn a_promotion_that_may_succeed_in_a_moment_is_told_from_one_that_will_not() {
+        let refused = |rule: &str| {
+            let refusal = Refusal::new(rule, "", "");
+            let promote = MirrorDiskError::Promote {
+                mirror: "md1".into(),
+                source: ClientError::Refused(refusal),
+            };
+            promote.is_passing()
+        };
+        // The peer gives back what this side may have lost when it was killed.
+        assert!(refused("resync-target") && refused("peer-refused"));
+        assert!(!refused("disk-failed") && !refused("outdated"));
+    }
 
     #[test]
     fn an_error_names_some_users_and_counts_the_others() {
