@@ -468,7 +468,7 @@ mod tests {
     #[test]
     fn a_metric_has_its_help_its_type_and_a_sample_of_each_mirror() {
         check(&[
-            "# HELP mirror_up 1 if the mirror runs on this node.",
+            "# HELP mirror_up 1 if the mirror runs on this node",
             "# TYPE mirror_up gauge",
             "mirror_up{mirror=\"md1\"} 1",
             "mirror_up{mirror=\"md2\"} 0",
