@@ -88,6 +88,9 @@ fn operation(kind: Kind) -> Option<Message> {
         Kind::Ack => Message::Ack {
             sequences: vec![SEQUENCE, Sequence(0x52)],
         },
+        Kind::Received => Message::Received {
+            sequences: vec![SEQUENCE, Sequence(0x53)],
+        },
         Kind::Refused => Message::Refused { sequence },
         Kind::ReadRequest => Message::ReadRequest { sequence, range },
         Kind::ReadReply => Message::ReadReply {

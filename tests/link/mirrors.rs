@@ -14,7 +14,7 @@ use mirror_core::io::open::{MetadataPlace, MirrorSettings};
 use mirror_core::link::preface::ClusterKey;
 use mirror_core::request::{Answer, Failure, Operation};
 use mirror_core::units::{ByteRange, Uuid};
-use mirror_core::volume::config::{PeerLoss, VolumeConfig};
+use mirror_core::volume::config::{PeerLoss, QueueFull, VolumeConfig};
 use mirror_core::volume::event::Command;
 use mirror_core::wire::message::{DiskState, InitialSync, Mode, Role};
 use tokio::sync::{mpsc, oneshot};
@@ -125,6 +125,8 @@ impl Node {
                 resync_in_flight: 8,
                 arbitration: None,
                 checkpoint_bytes: 4 << 20,
+                queue_bytes: 1 << 20,
+                queue_full: QueueFull::Block,
             },
             data: self.data(),
             metadata: self.metadata(),

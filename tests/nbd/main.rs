@@ -1,6 +1,7 @@
 //! Real nodes on loopback, driven by clients that nobody here wrote: libnbd's tools, QEMU's, fio, Python's libnbd.
 //! Each test has a pair of nodes of its own; every wait is for a state and has an end.
 
+mod ahead;
 mod bad_input;
 mod client;
 mod demo;

@@ -5,15 +5,16 @@ use mirror_core::request::{Answer, Failure};
 use mirror_core::units::RequestId;
 use mirror_core::volume::config::LeaseCheck;
 use mirror_core::volume::event::{Command, Grant};
-use mirror_core::wire::message::{DiskState, Role};
+use mirror_core::wire::message::{DiskState, Mode, Role};
 use mirror_tests::sim::client::Asked;
 use mirror_tests::sim::network::{NodeIndex, other};
-use mirror_tests::sim::run::run_arbitrated_seed;
+use mirror_tests::sim::run::{Kind, run_seed};
 use mirror_tests::sim::settings::Settings;
 use mirror_tests::sim::world::World;
 
 const CHECKS: [LeaseCheck; 2] = [LeaseCheck::Clock, LeaseCheck::RoundTrip];
 const FIXED: std::ops::Range<u64> = 0..150;
+const FIXED_AHEAD: std::ops::Range<u64> = 0..75;
 /// Longer than a lease and every word of a peer.
 const LONG_MS: u64 = 4_000;
 
@@ -348,13 +349,31 @@ fn a_primary_that_hears_of_a_later_epoch_stops_at_once() {
     world.end_well();
 }
 
-#[test]
-fn no_world_under_an_arbiter_breaks_a_rule() {
-    let broken: Vec<String> = FIXED
-        .map(|seed| run_arbitrated_seed(seed, None, false))
+fn check(seeds: std::ops::Range<u64>, mode: Mode) {
+    let kind = Kind {
+        arbitrated: true,
+        mode,
+    };
+    let broken: Vec<String> = seeds
+        .map(|seed| run_seed(seed, kind, None, false))
         .filter(|report| report.violation.is_some())
         .map(|report| report.describe())
         .take(3)
         .collect();
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn no_world_under_an_arbiter_breaks_a_rule() {
+    check(FIXED, Mode::Sync);
+}
+
+#[test]
+fn no_semisync_world_under_an_arbiter_breaks_a_rule() {
+    check(FIXED_AHEAD, Mode::Semisync);
+}
+
+#[test]
+fn no_async_world_under_an_arbiter_breaks_a_rule() {
+    check(FIXED_AHEAD, Mode::Async);
 }

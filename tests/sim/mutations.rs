@@ -1,14 +1,19 @@
 //! Each deliberate bug must be caught by a checker, or the checkers prove nothing.
 
+use mirror_core::wire::message::Mode;
 use mirror_tests::sim::mutation::Mutation;
-use mirror_tests::sim::run::run_seed;
+use mirror_tests::sim::run::{Kind, run_seed};
 
 /// Seeds within which a mutation must show.
 const SEEDS_MAX: u64 = 60;
 
 fn check(mutation: Mutation) {
+    check_in(mutation, Mode::Sync);
+}
+
+fn check_in(mutation: Mutation, mode: Mode) {
     let caught = (0..SEEDS_MAX)
-        .map(|seed| run_seed(seed, Some(mutation), false))
+        .map(|seed| run_seed(seed, Kind::of(mode), Some(mutation), false))
         .find_map(|report| report.violation.map(|violation| (report.seed, violation)));
     match caught {
         Some((seed, violation)) => println!(
@@ -62,4 +67,34 @@ fn an_acknowledged_write_that_the_secondary_dropped_is_caught() {
 #[test]
 fn a_kernel_device_that_outlives_another_primary_is_caught() {
     check(Mutation::KeepDevice);
+}
+
+#[test]
+fn an_answer_to_a_write_that_is_in_no_line_is_caught() {
+    check_in(Mutation::AnswerBeforePeer, Mode::Async);
+    check_in(Mutation::AnswerBeforePeer, Mode::Semisync);
+}
+
+#[test]
+fn a_write_that_is_lost_out_of_the_middle_of_the_line_is_caught() {
+    check_in(Mutation::DropFromLine, Mode::Async);
+}
+
+#[test]
+fn an_extent_let_go_before_the_peer_has_its_writes_is_caught() {
+    check_in(Mutation::AcknowledgedOnSending, Mode::Async);
+}
+
+#[test]
+fn mistakes_that_every_mode_can_make_are_caught_in_async() {
+    for mutation in [
+        Mutation::SkipMetadataFlush,
+        Mutation::ClearBitEarly,
+        Mutation::ForgetDirtyBits,
+        Mutation::ReorderPeer,
+        Mutation::SkipDataFlush,
+        Mutation::DropReplicaWrite,
+    ] {
+        check_in(mutation, Mode::Async);
+    }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 
 use crate::generation::GenerationSet;
 use crate::units::{Epoch, FullSyncId, Uuid};
-use crate::wire::message::{DiskState, Hello, InitialSync, Role};
+use crate::wire::message::{DiskState, Hello, InitialSync, Mode, Role};
 
 /// What one side brings to the decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Side {
     /// Has run without a break since the other side last exchanged data with it, so it still holds
     /// all that it acknowledged, flushed or not.
     pub unbroken: bool,
+    /// The same on both sides.
+    pub mode: Mode,
     /// First in the order of the configuration; true on exactly one side.
     pub first: bool,
 }
@@ -37,6 +39,7 @@ impl Side {
         let seen = other.peer_incarnation_seen;
         Self {
             unbroken: seen != Uuid::default() && seen == hello.incarnation,
+            mode: hello.mode,
             generations: hello.generations,
             role: hello.role,
             disk: hello.disk,
@@ -150,10 +153,11 @@ pub enum Rule {
     /// An arbiter granted the peer a later epoch than any that this side has seen.
     SelfSuperseded,
     PeerSuperseded,
+    SameGenerationLaterEpoch,
 }
 
 impl Rule {
-    const ALL: [(Self, &'static str); 26] = [
+    const ALL: [(Self, &'static str); 27] = [
         (Self::BothFresh, "both-fresh"),
         (Self::SelfFresh, "fresh-side"),
         (Self::PeerFresh, "fresh-side"),
@@ -195,6 +199,10 @@ impl Rule {
         (Self::SameGenerationSurvivor, "same-generation-survivor"),
         (Self::SelfSuperseded, "later-epoch"),
         (Self::PeerSuperseded, "later-epoch"),
+        (
+            Self::SameGenerationLaterEpoch,
+            "same-generation-later-epoch",
+        ),
     ];
 
     /// The name both sides log.
@@ -382,6 +390,15 @@ fn same_generation(me: &Side, peer: &Side) -> Verdict {
     if current(me) != current(peer) {
         return toward(Rule::SameGenerationOneOutdated, current(me));
     }
+    // Where answers run ahead and one side was promoted since, clients were shown what it holds, and go on
+    // from there, whatever else the other has.
+    if me.mode.runs_ahead() && me.epoch != peer.epoch {
+        return toward(Rule::SameGenerationLaterEpoch, me.epoch > peer.epoch);
+    }
+    // In async an answer goes out without the other side: a primary that crashed has at least what was flushed.
+    if me.mode == Mode::Async && me.crashed_primary != peer.crashed_primary {
+        return toward(Rule::SameGenerationCrashedPrimary, me.crashed_primary);
+    }
     // A side that restarted may have lost what it had not flushed; one that did not has everything
     // that was answered, since no answer went out without it.
     if me.unbroken != peer.unbroken {
@@ -459,6 +476,7 @@ mod tests {
             discard_local: false,
             full_resync: false,
             unbroken: false,
+            mode: Mode::Sync,
             first,
         }
     }

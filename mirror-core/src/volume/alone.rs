@@ -93,6 +93,12 @@ impl Volume {
             return;
         }
         self.alone.durable = true;
+        self.backlog.note_alone(self.now.monotonic_ms);
+        if self.on_behind_recorded() {
+            self.release_held();
+            self.unpark();
+            return;
+        }
         self.report(Notice::warning(
             "went-alone",
             format!(
@@ -102,6 +108,15 @@ impl Volume {
         ));
         self.release_held();
         self.unpark();
+    }
+
+    /// The same for a peer that is connected and knows that it is inconsistent: no further word is needed.
+    pub(super) fn record_behind(&mut self) {
+        if !self.alone.durable && !self.alone.persisting {
+            self.alone.persisting = true;
+            self.go_alone();
+            self.persist(After::Alone);
+        }
     }
 
     /// The operator's or the arbiter's word that the lost peer is down.
@@ -118,6 +133,8 @@ impl Volume {
         self.alone.durable = false;
         self.alone.persisting = false;
         self.alone.suspended_reported = false;
+        // Writes that go without the peer rest on that record.
+        self.end_behind();
     }
 
     /// The peer refused an operation: its disk is failed, and this side goes on alone although the
@@ -143,6 +160,7 @@ impl Volume {
         self.abort_walk("the peer's disk failed");
         self.on_peer_gone();
         self.on_link_lost_commands();
+        self.unpark();
     }
 
     /// Open legs toward the peer are lost; what hangs on them goes on.
@@ -308,6 +326,14 @@ impl Volume {
             self.send(Message::Ack {
                 sequences: vec![sequence],
             });
+        }
+    }
+
+    /// A primary that leaves while the peer lacks what was answered says so of itself: it has a history of its
+    /// own, and no handshake may take the two for equal (D10).
+    pub(super) fn own_tail(&mut self) {
+        if self.backlog.is_behind() && !self.is_replicating() && !self.alone.durable {
+            self.go_alone();
         }
     }
 

@@ -1,5 +1,6 @@
 //! The settings a volume runs with: checked values, made by the daemon from the configuration.
 
+use super::ack_policy::BACKLOG_WRITES_MAX;
 use crate::units::Uuid;
 pub use crate::wire::message::PeerLoss;
 use crate::wire::message::{InitialSync, Mode};
@@ -13,6 +14,15 @@ pub enum LeaseCheck {
     RoundTrip,
 }
 
+/// What async does when the peer does not keep up and the queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueFull {
+    /// Writes wait for room.
+    Block,
+    /// Writes only set dirty bits, and a resync brings them to the peer, which counts as inconsistent until then.
+    Degrade,
+}
+
 #[derive(Debug, Clone)]
 pub struct VolumeConfig {
     pub name: String,
@@ -23,6 +33,9 @@ pub struct VolumeConfig {
     pub node: Uuid,
     pub peer: Uuid,
     pub mode: Mode,
+    /// Semisync and async: bytes handed on to the peer and not acknowledged. A write that finds no room waits.
+    pub queue_bytes: u64,
+    pub queue_full: QueueFull,
     pub initial_sync: InitialSync,
     pub peer_loss: PeerLoss,
     /// Zeroing is cheap on the data partition.
@@ -45,6 +58,16 @@ pub struct VolumeConfig {
     pub arbitration: Option<LeaseCheck>,
     /// Copied bytes after which a resync takes a checkpoint: what a cut may make us copy again.
     pub checkpoint_bytes: u64,
+}
+
+impl VolumeConfig {
+    /// Room in the tables of what is in flight, taken at start (D12).
+    pub(super) fn in_flight_max(&self) -> usize {
+        match self.mode {
+            Mode::Sync => 1024,
+            Mode::Semisync | Mode::Async => 2 * BACKLOG_WRITES_MAX,
+        }
+    }
 }
 
 /// What the driver draws for one run of the daemon; the volume has no randomness of its own.

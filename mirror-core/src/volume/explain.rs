@@ -4,7 +4,7 @@ use super::Volume;
 use crate::control::{Choice, Connection, Explanation};
 use crate::generation::GenerationSet;
 use crate::link::handshake::Rule;
-use crate::wire::message::{DiskState, Role};
+use crate::wire::message::{DiskState, Mode, Role};
 
 /// A summary and the ways out of it.
 type Story = (String, Vec<Choice>);
@@ -189,9 +189,14 @@ impl Volume {
         } else if secondary && self.disk_state() == DiskState::UpToDate && self.peering.peer_seen {
             peer_down(
                 "makes this node primary, on your word that the peer is really down",
-                format!(
-                    "nothing if {peer} is down and did not go on alone; a split brain if it did"
-                ),
+                match self.config.mode {
+                    Mode::Async => format!(
+                        "what {peer} answered last and had not sent here; a split brain if it went on alone"
+                    ),
+                    Mode::Sync | Mode::Semisync => format!(
+                        "nothing if {peer} is down and did not go on alone; a split brain if it did"
+                    ),
+                },
             )
         } else if secondary {
             choice(
@@ -231,6 +236,19 @@ impl Volume {
             facts.push("answers wait for the word that the peer is down".into());
         }
         facts.extend(self.why_frozen());
+        let (lag_bytes, lag_ms) = self.lag();
+        if lag_bytes > 0 {
+            let loses = match self.config.mode {
+                Mode::Semisync if self.is_replicating() => {
+                    "a failover now, to a peer that fails before it did what it received, would lose"
+                }
+                _ => "a failover now would lose",
+            };
+            facts.push(format!(
+                "{loses} up to {lag_bytes} bytes, answered in the last {lag_ms} ms (mode {})",
+                self.config.mode.name()
+            ));
+        }
         if let Some(problem) = &self.peering.last_problem {
             facts.push(format!("the handshake is refused: {problem}"));
         }

@@ -4,14 +4,19 @@
 //! runs waits for the next. It is answered when the local disk and, while replicating, the peer
 //! have flushed. If the peer is lost meanwhile the answer is one that the peer does not have, so it
 //! waits for D5 like a write. A failed local flush is never repeated: the disk is failed.
+//!
+//! In semisync and async a client's flush runs beside that, ahead of the peer: it is answered when the local
+//! disk has flushed and a flush is in line for the peer, behind every write that was answered before (in
+//! semisync: when the peer has received it). What the log knows to be flushed is left to the rounds over both
+//! sides, which are rare then.
 
 use super::effect::Effect;
 use super::event::DiskFault;
 use super::store::After;
 use super::{Io, Sent, Volume};
 use crate::request::{Answer, Failure};
-use crate::units::{CommandId, RequestId};
-use crate::wire::message::Message;
+use crate::units::{CommandId, RequestId, Sequence};
+use crate::wire::message::{Message, Mode};
 
 /// Writes that nobody flushes are flushed by ourselves after this long, so that a crash of either
 /// side leaves little doubt.
@@ -45,9 +50,24 @@ struct Round {
     waiters: Vec<FlushFor>,
 }
 
+/// A flush that is answered ahead of the peer.
+#[derive(Debug)]
+struct Ahead {
+    done_here: bool,
+    /// The flush in line.
+    sequence: Sequence,
+    received: bool,
+    /// The line was cut before it was answered.
+    lost: bool,
+    waiters: Vec<RequestId>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Flushing {
     round: Option<Round>,
+    ahead: Option<Ahead>,
+    /// Bounded by the requests in flight.
+    next_ahead: Vec<RequestId>,
     /// Bounded by the requests in flight and the few internal users.
     next: Vec<FlushFor>,
     /// Client flushes that are done but may not be answered alone yet.
@@ -57,6 +77,10 @@ pub(super) struct Flushing {
 
 impl Flushing {
     pub(super) fn is_idle(&self) -> bool {
+        self.has_no_round() && self.ahead.is_none() && self.next_ahead.is_empty()
+    }
+
+    fn has_no_round(&self) -> bool {
         self.round.is_none() && self.next.is_empty()
     }
 
@@ -65,7 +89,7 @@ impl Flushing {
     }
 
     pub(super) fn is_running(&self) -> bool {
-        self.round.is_some()
+        self.round.is_some() || self.ahead.is_some()
     }
 }
 
@@ -73,6 +97,103 @@ impl Volume {
     pub(super) fn request_flush(&mut self, what: FlushFor) {
         self.flushing.next.push(what);
         self.pump_flush();
+    }
+
+    pub(super) fn request_client_flush(&mut self, id: RequestId) {
+        if self.runs_ahead() {
+            self.flushing.next_ahead.push(id);
+            self.pump_flush_ahead();
+        } else {
+            self.request_flush(FlushFor::Request(id));
+        }
+    }
+
+    /// Begins the next flush ahead of the peer; without a line to it, or a disk here, it takes a round.
+    fn pump_flush_ahead(&mut self) {
+        if self.flushing.ahead.is_some() || self.flushing.next_ahead.is_empty() {
+            return;
+        }
+        let waiters = std::mem::take(&mut self.flushing.next_ahead);
+        if self.halted || !self.has_follower() || !self.disk_usable() {
+            self.take_round(waiters);
+            return;
+        }
+        let flush = self.backlog.last_flush();
+        let (sequence, received) = match flush {
+            // Nothing was sent behind it.
+            Some(flush) => (flush.sequence, flush.received),
+            // What was answered is not in line: a flush there would say nothing of it.
+            None if !self.is_replicating() => (self.backlog.barrier(), true),
+            None => {
+                let sequence = self.next_sequence(Sent::FlushAhead);
+                self.send(Message::Flush { sequence });
+                self.backlog.note_flush(sequence);
+                (sequence, false)
+            }
+        };
+        self.flushing.ahead = Some(Ahead {
+            done_here: false,
+            sequence,
+            received,
+            lost: false,
+            waiters,
+        });
+        let io = self.start_io(Io::FlushAhead);
+        self.fx.push(Effect::Flush { io });
+    }
+
+    fn take_round(&mut self, waiters: Vec<RequestId>) {
+        let waiters = waiters.into_iter().map(FlushFor::Request);
+        self.flushing.next.extend(waiters);
+        self.pump_flush();
+    }
+
+    pub(super) fn on_local_flush_ahead(&mut self, result: Result<(), DiskFault>) {
+        if result.is_err() {
+            self.on_local_disk_failed("a flush failed");
+        }
+        if self.disk_usable() {
+            if let Some(ahead) = &mut self.flushing.ahead {
+                ahead.done_here = true;
+            }
+            self.advance_flush_ahead();
+        } else if let Some(ahead) = self.flushing.ahead.take() {
+            // What this disk has flushed says nothing any more.
+            self.take_round(ahead.waiters);
+            self.pump_flush_ahead();
+        }
+    }
+
+    pub(super) fn on_flush_received(&mut self, sequence: Sequence) {
+        if let Some(ahead) = &mut self.flushing.ahead
+            && ahead.sequence == sequence
+        {
+            ahead.received = true;
+            self.advance_flush_ahead();
+        }
+    }
+
+    fn advance_flush_ahead(&mut self) {
+        let in_line = self.config.mode == Mode::Async;
+        let Some(ahead) = self
+            .flushing
+            .ahead
+            .take_if(|ahead| ahead.done_here && (ahead.lost || ahead.received || in_line))
+        else {
+            return;
+        };
+        for id in ahead.waiters {
+            if ahead.lost {
+                self.answer_flush(id, None);
+            } else {
+                self.counters.flushes += 1;
+                self.release_ahead(id);
+            }
+        }
+        if !ahead.lost {
+            self.backlog.note_barrier(ahead.sequence);
+        }
+        self.pump_flush_ahead();
     }
 
     pub(super) fn pump_flush(&mut self) {
@@ -90,7 +211,7 @@ impl Volume {
         } else {
             Leg::Absent
         };
-        let peer = if self.is_replicating() {
+        let peer = if self.has_follower() {
             let sequence = self.next_sequence(Sent::Flush);
             self.send(Message::Flush { sequence });
             Leg::Running
@@ -129,14 +250,18 @@ impl Volume {
         {
             round.peer = Leg::Lost;
         }
+        if let Some(ahead) = &mut self.flushing.ahead {
+            ahead.lost = true;
+        }
         self.advance_flush();
+        self.advance_flush_ahead();
     }
 
     pub(super) fn tick_flush(&mut self) {
         let quiet = self.now.monotonic_ms.saturating_sub(self.flushing.last_ms) >= QUIET_FLUSH_MS;
         // A log full of unflushed extents has nothing to evict: flush before writes must wait.
         let crowded = self.log.unflushed() > self.log.capacity() / 2;
-        if (quiet || crowded) && self.log.has_unflushed() && self.flushing.is_idle() {
+        if (quiet || crowded) && self.log.has_unflushed() && self.flushing.has_no_round() {
             self.request_flush(FlushFor::Quiet);
         }
     }
@@ -172,6 +297,19 @@ impl Volume {
                 .extract_if(.., |waiter| matches!(waiter, FlushFor::Request(_)));
             waiters.extend(requests);
         }
+        let mut ahead = std::mem::take(&mut self.flushing.next_ahead);
+        match &mut self.flushing.ahead {
+            // Its disk operation still runs.
+            Some(running) if !self.halted => ahead.append(&mut running.waiters),
+            _ => ahead.extend(
+                self.flushing
+                    .ahead
+                    .take()
+                    .into_iter()
+                    .flat_map(|ahead| ahead.waiters),
+            ),
+        }
+        waiters.extend(ahead.into_iter().map(FlushFor::Request));
         for waiter in waiters {
             match waiter {
                 FlushFor::Request(id) => self.answer(id, answer.clone()),
@@ -228,7 +366,7 @@ impl Volume {
 
     /// After a flush that was meant to clean the log: what the lost peer may lack becomes bits.
     fn on_log_flushed(&mut self) {
-        if !self.is_replicating() && !self.in_handshake() {
+        if !self.has_follower() && !self.in_handshake() {
             let doubt = self.log.take_peer_doubt();
             for range in doubt {
                 self.mark_dirty(range);

@@ -11,7 +11,9 @@ use crate::layout::superblock::FEATURES_SUPPORTED;
 use crate::link::handshake::{Rule, Scope, Side, Strategy, Verdict, decide};
 use crate::request::{Answer, Failure};
 use crate::units::Epoch;
-use crate::wire::message::{Hello, Message, Role, VERSION_CONFIRM, VERSION_MAX, VERSION_MIN};
+use crate::wire::message::{
+    Hello, Message, Role, VERSION_CONFIRM, VERSION_MAX, VERSION_MIN, VERSION_MODES,
+};
 
 impl Volume {
     pub(super) fn hello(&self) -> Hello {
@@ -95,6 +97,12 @@ impl Volume {
                 "{peer} does not know the questions that an arbiter makes necessary: upgrade it"
             ));
         }
+        if self.runs_ahead() && hello.version_max < VERSION_MODES {
+            return Some(format!(
+                "{peer} serves no mode but sync, and this mirror runs in {}: upgrade it",
+                me.mode.name()
+            ));
+        }
         if hello.cluster != me.cluster || hello.mirror != me.mirror {
             return Some(format!(
                 "{peer} serves another cluster or mirror: check both configurations"
@@ -117,8 +125,8 @@ impl Volume {
         let settings = [
             (
                 "mode",
-                format!("{:?}", me.mode),
-                format!("{:?}", hello.mode),
+                me.mode.name().to_owned(),
+                hello.mode.name().to_owned(),
             ),
             (
                 "initial_sync",

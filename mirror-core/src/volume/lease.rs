@@ -56,6 +56,8 @@ struct Waiting {
     question: u64,
     /// A lease asked for after this ticket was published is proof. Zero: none published yet.
     ticket: u64,
+    /// Owed because it is in line for the peer. If the line is cut first, it is owed no more.
+    ahead: bool,
 }
 
 #[derive(Debug)]
@@ -127,6 +129,15 @@ impl Volume {
     /// The one way to a client. `asked_ms`: when the peer was asked for this very request, if it has
     /// acknowledged it.
     pub(super) fn release(&mut self, id: RequestId, answer: Answer, asked_ms: Option<u64>) {
+        self.pass_or_wait(id, answer, asked_ms, false);
+    }
+
+    /// The same for success that rests on a line to the peer.
+    pub(super) fn release_ahead(&mut self, id: RequestId) {
+        self.pass_or_wait(id, Answer::Done, None, true);
+    }
+
+    fn pass_or_wait(&mut self, id: RequestId, answer: Answer, asked_ms: Option<u64>, ahead: bool) {
         if self.gate.stands_open() || matches!(answer, Answer::Failed(_)) {
             self.fx.push(Effect::Answer { id, answer });
             return;
@@ -146,9 +157,19 @@ impl Volume {
                     answer,
                     question,
                     ticket: 0,
+                    ahead,
                 });
             }
         }
+    }
+
+    /// What waits here and rested on a line to the peer that is cut now.
+    pub(super) fn take_ahead(&mut self) -> Vec<RequestId> {
+        let (ahead, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.gate.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.ahead);
+        self.gate.waiting = rest;
+        ahead.into_iter().map(|waiting| waiting.id).collect()
     }
 
     /// Every answer that waits becomes this one.

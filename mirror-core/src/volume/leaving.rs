@@ -86,6 +86,10 @@ impl Volume {
             );
             return;
         }
+        if self.requests.has_overtaken() && self.is_replicating() && self.walk.is_none() {
+            // The resync that would bring them to the peer was ended for the sake of leaving.
+            self.fail_overtaken(&Answer::Failed(Failure::Io));
+        }
         if !self.can_prove() {
             // Nobody would renew a lease for a side that is on its way down.
             self.fail_waiting(&Answer::Failed(Failure::Io));
@@ -133,6 +137,7 @@ impl Volume {
     }
 
     pub(super) fn on_demote_pages(&mut self, id: CommandId) {
+        self.own_tail();
         self.release_log();
         self.persist(After::Demoted { id });
     }
@@ -150,6 +155,7 @@ impl Volume {
     }
 
     pub(super) fn on_stop_pages(&mut self, id: CommandId) {
+        self.own_tail();
         self.release_log();
         self.superblock.flags.clean_stop = true;
         self.persist(After::Stopped { id });

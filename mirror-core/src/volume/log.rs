@@ -124,8 +124,24 @@ impl Volume {
     /// A write that had passed the log is complete.
     pub(super) fn leave_log(&mut self, extent: ExtentIndex) {
         self.log.unpin(extent);
+        self.leave_log_ahead();
+    }
+
+    /// A write that had passed the log is answered ahead of the peer: nobody waits for it any more, and its
+    /// extent stays pinned until the peer has it (D4).
+    pub(super) fn leave_log_ahead(&mut self) {
         self.log_queue.running -= 1;
         self.log_queue.completed += 1;
+        self.pump_waiting_log();
+    }
+
+    /// The peer has a write that was answered before.
+    pub(super) fn unpin_answered(&mut self, extent: ExtentIndex) {
+        self.log.unpin(extent);
+        self.pump_waiting_log();
+    }
+
+    fn pump_waiting_log(&mut self) {
         if self.log.pending() > 0 || !self.log_queue.waiters.is_empty() {
             self.pump_log();
         }

@@ -11,7 +11,9 @@
 //! | file | owns |
 //! |---|---|
 //! | `requests` | client requests, from arrival to answer |
+//! | `ack_policy` | when a write is enough of a success, and how far answers run ahead of the peer |
 //! | `log` | heating extents, group commit, cleaning |
+//! | `falling_behind` | async with a full queue: bits instead of messages, and back |
 //! | `flushing` | one flush at a time over both sides, shared by all that wait for one |
 //! | `lease` | the gate before every answer: who proves that this node may give it |
 //! | `store` | ordered metadata writes: superblock copies and bitmap pages |
@@ -28,6 +30,7 @@
 //! | `resizing` | growing online |
 //! | `report`, `explain` | status for machines, explanation for people |
 
+pub mod ack_policy;
 mod alone;
 mod commands;
 pub mod config;
@@ -35,6 +38,7 @@ pub mod effect;
 pub mod event;
 mod exchange;
 mod explain;
+mod falling_behind;
 mod flushing;
 mod greeting;
 mod lease;
@@ -73,6 +77,7 @@ use crate::units::{
 };
 use crate::wire::message::{DiskState, Role};
 
+use ack_policy::Backlog;
 use alone::Alone;
 use commands::Commands;
 use config::{Seed, VolumeConfig};
@@ -97,6 +102,7 @@ enum Io {
     Write(Owner),
     Read(RequestId),
     Flush,
+    FlushAhead,
     Replica(replica::ReplicaIo),
     Walk(Owner),
 }
@@ -106,6 +112,8 @@ enum Io {
 enum Sent {
     Write(Owner),
     Flush,
+    /// Of a client that was answered ahead of it, or will be.
+    FlushAhead,
     Read(Owner),
     Walk(Owner),
     Promote,
@@ -152,6 +160,7 @@ pub struct Volume {
     io: HashMap<IoToken, Io>,
     sent: HashMap<Sequence, Awaited>,
     requests: Requests,
+    backlog: Backlog,
     flushing: Flushing,
     gate: Gate,
     alone: Alone,
@@ -200,6 +209,7 @@ impl Volume {
         let bitmap = Bitmap::new(words, superblock.block_shift, size_bytes);
         let slots = superblock.log_slots as u16;
         let gate = Gate::new(config.arbitration, now.monotonic_ms);
+        let in_flight = config.in_flight_max();
         let mut volume = Self {
             log: ActivityLog::new(slots, log.next_number, superblock.log_epoch),
             log_queue: LogQueue::default(),
@@ -222,8 +232,9 @@ impl Volume {
             halted: false,
             stopped: false,
             io: HashMap::with_capacity(1024),
-            sent: HashMap::with_capacity(1024),
-            requests: Requests::default(),
+            sent: HashMap::with_capacity(in_flight),
+            requests: Requests::with_capacity(in_flight),
+            backlog: Backlog::default(),
             flushing: Flushing::default(),
             gate,
             alone: Alone::default(),
@@ -274,6 +285,7 @@ impl Volume {
         self.bitmap.check_invariants();
         self.log.check_invariants();
         self.locks.check_invariants();
+        self.backlog.check_invariants();
         assert!(
             !self.serving || self.role == Role::Primary,
             "only a primary serves"
@@ -281,6 +293,10 @@ impl Volume {
         assert!(
             self.role != Role::Primary || self.target.is_none(),
             "a primary is never a resync target (D13)"
+        );
+        assert!(
+            self.is_alone_durable() || self.link().is_none_or(|link| !link.behind),
+            "nobody goes without a connected peer before that is on record (D5)"
         );
         assert!(
             self.walk.is_none() || self.link().is_some(),
@@ -399,6 +415,7 @@ impl Volume {
             Io::Write(owner) => self.on_write_applied(owner, result),
             Io::Read(id) => self.on_read_done(id, result),
             Io::Flush => self.on_local_flush(result.map(|_| ())),
+            Io::FlushAhead => self.on_local_flush_ahead(result.map(|_| ())),
             Io::Replica(io) => self.on_replica_io(io, result),
             Io::Walk(owner) => self.on_walk_read(owner, result),
         }
@@ -407,6 +424,7 @@ impl Volume {
     fn on_tick(&mut self) {
         self.tick_link();
         self.tick_flush();
+        self.tick_behind();
         self.tick_walk();
         self.tick_commands();
         self.tick_log();

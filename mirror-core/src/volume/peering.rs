@@ -45,11 +45,15 @@ pub(super) struct Link {
     opened_ms: u64,
     heard_ms: u64,
     pinged_ms: u64,
+    /// When the peer last acknowledged something.
+    acknowledged_ms: u64,
     pub(super) peer_epoch: Epoch,
     pub(super) peer_role: Role,
     pub(super) peer_disk: DiskState,
     /// Writes go to the peer and wait for it.
     pub(super) replicating: bool,
+    /// They do not for the moment: the queue was full, and a resync brings them what they miss (`falling_behind`).
+    pub(super) behind: bool,
     /// This side's data is what the other is to hold: the source of the handshake, until one of the
     /// two is promoted.
     pub(super) is_source: bool,
@@ -137,6 +141,12 @@ impl Volume {
     }
 
     pub(super) fn is_replicating(&self) -> bool {
+        self.link()
+            .is_some_and(|link| link.replicating && !link.behind)
+    }
+
+    /// The peer takes part, whether or not every write goes there at once.
+    pub(super) fn has_follower(&self) -> bool {
         self.link().is_some_and(|link| link.replicating)
     }
 
@@ -211,10 +221,12 @@ impl Volume {
             opened_ms: now,
             heard_ms: now,
             pinged_ms: now,
+            acknowledged_ms: now,
             peer_epoch: Epoch(0),
             peer_role: Role::Unknown,
             peer_disk: DiskState::Unknown,
             replicating: false,
+            behind: false,
             is_source: false,
         });
         self.resume_handshake();
@@ -334,7 +346,16 @@ impl Volume {
             return;
         }
         let ack_limit = timeout.saturating_mul(ACK_TIMEOUT_FACTOR);
-        let oldest = self.sent.values().map(|awaited| awaited.since_ms).min();
+        // Behind a long line everything waits its turn: there, only a peer that gets nothing done is lost.
+        let turn_ms = match self.config.mode.runs_ahead() {
+            true => link.acknowledged_ms,
+            false => 0,
+        };
+        let oldest = self
+            .sent
+            .values()
+            .map(|awaited| awaited.since_ms.max(turn_ms))
+            .min();
         if oldest.is_some_and(|since| now.saturating_sub(since) > ack_limit) {
             self.break_link("the peer does not get its work done");
             return;
@@ -386,7 +407,7 @@ impl Volume {
         self.target = None;
         self.exchange = None;
         self.on_peer_gone();
-        self.replica.on_link_lost();
+        self.replica.on_link_lost(self.config.mode.runs_ahead());
         self.on_link_lost_commands();
         self.release_held();
         self.pump_flush();
@@ -443,6 +464,11 @@ impl Volume {
             Message::Ack { sequences } => {
                 for sequence in sequences {
                     self.on_acknowledged(sequence);
+                }
+            }
+            Message::Received { sequences } => {
+                for sequence in sequences {
+                    self.on_received(sequence);
                 }
             }
             // What it answers stays awaited: it is lost with everything else that is out.
@@ -512,13 +538,16 @@ impl Volume {
         let Some(Awaited { what, since_ms }) = self.take_sent(sequence) else {
             return;
         };
+        if let Some(link) = &mut self.peering.link {
+            link.acknowledged_ms = self.now.monotonic_ms;
+        }
         match what {
             Sent::Write(owner) => self.on_write_acknowledged(owner, since_ms),
             Sent::Flush => self.on_peer_flushed(),
             Sent::Walk(owner) => self.on_walk_acknowledged(owner),
             Sent::Detached => self.on_detach_acknowledged(),
             Sent::Chunk => self.on_chunk_acknowledged(),
-            Sent::Read(_) | Sent::Promote => {}
+            Sent::Read(_) | Sent::Promote | Sent::FlushAhead => {}
         }
     }
 

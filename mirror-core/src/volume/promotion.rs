@@ -11,7 +11,7 @@ use super::{Sent, Volume};
 use crate::control::SyncKind;
 use crate::link::handshake::Strategy;
 use crate::units::{CommandId, Epoch, FullSyncId, LinkId, Sequence};
-use crate::wire::message::{DiskState, Message, Role};
+use crate::wire::message::{DiskState, Message, Mode, Role};
 
 /// The rule by which a reinstatement is refused for good.
 pub const NOT_REINSTATED: &str = "not-reinstated";
@@ -508,9 +508,16 @@ impl Volume {
         self.serving = true;
         self.end_alone();
         self.fx.push(Effect::Serve { serving: true });
+        let tail = match self.config.mode {
+            Mode::Async if !self.link_ready() => format!(
+                "; what {} answered last and had not sent here is not part of this side",
+                self.config.peer_name
+            ),
+            _ => String::new(),
+        };
         self.report(Notice::info(
             "promoted",
-            format!("primary from epoch {} on", self.superblock.epoch.0),
+            format!("primary from epoch {} on{tail}", self.superblock.epoch.0),
         ));
         let forced = promoting.force
             && self

@@ -1,8 +1,13 @@
 //! What the peer asks of this side: apply, flush, read, compare.
 //!
 //! Operations start as they come, but one that overlaps an earlier one, or has a barrier, waits for
-//! those before it (D6). Senders of this version never have two overlapping ones out. Disk operations of a lost link run to their end and
-//! answer nobody; no new hello is said before (D11).
+//! those before it (D6). In sync mode a sender never has two overlapping ones out. Disk operations of a
+//! lost link run to their end and answer nobody; no new hello is said before (D11).
+//!
+//! In semisync and async the operations form a line: one that has to wait holds up what came behind it, a
+//! flush is one of them, and whatever was received is done, also when the link is gone. So this side always
+//! holds a prefix of what its primary answered: a barrier names the last operation answered before the
+//! submission of the one that carries it, and what is done is closed under that.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -29,6 +34,8 @@ pub(super) enum ReplicaIo {
         link: LinkId,
         sequence: Sequence,
         covered: Vec<ByteRange>,
+        /// It is an operation in line.
+        owner: Option<Owner>,
     },
     LastFlush {
         link: LinkId,
@@ -52,12 +59,19 @@ pub(super) struct Comparison {
 }
 
 #[derive(Debug)]
+enum Work {
+    Change(Change),
+    /// Covers everything before it.
+    Flush,
+}
+
+#[derive(Debug)]
 struct Op {
     link: LinkId,
     sequence: Sequence,
     depends_on: Sequence,
     range: ByteRange,
-    change: Change,
+    work: Work,
     running: bool,
     /// Went through this side's log, because the sender has no disk.
     logged: bool,
@@ -80,15 +94,30 @@ pub(super) struct Replica {
 
 impl Replica {
     pub(super) fn is_drained(&self) -> bool {
-        self.running == 0 && self.ops.values().all(|op| !op.running && !op.logged)
+        self.running == 0 && self.ops.is_empty()
     }
 
-    /// Forgets what has not started; what runs ends by itself.
-    pub(super) fn on_link_lost(&mut self) {
-        self.ops.retain(|_, op| op.running || op.logged);
-        self.waiting.clear();
-        self.incomplete.clear();
+    /// What runs ends by itself. What has not started is forgotten where nobody was told that it would be done.
+    pub(super) fn on_link_lost(&mut self, keep_waiting: bool) {
         self.resynced.clear();
+        if !keep_waiting {
+            self.drop_waiting();
+        }
+    }
+
+    /// This side's disk takes nothing any more, or need not.
+    pub(super) fn drop_waiting(&mut self) {
+        let Self {
+            ops, incomplete, ..
+        } = self;
+        ops.retain(|_, op| {
+            let stays = op.running || op.logged;
+            if !stays {
+                incomplete.remove(&op.sequence);
+            }
+            stays
+        });
+        self.waiting.clear();
     }
 }
 
@@ -111,7 +140,7 @@ impl Volume {
                     sequence,
                     depends_on,
                     range,
-                    Change::Data { data, fua },
+                    Work::Change(Change::Data { data, fua }),
                 );
             }
             Message::Trim {
@@ -125,7 +154,7 @@ impl Volume {
                     no_hole: false,
                     trim: true,
                 };
-                self.accept(link, sequence, depends_on, range, change);
+                self.accept(link, sequence, depends_on, range, Work::Change(change));
             }
             Message::WriteZeroes {
                 sequence,
@@ -139,7 +168,12 @@ impl Volume {
                     no_hole,
                     trim: false,
                 };
-                self.accept(link, sequence, depends_on, range, change);
+                self.accept(link, sequence, depends_on, range, Work::Change(change));
+            }
+            Message::Flush { sequence } if self.runs_ahead() => {
+                let before = Sequence(sequence.0.saturating_sub(1));
+                let nowhere = ByteRange::new(0, 0);
+                self.accept(link, sequence, before, nowhere, Work::Flush);
             }
             Message::Flush { sequence } => {
                 let covered = std::mem::take(&mut self.replica.resynced);
@@ -151,6 +185,7 @@ impl Volume {
                         link,
                         sequence,
                         covered,
+                        owner: None,
                     },
                 );
             }
@@ -266,13 +301,17 @@ impl Volume {
                 link,
                 sequence,
                 covered,
+                owner,
             } => {
                 for range in covered {
                     if self.target.is_some() {
                         self.bitmap.clear_range(range);
                     }
                 }
-                self.acknowledge(link, sequence);
+                match owner {
+                    Some(owner) => self.on_applied(owner),
+                    None => self.acknowledge(link, sequence),
+                }
             }
             ReplicaIo::LastFlush { link } => self.on_target_flushed(link),
             ReplicaIo::Read {
@@ -308,7 +347,7 @@ impl Volume {
         sequence: Sequence,
         depends_on: Sequence,
         range: ByteRange,
-        change: Change,
+        work: Work,
     ) {
         if range.end() > self.superblock.size_bytes {
             self.break_link("an operation past the end of the mirror");
@@ -328,19 +367,27 @@ impl Volume {
             sequence,
             depends_on,
             range,
-            change,
+            work,
             running: false,
             logged: false,
         };
         self.replica.ops.insert(owner, op);
         self.replica.incomplete.insert(sequence);
         self.replica.waiting.push_back(owner);
+        self.confirm_receipt(sequence);
         self.pump_replica();
     }
 
-    /// Starts every op whose barrier has passed and that overlaps no earlier one.
+    /// Starts every op whose barrier has passed and that overlaps no earlier one. Where operations form a
+    /// line, the first that has to wait ends it: it is not looked at over and over, however long it is.
     fn pump_replica(&mut self) {
+        if !self.disk_usable() {
+            self.replica.drop_waiting();
+            return;
+        }
         let mut ready = Vec::new();
+        let in_line = self.runs_ahead();
+        let mut held_up = false;
         let Replica {
             ops,
             incomplete,
@@ -348,19 +395,23 @@ impl Volume {
             ..
         } = &mut self.replica;
         waiting.retain(|owner| {
+            if held_up {
+                return true;
+            }
             let Some(op) = ops.get(owner) else {
                 return false;
             };
             let barred = incomplete
                 .first()
                 .is_some_and(|first| *first <= op.depends_on);
-            let overtakes = ops
-                .values()
-                .any(|other| other.sequence < op.sequence && other.range.overlaps(op.range));
-            let blocked = barred || overtakes;
+            let blocked = barred
+                || ops
+                    .values()
+                    .any(|other| other.sequence < op.sequence && other.range.overlaps(op.range));
             if !blocked {
                 ready.push((*owner, op.range));
             }
+            held_up = blocked && in_line;
             blocked
         });
         for (owner, _) in &ready {
@@ -369,7 +420,12 @@ impl Volume {
             }
         }
         for (owner, range) in ready {
-            if self.superblock.peer.detached {
+            let is_change = self
+                .replica
+                .ops
+                .get(&owner)
+                .is_some_and(|op| matches!(op.work, Work::Change(_)));
+            if self.superblock.peer.detached && is_change {
                 self.heat(LogWaiter::Replica(owner), range.extent());
             } else {
                 self.apply_replica(owner);
@@ -379,10 +435,22 @@ impl Volume {
 
     fn apply_replica(&mut self, owner: Owner) {
         self.replica.running += 1;
-        let io = self.start_io(Io::Replica(ReplicaIo::Apply(owner)));
         let op = &self.replica.ops[&owner];
-        let range = op.range;
-        let effect = op.change.effect(io, range);
+        let (link, sequence, range) = (op.link, op.sequence, op.range);
+        let purpose = match op.work {
+            Work::Change(_) => ReplicaIo::Apply(owner),
+            Work::Flush => ReplicaIo::Flush {
+                link,
+                sequence,
+                covered: std::mem::take(&mut self.replica.resynced),
+                owner: Some(owner),
+            },
+        };
+        let io = self.start_io(Io::Replica(purpose));
+        let effect = match &self.replica.ops[&owner].work {
+            Work::Change(change) => change.effect(io, range),
+            Work::Flush => Effect::Flush { io },
+        };
         self.fx.push(effect);
     }
 
@@ -394,11 +462,9 @@ impl Volume {
             self.log.note_local_write(op.range.extent());
             self.leave_log(op.range.extent());
         }
-        if self.is_current(op.link) {
-            self.replica.incomplete.remove(&op.sequence);
-            self.acknowledge(op.link, op.sequence);
-            self.pump_replica();
-        }
+        self.replica.incomplete.remove(&op.sequence);
+        self.acknowledge(op.link, op.sequence);
+        self.pump_replica();
     }
 
     fn on_compare_read(&mut self, comparison: &Comparison, result: Result<Output, DiskFault>) {
@@ -430,6 +496,7 @@ impl Volume {
         let (link, sequence) = match io {
             ReplicaIo::Apply(owner) => match self.replica.ops.remove(owner) {
                 Some(op) => {
+                    self.replica.incomplete.remove(&op.sequence);
                     if op.logged {
                         self.leave_log(op.range.extent());
                     }
@@ -437,13 +504,26 @@ impl Volume {
                 }
                 None => return,
             },
-            ReplicaIo::Resync { link, sequence, .. }
-            | ReplicaIo::Flush { link, sequence, .. }
-            | ReplicaIo::Read { link, sequence, .. } => (*link, *sequence),
+            ReplicaIo::Flush {
+                link,
+                sequence,
+                owner,
+                ..
+            } => {
+                if let Some(owner) = owner {
+                    self.replica.ops.remove(owner);
+                    self.replica.incomplete.remove(sequence);
+                }
+                (*link, *sequence)
+            }
+            ReplicaIo::Resync { link, sequence, .. } | ReplicaIo::Read { link, sequence, .. } => {
+                (*link, *sequence)
+            }
             ReplicaIo::Compare(comparison) => (comparison.link, comparison.sequence),
             ReplicaIo::LastFlush { link } => (*link, Sequence(0)),
         };
         self.on_local_disk_failed("an operation for the peer failed");
+        self.replica.drop_waiting();
         if self.is_current(link) {
             self.refuse_operation(sequence);
         }

@@ -9,6 +9,7 @@ impl Volume {
         let link = self
             .link()
             .filter(|_| self.peering.connection == Connection::Connected);
+        let (lag_bytes, lag_ms) = self.lag();
         MirrorStatus {
             name: self.config.name.clone(),
             role: self.role,
@@ -23,8 +24,8 @@ impl Volume {
             size_bytes: self.superblock.size_bytes,
             out_of_sync_bytes: self.bitmap.dirty_bytes(),
             sync: self.sync_status(),
-            lag_bytes: 0,
-            lag_ms: 0,
+            lag_bytes,
+            lag_ms,
             frozen: self.is_frozen(),
             lease: self.lease_status(),
             confirm_wanted: self.gate.ticket(),

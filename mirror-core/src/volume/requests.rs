@@ -4,14 +4,16 @@
 //! once. It is answered when both legs are in; a leg that is lost leaves dirty bits behind before
 //! anything else (D2), and the answer then waits for D5. Lock and extent are given back together
 //! with the answer.
+//!
+//! In semisync and async the answer comes earlier (`ack_policy`). Lock and extent are given back with the
+//! second leg then, too; until then the write is in the table without its client and without its payload.
 
 use std::collections::{HashMap, HashSet};
 
 use super::effect::Effect;
 use super::event::{DiskFault, Output};
-use super::flushing::FlushFor;
 use super::log::LogWaiter;
-use super::range_lock::Owner;
+use super::range_lock::{Owner, Use};
 use super::{Io, Sent, Volume};
 use crate::buffer::Buffer;
 use crate::request::{Answer, Failure, Operation, Request};
@@ -75,10 +77,19 @@ struct Write {
     /// None for a repair of the local disk from the peer.
     id: Option<RequestId>,
     range: ByteRange,
-    change: Change,
+    /// None once it was answered and is on its way: nobody asks for it any more.
+    change: Option<Change>,
     stage: Stage,
     local: Leg,
     peer: Leg,
+    /// The last operation of those that were answered before this one was submitted.
+    barrier: Sequence,
+    /// The message that carries it to the peer.
+    sequence: Sequence,
+    /// Semisync: the peer has it and will do it.
+    received: bool,
+    /// Answered ahead of the peer.
+    answered: bool,
     /// When the peer was asked for what it has acknowledged.
     asked_ms: Option<u64>,
     failure: Option<Failure>,
@@ -106,11 +117,23 @@ pub(super) struct Requests {
     /// Complete here, but the answer waits (D5, D13).
     held: HashSet<Owner>,
     parked: Vec<Owner>,
+    /// Waited for proof of the lease when the line that they rested on was cut: the peer lacks them now.
+    overtaken: Vec<RequestId>,
 }
 
 impl Requests {
+    pub(super) fn with_capacity(writes: usize) -> Self {
+        Self {
+            writes: HashMap::with_capacity(writes),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.reads.is_empty() && self.peer_reads.is_empty()
+        self.writes.is_empty()
+            && self.reads.is_empty()
+            && self.peer_reads.is_empty()
+            && self.overtaken.is_empty()
     }
 
     /// Nothing runs against a disk or the old peer; what is left is held, parked or queued behind.
@@ -123,16 +146,24 @@ impl Requests {
     }
 
     pub(super) fn has_held(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.overtaken.is_empty()
+    }
+
+    pub(super) fn has_overtaken(&self) -> bool {
+        !self.overtaken.is_empty()
     }
 
     pub(super) fn has_parked(&self) -> bool {
         !self.parked.is_empty()
     }
 
-    /// Requests that change data or read it and are not yet answered.
-    pub(super) fn active(&self) -> usize {
+    /// Changes in the table, those too that were answered ahead of the peer, and reads.
+    pub(super) fn count(&self) -> usize {
         self.writes.len() + self.reads.len()
+    }
+
+    pub(super) fn range_of(&self, owner: Owner) -> Option<ByteRange> {
+        self.writes.get(&owner).map(|write| write.range)
     }
 }
 
@@ -163,7 +194,7 @@ impl Volume {
         }
         match operation {
             Operation::Read => self.begin_read(id, range),
-            Operation::Flush => self.request_flush(FlushFor::Request(id)),
+            Operation::Flush => self.request_client_flush(id),
             Operation::Write { data, fua } => {
                 self.counters.writes += 1;
                 self.counters.bytes_written += u64::from(range.length);
@@ -203,23 +234,29 @@ impl Volume {
             write.stage = Stage::Heating;
             let extent = write.range.extent();
             self.heat(LogWaiter::Write(owner), extent);
-        } else if let Some(read) = self.requests.peer_reads.get_mut(&owner) {
-            read.running = true;
-            self.send_peer_read(owner);
+        } else {
+            self.on_peer_read_granted(owner);
         }
     }
 
     /// The extent is hot and pinned.
     pub(super) fn on_write_hot(&mut self, owner: Owner) {
         self.log_queue.running += 1;
+        let Some(range) = self.requests.range_of(owner) else {
+            return;
+        };
         if self.in_handshake() || self.is_suspended() {
-            if let Some(write) = self.requests.writes.get_mut(&owner) {
-                write.stage = Stage::Parked;
-            }
+            self.park_write(owner);
             self.requests.parked.push(owner);
             return;
         }
-        self.run_write(owner);
+        self.admit_write(owner, range);
+    }
+
+    pub(super) fn park_write(&mut self, owner: Owner) {
+        if let Some(write) = self.requests.writes.get_mut(&owner) {
+            write.stage = Stage::Parked;
+        }
     }
 
     /// Lets parked writes run: the handshake ended, or answers alone are allowed now.
@@ -228,7 +265,9 @@ impl Volume {
             return;
         }
         for owner in std::mem::take(&mut self.requests.parked) {
-            self.run_write(owner);
+            if let Some(range) = self.requests.range_of(owner) {
+                self.admit_write(owner, range);
+            }
         }
     }
 
@@ -249,6 +288,7 @@ impl Volume {
                 write.peer = Leg::Running;
                 self.requests.held.remove(&owner);
                 self.send_write(owner);
+                self.advance_write(owner);
             }
         }
     }
@@ -288,11 +328,23 @@ impl Volume {
         write.asked_ms = Some(asked_ms);
         let range = write.range;
         self.log.note_peer_write(range);
+        self.note_leg_over(range);
         self.advance_write(owner);
+        self.pump_backlog();
+    }
+
+    pub(super) fn on_write_received(&mut self, owner: Owner) {
+        if let Some(write) = self.requests.writes.get_mut(&owner) {
+            write.received = true;
+            self.advance_write(owner);
+        }
     }
 
     /// The peer will not acknowledge anything that is out there: bits first, then the rest.
     pub(super) fn on_writes_lost_peer(&mut self) {
+        self.backlog.note_cut();
+        let waiting = self.backlog.take_waiting();
+        self.requests.parked.extend(waiting);
         let mut owners: Vec<Owner> = self
             .requests
             .writes
@@ -306,9 +358,18 @@ impl Volume {
             write.peer = Leg::Lost;
             let range = write.range;
             self.mark_dirty(range);
+            self.note_leg_over(range);
         }
         for owner in owners {
             self.advance_write(owner);
+        }
+        let overtaken = self.take_ahead();
+        if !overtaken.is_empty() {
+            self.requests.overtaken.extend(overtaken);
+            if self.is_alone_durable() {
+                self.release_overtaken();
+            }
+            self.want_alone();
         }
         let mut reads: Vec<Owner> = self.requests.peer_reads.keys().copied().collect();
         reads.sort_unstable_by_key(|owner| owner.0);
@@ -354,10 +415,14 @@ impl Volume {
         let write = Write {
             id: None,
             range: read.range,
-            change: Change::Data { data, fua: false },
+            change: Some(Change::Data { data, fua: false }),
             stage: Stage::Heating,
             local: Leg::Idle,
             peer: Leg::Done,
+            barrier: Sequence(0),
+            sequence: Sequence(0),
+            received: false,
+            answered: false,
             asked_ms: None,
             failure: None,
         };
@@ -379,7 +444,23 @@ impl Volume {
         for owner in held {
             self.advance_write(owner);
         }
+        if self.is_alone_durable() {
+            self.release_overtaken();
+        }
         self.release_held_flushes();
+    }
+
+    /// What the line was cut under is on record (D5), or a resync brought it to the peer.
+    pub(super) fn release_overtaken(&mut self) {
+        for id in std::mem::take(&mut self.requests.overtaken) {
+            self.answer(id, Answer::Done);
+        }
+    }
+
+    pub(super) fn fail_overtaken(&mut self, answer: &Answer) {
+        for id in std::mem::take(&mut self.requests.overtaken) {
+            self.answer(id, answer.clone());
+        }
     }
 
     /// Every request gets the same answer: this side will not serve any more.
@@ -387,6 +468,7 @@ impl Volume {
         self.clear_log_waiters();
         self.requests.parked.clear();
         self.requests.held.clear();
+        self.backlog.take_waiting();
         let mut owners: Vec<Owner> = self.requests.writes.keys().copied().collect();
         owners.sort_unstable_by_key(|owner| owner.0);
         let mut dropped = Vec::with_capacity(owners.len());
@@ -411,6 +493,9 @@ impl Volume {
             if write.stage == Stage::Running {
                 self.mark_dirty(write.range);
             }
+            if write.peer == Leg::Running {
+                self.note_leg_over(write.range);
+            }
             self.finish_write(owner, &write, &answer);
         }
         let mut reads: Vec<RequestId> = self.requests.reads.drain().map(|(id, _)| id).collect();
@@ -423,6 +508,7 @@ impl Volume {
         for owner in reads {
             self.fail_peer_read(owner);
         }
+        self.fail_overtaken(&answer);
         self.fail_flushes(&answer);
         self.fail_waiting(&answer);
     }
@@ -434,6 +520,10 @@ impl Volume {
     pub(super) fn unlock(&mut self, owner: Owner, range: ByteRange) {
         let mut granted = Vec::new();
         self.locks.release(owner, range, &mut granted);
+        self.grant_locks(granted);
+    }
+
+    fn grant_locks(&mut self, granted: Vec<Owner>) {
         for owner in granted {
             if self.is_walk_step(owner) {
                 self.on_walk_granted(owner);
@@ -464,21 +554,25 @@ impl Volume {
         let write = Write {
             id: Some(id),
             range,
-            change,
+            change: Some(change),
             stage: Stage::Locking,
             local: Leg::Idle,
             peer: Leg::Idle,
+            barrier: self.backlog.barrier(),
+            sequence: Sequence(0),
+            received: false,
+            answered: false,
             asked_ms: None,
             failure: None,
         };
         self.requests.writes.insert(owner, write);
-        if self.locks.acquire(owner, range) {
+        if self.locks.acquire(owner, range, Use::Write) {
             self.on_write_granted(owner);
         }
     }
 
     /// Sends a hot write on its way to both sides.
-    fn run_write(&mut self, owner: Owner) {
+    pub(super) fn run_write(&mut self, owner: Owner) {
         let usable = self.disk_usable();
         let replicating = self.is_replicating();
         let Some(write) = self.requests.writes.get_mut(&owner) else {
@@ -509,17 +603,27 @@ impl Volume {
         let io = self.start_io(Io::Write(owner));
         let write = &self.requests.writes[&owner];
         let range = write.range;
-        let effect = write.change.effect(io, range);
+        let change = write.change.as_ref().expect("a write that was not begun");
+        let effect = change.effect(io, range);
         self.fx.push(effect);
     }
 
     fn send_write(&mut self, owner: Owner) {
         let sequence = self.next_sequence(Sent::Write(owner));
+        let write = self
+            .requests
+            .writes
+            .get_mut(&owner)
+            .expect("a write that is sent is in the table");
+        write.sequence = sequence;
         // In sync mode everything that was answered is complete at the peer already.
-        let depends_on = Sequence(0);
-        let write = &self.requests.writes[&owner];
+        let depends_on = write.barrier;
         let range = write.range;
-        let message = match &write.change {
+        let change = write
+            .change
+            .as_ref()
+            .expect("a write that was not answered");
+        let message = match change {
             Change::Data { data, fua } => Message::Write {
                 sequence,
                 depends_on,
@@ -544,6 +648,36 @@ impl Volume {
             },
         };
         self.send(message);
+        if self.runs_ahead() {
+            self.backlog.note_sent(range);
+        }
+    }
+
+    fn note_leg_over(&mut self, range: ByteRange) {
+        if self.runs_ahead() {
+            self.backlog.note_over(range);
+        }
+    }
+
+    /// Answers a write ahead of the peer, and lets later ones pass it. What is left waits for the peer.
+    fn answer_ahead(&mut self, owner: Owner) {
+        let Some(write) = self.requests.writes.get_mut(&owner) else {
+            return;
+        };
+        let Some(id) = write.id.take() else {
+            return;
+        };
+        write.answered = true;
+        write.change = None;
+        let (range, sequence) = (write.range, write.sequence);
+        self.backlog
+            .note_answered(owner, range, self.now.monotonic_ms);
+        self.backlog.note_barrier(sequence);
+        self.release_ahead(id);
+        self.leave_log_ahead();
+        let mut granted = Vec::new();
+        self.locks.let_pass(owner, range, &mut granted);
+        self.grant_locks(granted);
     }
 
     /// Answers a write whose legs are all in, if it may be answered.
@@ -551,10 +685,14 @@ impl Volume {
         let Some(write) = self.requests.writes.get(&owner) else {
             return;
         };
-        if write.stage != Stage::Running
-            || write.local == Leg::Running
-            || write.peer == Leg::Running
-        {
+        if write.stage != Stage::Running || write.local == Leg::Running {
+            return;
+        }
+        if write.peer == Leg::Running {
+            let done_here = write.local == Leg::Done && write.failure.is_none();
+            if done_here && self.is_enough(write.received) {
+                self.answer_ahead(owner);
+            }
             return;
         }
         let answer = match (write.local, write.peer, write.failure) {
@@ -582,8 +720,18 @@ impl Volume {
         if let Some(id) = write.id {
             self.release(id, answer.clone(), write.asked_ms);
         }
-        if matches!(write.stage, Stage::Parked | Stage::Running) {
-            self.leave_log(write.range.extent());
+        let extent = write.range.extent();
+        if write.answered {
+            let writes = &self.requests.writes;
+            let is_out = |owner| {
+                writes
+                    .get(&owner)
+                    .is_some_and(|write: &Write| write.answered)
+            };
+            self.backlog.note_settled(write.range, is_out);
+            self.unpin_answered(extent);
+        } else if matches!(write.stage, Stage::Parked | Stage::Running) {
+            self.leave_log(extent);
         }
         self.unlock(owner, write.range);
     }
@@ -604,13 +752,36 @@ impl Volume {
         self.release(id, Answer::Data(data), asked_ms);
     }
 
-    fn begin_peer_read(&mut self, id: RequestId, range: ByteRange, repair: bool) {
-        let current = self.link_ready()
+    fn is_current_at_peer(&self, range: ByteRange) -> bool {
+        self.link_ready()
             && self
                 .link()
                 .is_some_and(|link| link.peer_disk == DiskState::UpToDate)
-            && !self.bitmap.any_in(range);
-        if !current {
+            && !self.bitmap.any_in(range)
+    }
+
+    /// What held the lock until now may have gone without the peer.
+    fn on_peer_read_granted(&mut self, owner: Owner) {
+        let Some(read) = self.requests.peer_reads.get_mut(&owner) else {
+            return;
+        };
+        let range = read.range;
+        read.running = true;
+        if self.is_current_at_peer(range) {
+            self.send_peer_read(owner);
+        } else if self.disk_usable()
+            && let Some(read) = self.requests.peer_reads.remove(&owner)
+        {
+            // It was written here since, and so made readable.
+            self.unlock(owner, range);
+            self.begin_read(read.id, range);
+        } else {
+            self.fail_peer_read(owner);
+        }
+    }
+
+    fn begin_peer_read(&mut self, id: RequestId, range: ByteRange, repair: bool) {
+        if !self.is_current_at_peer(range) {
             self.answer(id, Answer::Failed(Failure::Io));
             return;
         }
@@ -624,7 +795,7 @@ impl Volume {
                 running: false,
             },
         );
-        if self.locks.acquire(owner, range) {
+        if self.locks.acquire(owner, range, Use::Exclusive) {
             self.on_write_granted(owner);
         }
     }

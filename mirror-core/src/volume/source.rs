@@ -86,6 +86,7 @@ impl Volume {
             format!("sending {total} bytes to {}", self.config.peer_name),
         ));
         self.set_ready(true);
+        self.on_peer_inconsistent();
         self.pump_walk();
     }
 
@@ -107,7 +108,7 @@ impl Volume {
         }
     }
 
-    fn begin_walk(&mut self, stage: Stage, full_sync: FullSyncId) {
+    pub(super) fn begin_walk(&mut self, stage: Stage, full_sync: FullSyncId) {
         self.resync_due_ms = None;
         let total_bytes = self.bitmap.dirty_bytes();
         let kind = if full_sync.is_none() {
@@ -168,6 +169,8 @@ impl Volume {
         flags.outdated = false;
         flags.discard_local = false;
         self.superblock.peer.full_sync = FullSyncId::NONE;
+        self.backlog.note_caught_up();
+        self.release_overtaken();
         self.end_alone();
         self.persist(After::SourceSettled { link });
     }

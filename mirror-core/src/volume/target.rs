@@ -190,6 +190,7 @@ impl Volume {
         if !self.is_current(link) {
             return;
         }
+        self.backlog.note_caught_up();
         if let Some(target) = self.target.take()
             && target.started
         {

@@ -64,6 +64,8 @@ pub(super) fn config(side: usize) -> VolumeConfig {
         resync_in_flight: 4,
         arbitration: None,
         checkpoint_bytes: 64 << 20,
+        queue_bytes: 1 << 20,
+        queue_full: crate::volume::config::QueueFull::Block,
     }
 }
 

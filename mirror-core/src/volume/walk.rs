@@ -11,7 +11,7 @@ use super::effect::Effect;
 use super::event::{DiskFault, Output};
 use super::flushing::FlushFor;
 use super::notice::Notice;
-use super::range_lock::Owner;
+use super::range_lock::{Owner, Use};
 use super::store::After;
 use super::{Io, Sent, Volume};
 use crate::buffer::Buffer;
@@ -349,6 +349,7 @@ impl Volume {
 
     /// Gives the ranges of a walk back, except those that the peer still works on.
     pub(super) fn drop_walk(&mut self) {
+        self.backlog.degrading = false;
         let Some(walk) = self.walk.take() else {
             return;
         };
@@ -406,7 +407,7 @@ impl Volume {
 
     pub(super) fn pump_walk(&mut self) {
         loop {
-            let clients_active = self.requests.active() > 0;
+            let clients_active = self.has_active_requests();
             let Some(walk) = &mut self.walk else {
                 return;
             };
@@ -451,7 +452,7 @@ impl Volume {
                     },
                 );
             }
-            if self.locks.acquire(owner, range) {
+            if self.locks.acquire(owner, range, Use::Exclusive) {
                 self.on_walk_granted(owner);
             }
         }
@@ -470,7 +471,9 @@ impl Volume {
         } else if !walk.copied.is_empty() {
             self.take_checkpoint();
         } else if self.bitmap.is_clean() {
-            self.hand_over();
+            if self.may_hand_over() {
+                self.hand_over();
+            }
         } else if walk.unreadable.bytes > 0 && !walk.unreadable.again {
             let why = format!(
                 "{} bytes cannot be read here; writing them anew, or promoting the peer's older data by force, ends that",

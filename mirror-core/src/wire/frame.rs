@@ -145,6 +145,7 @@ fn fields(message: &Message) -> Fields {
         },
         Message::Flush { sequence } => numbered(Kind::Flush, *sequence),
         Message::Ack { .. } => of(Kind::Ack),
+        Message::Received { .. } => of(Kind::Received),
         Message::Refused { sequence } => numbered(Kind::Refused, *sequence),
         Message::ReadRequest { sequence, range } => ranged(Kind::ReadRequest, *sequence, *range),
         Message::ReadReply {
@@ -219,7 +220,9 @@ fn payload(message: &Message) -> (Vec<u8>, Option<Buffer>) {
         Message::Hello(hello) => hello::encode(hello),
         Message::BitmapChunk { words, .. } => u64_bytes(words.iter().copied()),
         Message::CompareResult { unequal, .. } => u64_bytes(unequal.iter().copied()),
-        Message::Ack { sequences } => u64_bytes(sequences.iter().map(|sequence| sequence.0)),
+        Message::Ack { sequences } | Message::Received { sequences } => {
+            u64_bytes(sequences.iter().map(|sequence| sequence.0))
+        }
         Message::DoubtChunk { extents, .. } | Message::Detached { extents, .. } => extents
             .iter()
             .flat_map(|extent| extent.to_le_bytes())
@@ -280,6 +283,9 @@ impl Reader {
             },
             Kind::Flush => Message::Flush { sequence },
             Kind::Ack => Message::Ack {
+                sequences: self.u64s(ACKS_MAX)?.into_iter().map(Sequence).collect(),
+            },
+            Kind::Received => Message::Received {
                 sequences: self.u64s(ACKS_MAX)?.into_iter().map(Sequence).collect(),
             },
             Kind::Refused => Message::Refused { sequence },

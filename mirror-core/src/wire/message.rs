@@ -9,9 +9,12 @@ use crate::units::{ByteRange, Epoch, FullSyncId, Sequence, Uuid};
 
 /// Oldest and newest protocol version this build speaks.
 pub const VERSION_MIN: u16 = 1;
-pub const VERSION_MAX: u16 = 2;
+pub const VERSION_MAX: u16 = 3;
 /// First version with [`Message::Confirm`].
 pub const VERSION_CONFIRM: u16 = 2;
+/// First version that serves other modes than sync: [`Message::Received`], and flushes that keep their
+/// place among the writes.
+pub const VERSION_MODES: u16 = 3;
 /// Bytes of one block hash in [`Message::Compare`]: a BLAKE3 hash cut to 128 bits.
 pub const HASH_BYTES: usize = 16;
 
@@ -77,12 +80,18 @@ pub enum Message {
         fua: bool,
         no_hole: bool,
     },
-    /// Everything acknowledged before it was sent becomes durable before it is acknowledged.
+    /// Everything acknowledged before it was sent becomes durable before it is acknowledged. In semisync
+    /// and async it is itself an operation in line: begun when all before it are complete.
     Flush {
         sequence: Sequence,
     },
     /// Completed operations, batched. At most 1024 a message.
     Ack {
+        sequences: Vec<Sequence>,
+    },
+    /// Operations that are here and will be done, whatever becomes of the link (semisync). At most 1024 a
+    /// message.
+    Received {
         sequences: Vec<Sequence>,
     },
     /// The peer could not do an operation; its disk is failed from here on.
@@ -307,6 +316,22 @@ pub enum Mode {
     Sync,
     Semisync,
     Async,
+}
+
+impl Mode {
+    /// The word for it in the configuration and in `mdstat`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Semisync => "semisync",
+            Self::Async => "async",
+        }
+    }
+
+    /// Answers run ahead of the peer's disk.
+    pub const fn runs_ahead(self) -> bool {
+        !matches!(self, Self::Sync)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

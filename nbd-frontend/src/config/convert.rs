@@ -2,6 +2,7 @@
 
 use mirror_core::units::{BLOCK_BYTES_MIN, Uuid};
 use mirror_core::volume::config::{LeaseCheck, VolumeConfig};
+use mirror_core::wire::message::Mode;
 
 use super::agent::ResourceKind;
 use super::{Config, Encryption, Mirror, PeerLoss};
@@ -50,7 +51,19 @@ impl Config {
             resync_in_flight: RESYNC_IN_FLIGHT,
             arbitration: self.arbitration(mirror),
             checkpoint_bytes: RESYNC_CHECKPOINT_BYTES,
+            queue_bytes: mirror.queue_size,
+            queue_full: mirror.queue_full,
         }
+    }
+
+    /// Payload memory that `mirror` takes at start. What is in line for a peer is still in memory, and clients
+    /// may have three quarters of all: the queue comes on top of what a mirror in sync mode needs.
+    pub fn payload_memory(&self, mirror: &Mirror) -> usize {
+        let queue = match mirror.mode {
+            Mode::Sync => 0,
+            Mode::Semisync | Mode::Async => mirror.queue_size / 3 * 4,
+        };
+        usize::try_from(mirror.buffer_memory.saturating_add(queue)).unwrap_or(usize::MAX)
     }
 
     /// How `mirror` checks its lease before it answers; `None` where it needs none. Only mirrors of a

@@ -18,7 +18,9 @@ use super::section::{
 use super::value::{address, choice, duration, integer, name, path, value_or};
 use crate::kernel::found::DeviceNumber;
 
-use super::{Config, Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, Side, units};
+use super::{
+    Config, Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, QueueFull, Side, units,
+};
 
 const PEER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6);
 const PEER_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(600)];
@@ -29,6 +31,8 @@ const DEVICE_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_secs(1), Duration::f
 const DEVICE_CONNECTIONS_RANGE: [u32; 2] = [1, 16];
 const BUFFER_MEMORY_DEFAULT: u64 = 48 << 20;
 const BUFFER_MEMORY_RANGE: [u64; 2] = [16 << 20, 16 << 30];
+const QUEUE_SIZE_DEFAULT: u64 = 64 << 20;
+const QUEUE_SIZE_RANGE: [u64; 2] = [1 << 20, 16 << 30];
 
 #[derive(Debug, Default)]
 pub(super) struct Draft {
@@ -60,6 +64,8 @@ pub(super) struct DraftMirror {
     pub peer_timeout: Duration,
     pub resync_rate_max: u64,
     pub buffer_memory: u64,
+    pub queue_size: Option<Located<u64>>,
+    pub queue_full: Option<Located<QueueFull>>,
     pub stop_timeout: Duration,
     pub device_timeout: Duration,
     pub device_connections: usize,
@@ -241,7 +247,18 @@ fn read_mirror(
     let resync_rate_max = section.optional("resync_rate_max", problems, |value| {
         Ok(units::parse_rate(text(value)?)?)
     });
-    let buffer_memory = section.optional("buffer_memory", problems, buffer_memory);
+    let buffer_memory = section.optional("buffer_memory", problems, |value| {
+        memory(value, BUFFER_MEMORY_RANGE, "choose between 16MiB and 16GiB")
+    });
+    let queue_size = section.optional("queue_size", problems, |value| {
+        memory(value, QUEUE_SIZE_RANGE, "choose between 1MiB and 16GiB")
+    });
+    let queue_full = section.optional("queue_full", problems, |value| {
+        choice(
+            value,
+            &[("block", QueueFull::Block), ("degrade", QueueFull::Degrade)],
+        )
+    });
     let insecure = section.optional("insecure", problems, boolean);
     let sides = read_sides(&mut section, &title, lines, problems);
     section.refuse_unknown_keys(problems);
@@ -255,6 +272,8 @@ fn read_mirror(
         peer_timeout: value_or(peer_timeout, PEER_TIMEOUT_DEFAULT),
         resync_rate_max: value_or(resync_rate_max, 0),
         buffer_memory: value_or(buffer_memory, BUFFER_MEMORY_DEFAULT),
+        queue_size,
+        queue_full,
         stop_timeout: value_or(stop_timeout, STOP_TIMEOUT_DEFAULT),
         device_timeout: value_or(device_timeout, DEVICE_TIMEOUT_DEFAULT),
         device_connections: value_or(device_connections, 1) as usize,
@@ -382,12 +401,12 @@ fn export(value: &DeValue) -> Result<NbdListen, Complaint> {
     }
 }
 
-fn buffer_memory(value: &DeValue) -> Result<u64, Complaint> {
+fn memory(value: &DeValue, range: [u64; 2], remedy: &'static str) -> Result<u64, Complaint> {
     let bytes = units::parse_size(text(value)?)?;
-    if !(BUFFER_MEMORY_RANGE[0]..=BUFFER_MEMORY_RANGE[1]).contains(&bytes) {
+    if !(range[0]..=range[1]).contains(&bytes) {
         return Err(Complaint::new(
             format!("{bytes} bytes is out of range"),
-            "choose between 16MiB and 16GiB",
+            remedy,
         ));
     }
     Ok(bytes)
@@ -399,7 +418,6 @@ impl Draft {
         self,
         file: &Path,
         machine: Machine,
-        unsupported: Vec<Problem>,
         warnings: Vec<Problem>,
     ) -> Option<Config> {
         let names = self.nodes.iter().map(|node| node.value.clone());
@@ -435,7 +453,6 @@ impl Draft {
             nbd_tls,
             agent,
             nodes,
-            unsupported,
             warnings,
             places: self.places,
         })
@@ -464,6 +481,8 @@ fn finish_mirror(mirror: DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2]) 
         peer_timeout: mirror.peer_timeout,
         resync_rate_max: mirror.resync_rate_max,
         buffer_memory: mirror.buffer_memory,
+        queue_size: value_or(mirror.queue_size, QUEUE_SIZE_DEFAULT),
+        queue_full: value_or(mirror.queue_full, QueueFull::Block),
         stop_timeout: mirror.stop_timeout,
         device_timeout: mirror.device_timeout,
         device_connections: mirror.device_connections,

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use mirror_core::control::{InitialSync, Mode};
 pub use mirror_core::io::open::MetadataPlace;
-pub use mirror_core::volume::config::PeerLoss;
+pub use mirror_core::volume::config::{PeerLoss, QueueFull};
 
 use crate::kernel::found::DeviceNumber;
 use crate::nbd::tls::ServerTls;
@@ -61,9 +61,6 @@ pub struct Config {
     pub nbd_tls: Option<NbdTls>,
     /// There if the file has `[heartbeat]`.
     pub agent: Option<AgentConfig>,
-    /// Settings that are valid but that this version cannot serve. `mirrord` does not start with
-    /// any of them.
-    pub unsupported: Vec<Problem>,
     /// Choices that the operator should know the price of.
     pub warnings: Vec<Problem>,
     /// Where in the file its keys are.
@@ -84,6 +81,10 @@ pub struct Mirror {
     pub resync_rate_max: u64,
     /// Bytes of payload buffers, taken at start.
     pub buffer_memory: u64,
+    /// Semisync and async: bytes that may be with the peer, or on their way, and not acknowledged.
+    pub queue_size: u64,
+    /// Async: what happens when these are used up.
+    pub queue_full: QueueFull,
     /// How long a stop waits for what is in flight.
     pub stop_timeout: Duration,
     /// How long the kernel lets requests of a device wait for a `mirrord` that died.
@@ -184,13 +185,11 @@ impl Config {
         let mut problems = problem::Collector::new(path);
         let draft = draft::read(text, &mut problems);
         validate::check(&draft, &mut problems);
-        let mut unsupported = problem::Collector::new(path);
-        validate::find_unsupported(&draft, &mut unsupported);
         let mut warnings = problem::Collector::new(path);
         validate::find_weaknesses(&draft, machine, &mut warnings);
         Problems::none_in(problems.into_vec())?;
         Ok(draft
-            .finish(path, machine, unsupported.into_vec(), warnings.into_vec())
+            .finish(path, machine, warnings.into_vec())
             .expect("a draft without problems is complete"))
     }
 

@@ -52,7 +52,6 @@ fn check(from: &str, to: &str, parts: &[&str]) {
 fn a_good_file_is_taken_with_its_defaults() {
     let config = parse(GOOD).unwrap();
     assert_eq!(config.nodes, ["server1", "server2"]);
-    assert!(config.unsupported.is_empty());
     let mirror = config.mirror("md1").unwrap();
     assert_eq!(mirror.mode, Mode::Sync);
     assert_eq!(mirror.initial_sync, InitialSync::Full);
@@ -346,14 +345,33 @@ fn an_export_to_the_network_needs_tls_that_checks_its_clients() {
 }
 
 #[test]
-fn what_this_version_cannot_serve_is_known_but_named() {
-    let text = GOOD.replace("mode = \"sync\"", "mode = \"async\"");
-    let config = parse(&text).unwrap();
-    let found: Vec<_> = config.unsupported.iter().map(ToString::to_string).collect();
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert!(
-        found[0].contains("cluster.toml:13") && found[0].contains("mode = \"sync\""),
-        "{found:?}"
+fn modes_that_answer_ahead_name_what_they_may_lose() {
+    let config = |lines: &str| parse(&GOOD.replace("mode = \"sync\"", lines)).unwrap();
+    let warned = |config: &Config, key: &str| {
+        config
+            .warnings
+            .iter()
+            .any(|warning| warning.key == format!("mirror \"md1\" {key}"))
+    };
+    let ahead = config("mode = \"async\"\nqueue_size = \"8MiB\"\nqueue_full = \"degrade\"");
+    let mirror = ahead.mirror("md1").unwrap();
+    assert_eq!(mirror.mode, Mode::Async);
+    assert_eq!(
+        (mirror.queue_size, mirror.queue_full),
+        (8 << 20, QueueFull::Degrade)
+    );
+    assert!(warned(&ahead, "mode") && warned(&ahead, "queue_full"));
+    assert!(!warned(&ahead, "queue_size"));
+    assert!(ahead.payload_memory(mirror) > (56 << 20));
+    let half = config("mode = \"semisync\"\nqueue_full = \"block\"");
+    assert!(warned(&half, "mode") && warned(&half, "queue_full"));
+    let sync = config("mode = \"sync\"\nqueue_size = \"8MiB\"");
+    assert!(warned(&sync, "queue_size") && !warned(&sync, "mode"));
+    assert_eq!(sync.payload_memory(sync.mirror("md1").unwrap()), 48 << 20);
+    check(
+        "mode = \"sync\"",
+        "queue_size = \"1KiB\"",
+        &["out of range", "1MiB"],
     );
 }
 

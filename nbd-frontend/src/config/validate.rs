@@ -11,7 +11,7 @@ use crate::kernel::found::DeviceNumber;
 use super::draft::{Draft, DraftMirror, DraftSide};
 use super::problem::{Collector, Located};
 use super::section::nearest_of;
-use super::{Encryption, Machine, MetadataPlace, NbdListen, PeerLoss, agent};
+use super::{Encryption, Machine, MetadataPlace, NbdListen, PeerLoss, QueueFull, agent};
 
 /// Adds every violation to `problems`.
 pub(super) fn check(draft: &Draft, problems: &mut Collector) {
@@ -33,24 +33,6 @@ pub(super) fn check(draft: &Draft, problems: &mut Collector) {
     agent::validate::check(draft, problems);
 }
 
-/// Adds what is well-formed but not to be had from this version.
-pub(super) fn find_unsupported(draft: &Draft, problems: &mut Collector) {
-    for mirror in &draft.mirrors {
-        if mirror.mode.value != Mode::Sync {
-            let mode = match mirror.mode.value {
-                Mode::Semisync => "semisync",
-                _ => "async",
-            };
-            problems.add(
-                Some(mirror.mode.line),
-                format!("{} mode", mirror.title()),
-                format!("mode {mode:?} is not served by this version"),
-                "write mode = \"sync\"",
-            );
-        }
-    }
-}
-
 /// Adds what is allowed and has a price.
 pub(super) fn find_weaknesses(draft: &Draft, machine: Machine, problems: &mut Collector) {
     agent::weaknesses::find(draft, machine, problems);
@@ -69,6 +51,47 @@ pub(super) fn find_weaknesses(draft: &Draft, machine: Machine, problems: &mut Co
                 "with \"continue\", answered writes can be lost if both nodes lose each other, \
                  both go on, and one side is given up afterwards",
                 "write peer_loss = \"hold\" if waiting for an operator's word is better than that",
+            );
+        }
+        match mirror.mode.value {
+            Mode::Sync => {}
+            Mode::Semisync => warn(
+                "mode",
+                "semisync answers a write before the peer's disk has it: if both servers lose power at once, \
+                 flushed writes of the last moment can be on one disk alone, and are lost with that disk",
+                "write mode = \"sync\" where no answered write may ever be lost with one server",
+            ),
+            Mode::Async => warn(
+                "mode",
+                "async answers a write before the peer has it, flushed or not: a failover loses the last of \
+                 them, up to queue_size (mirrorctl mdstat shows the lag)",
+                "write mode = \"sync\" where a failover must lose nothing that was answered",
+            ),
+        }
+        let queue = [
+            ("queue_size", mirror.queue_size.is_some(), Mode::Semisync),
+            ("queue_full", mirror.queue_full.is_some(), Mode::Async),
+        ];
+        for (key, is_set, least) in queue {
+            let used = mirror.mode.value == Mode::Async || mirror.mode.value == least;
+            if is_set && !used {
+                warn(
+                    key,
+                    "it says nothing in this mode",
+                    "remove it, or choose another mode",
+                );
+            }
+        }
+        if mirror
+            .queue_full
+            .as_ref()
+            .is_some_and(|full| full.value == QueueFull::Degrade)
+        {
+            warn(
+                "queue_full",
+                "with \"degrade\", a peer that does not keep up is inconsistent until it has caught up: \
+                 meanwhile no failover can use it",
+                "write queue_full = \"block\" if writes should rather wait",
             );
         }
         if mirror.encryption == Encryption::Off {

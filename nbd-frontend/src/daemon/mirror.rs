@@ -85,7 +85,7 @@ impl MirrorPlan {
                 peer: peer.replication,
                 key: key.clone(),
                 encrypted: mirror.encryption == Encryption::Tls,
-                buffer_bytes: usize::try_from(mirror.buffer_memory).unwrap_or(usize::MAX),
+                buffer_bytes: config.payload_memory(mirror),
                 claim_timeout: CLAIM_TIMEOUT,
             },
             addresses,

@@ -38,7 +38,6 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     accept_stop_signals()?;
     let config = Config::load_trusted(&options.config)?;
     let node = config.node_index(options.node.as_deref())?;
-    refuse_unsupported(&config)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -72,14 +71,6 @@ fn accept_stop_signals() -> anyhow::Result<()> {
     signals
         .thread_unblock()
         .context("cannot accept the signals that stop it")
-}
-
-fn refuse_unsupported(config: &Config) -> anyhow::Result<()> {
-    if config.unsupported.is_empty() {
-        return Ok(());
-    }
-    let problems: Vec<_> = config.unsupported.iter().map(ToString::to_string).collect();
-    bail!("{}", problems.join("\n"))
 }
 
 /// A mirror's name, and the mirror or why it could not be opened.

@@ -6,14 +6,19 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use mirror_tests::sim::run::{Report, run_arbitrated_seed, run_seed};
+use mirror_core::wire::message::Mode;
+use mirror_tests::sim::run::{Kind, Report, run_seed};
 
 const USAGE: &str = "usage: sim --minutes N [--seed FIRST] | --seed S [--verbose] | --seeds A..B
 With --arbiter: worlds in which an arbiter decides who is primary. Without, --minutes runs both kinds.
+With --mode sync, semisync or async: worlds in that mode. Without, every seed makes one in each.
 Runs seeded two-node worlds in virtual time and checks every rule after every step.";
 
 /// Broken seeds printed before a run gives up.
 const FAILURES_MAX: usize = 10;
+
+/// What each seed is run in.
+const MODES: [Mode; 3] = [Mode::Sync, Mode::Semisync, Mode::Async];
 
 /// Last lines of a broken world's trace, unless all are asked for.
 const LINES_OF_FAILURE: usize = 200;
@@ -25,6 +30,7 @@ struct Arguments {
     seeds: Option<(u64, u64)>,
     verbose: bool,
     arbiter: bool,
+    mode: Option<Mode>,
 }
 
 fn main() -> Result<ExitCode> {
@@ -45,6 +51,11 @@ fn main() -> Result<ExitCode> {
                 arguments.seeds = Some((from.parse()?, to.parse()?));
             }
             "--arbiter" => arguments.arbiter = true,
+            "--mode" => {
+                let name = value()?;
+                let mode = MODES.into_iter().find(|mode| mode.name() == name);
+                arguments.mode = Some(mode.with_context(|| format!("no mode {name}\n{USAGE}"))?);
+            }
             "--verbose" => arguments.verbose = true,
             "--help" => {
                 println!("{USAGE}");
@@ -55,7 +66,17 @@ fn main() -> Result<ExitCode> {
     }
     // Broken assertions are reported with their seed; the default print would only repeat them.
     std::panic::set_hook(Box::new(|_| {}));
-    let both = [false, true];
+    let modes = arguments.mode.map_or(MODES.to_vec(), |mode| vec![mode]);
+    let kinds = |arbiters: &[bool]| {
+        let mut kinds = Vec::new();
+        for arbitrated in arbiters.iter().copied() {
+            kinds.extend(modes.iter().map(|mode| Kind {
+                arbitrated,
+                mode: *mode,
+            }));
+        }
+        kinds
+    };
     match arguments {
         Arguments {
             minutes: Some(minutes),
@@ -65,18 +86,22 @@ fn main() -> Result<ExitCode> {
             let first = seed.unwrap_or_else(fresh_seed);
             let limit = Duration::from_secs_f64(minutes * 60.0);
             println!("sim: worlds from seed {first} on, for {minutes} minutes");
-            let kinds = if arguments.arbiter { &both[1..] } else { &both };
-            Ok(explore(first.., kinds, Some(limit)))
+            let arbiters: &[bool] = if arguments.arbiter {
+                &[true]
+            } else {
+                &[false, true]
+            };
+            Ok(explore(first.., &kinds(arbiters), Some(limit)))
         }
         Arguments {
             seeds: Some((from, to)),
             ..
-        } => Ok(explore(from..to, &[arguments.arbiter], None)),
+        } => Ok(explore(from..to, &kinds(&[arguments.arbiter]), None)),
         Arguments {
             seed: Some(seed),
             verbose,
             ..
-        } => Ok(replay(seed, arguments.arbiter, verbose)),
+        } => Ok(replay(seed, kinds(&[arguments.arbiter])[0], verbose)),
         _ => bail!("nothing to do\n{USAGE}"),
     }
 }
@@ -88,16 +113,8 @@ fn fresh_seed() -> u64 {
     now.as_nanos() as u64 % 1_000_000_000_000
 }
 
-fn run(seed: u64, arbiter: bool, traced: bool) -> Report {
-    if arbiter {
-        run_arbitrated_seed(seed, None, traced)
-    } else {
-        run_seed(seed, None, traced)
-    }
-}
-
-fn replay(seed: u64, arbiter: bool, verbose: bool) -> ExitCode {
-    let report = run(seed, arbiter, true);
+fn replay(seed: u64, kind: Kind, verbose: bool) -> ExitCode {
+    let report: Report = run_seed(seed, kind, None, true);
     let shown = match (verbose, &report.violation) {
         (true, _) => report.trace.len(),
         (false, Some(_)) => report.trace.len().min(LINES_OF_FAILURE),
@@ -111,17 +128,17 @@ fn replay(seed: u64, arbiter: bool, verbose: bool) -> ExitCode {
     code(report.violation.is_some())
 }
 
-/// `kinds`: with an arbiter or without, for each seed.
-fn explore(seeds: impl Iterator<Item = u64>, kinds: &[bool], limit: Option<Duration>) -> ExitCode {
+/// `kinds`: the worlds that each seed makes.
+fn explore(seeds: impl Iterator<Item = u64>, kinds: &[Kind], limit: Option<Duration>) -> ExitCode {
     let start = Instant::now();
     let (mut worlds, mut failures) = (0u64, 0);
     let mut totals = [0u64; 6];
-    let worlds_wanted = seeds.flat_map(|seed| kinds.iter().map(move |arbiter| (seed, *arbiter)));
-    for (seed, arbiter) in worlds_wanted {
+    let worlds_wanted = seeds.flat_map(|seed| kinds.iter().map(move |kind| (seed, *kind)));
+    for (seed, kind) in worlds_wanted {
         if limit.is_some_and(|limit| start.elapsed() >= limit) || failures >= FAILURES_MAX {
             break;
         }
-        let report = run(seed, arbiter, false);
+        let report = run_seed(seed, kind, None, false);
         worlds += 1;
         let tally = report.tally;
         let add = [

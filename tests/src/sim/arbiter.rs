@@ -67,6 +67,8 @@ pub(super) struct Agent {
     wanted: u64,
     unknown: bool,
     recorded_both: bool,
+    /// The arbiter knows its node under a later epoch than the mirror has.
+    refused: bool,
     /// The operator told its mirror to hold or to fail what it is asked.
     pub(super) ordered: bool,
     arrives_us: [u64; 2],
@@ -308,6 +310,10 @@ impl World {
                 && status.sync.is_none()
                 && status.out_of_sync_bytes == 0
                 && !status.peer_outdated;
+            // Where answers run ahead nothing goes without a lease, so the agent asks anew.
+            if self.runs_ahead() && agent.refused {
+                return Some(Question::Acquire);
+            }
             if status.io_suspended && self.random.coin() {
                 return Some(Question::Record { epoch, both: false });
             }
@@ -386,6 +392,7 @@ impl World {
                 );
             }
             (Reply::Granted { epoch }, _) => {
+                self.arbiter.agents[node].refused = false;
                 let force = self.is_fresh();
                 if !self.network.connected() {
                     self.nodes[node].superseded = false;
@@ -414,6 +421,7 @@ impl World {
                 agent.recorded_both = false;
             }
             (Reply::Enrolled { complete }, _) => agent.unknown = !complete,
+            (Reply::Refused, Question::Renew { .. }) => agent.refused = true,
             (Reply::Refused | Reply::Renewed { .. }, _) => {}
         }
     }

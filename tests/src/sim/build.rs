@@ -4,7 +4,6 @@ use mirror_core::layout::geometry::Geometry;
 use mirror_core::layout::metadata::{self, FreshParams, Image};
 use mirror_core::units::Uuid;
 use mirror_core::volume::config::VolumeConfig;
-use mirror_core::wire::message::Mode;
 
 use crate::sim::disk::SimDisk;
 use crate::sim::metadata_disk::MetadataDisk;
@@ -24,7 +23,9 @@ pub(super) fn new_node(index: NodeIndex, settings: &Settings) -> SimNode {
         mirror: Uuid::from_name("mirror", "md1"),
         node: id(index),
         peer: id(other(index)),
-        mode: Mode::Sync,
+        mode: settings.mode,
+        queue_bytes: settings.queue_bytes,
+        queue_full: settings.queue_full,
         initial_sync: settings.initial_sync,
         peer_loss: settings.peer_loss,
         fast_zero: true,

@@ -7,14 +7,13 @@ use mirror_core::request::{Answer, Failure};
 use mirror_core::units::{ByteRange, FullSyncId, RequestId};
 use mirror_core::volume::config::PeerLoss;
 use mirror_core::volume::event::Command;
-use mirror_core::wire::message::{DiskState, Message};
+use mirror_core::wire::message::{DiskState, Message, Mode};
 
 use crate::sim::client::{Asked, Pending};
 use crate::sim::content;
 use crate::sim::disk::Unit;
 use crate::sim::mutation::Mutation;
 use crate::sim::network::{NodeIndex, other};
-use crate::sim::node::SimNode;
 use crate::sim::oracle::{Oracle, Promise};
 use crate::sim::world::World;
 
@@ -195,6 +194,9 @@ impl World {
         self.tally.writes_answered += 1;
         self.check_alone(node);
         self.check_answer_is_held(node, id, pending);
+        if self.runs_ahead() {
+            self.answered_us.insert(id.0, self.clock_us);
+        }
         let (line, order) = (self.line[node], self.order);
         let durable = pending.asked.is_durable();
         self.truths[line].answer(id.0, durable, order);
@@ -214,10 +216,12 @@ impl World {
 
     // --- D3 --------------------------------------------------------------------------------
 
-    /// What a flush or FUA vouches for cannot be lost by any power loss, on any side that counts.
+    /// What a flush or FUA vouches for cannot be lost by any power loss, on any side that counts. Where
+    /// answers run ahead, that is the side that gave them, unless it has no disk.
     fn check_durable(&mut self, node: NodeIndex, units: &[Unit]) {
+        let alone = self.runs_ahead() && !self.is_left_behind(node, node);
         for side in [0, 1] {
-            if self.is_left_behind(side, node) {
+            if self.is_left_behind(side, node) || (alone && side != node) {
                 continue;
             }
             let truth = &self.truths[self.line[node]];
@@ -283,6 +287,8 @@ impl World {
         let there = self.holds(peer, pending);
         if !here && !there {
             self.violate("D3", format!("{id:?} was answered and is on no disk"));
+        } else if !there && here && self.is_on_its_way(node, pending) {
+            // The peer gets it unless it is lost first; then it is dirty (D1).
         } else if !there {
             self.check_gone_alone(node, id);
         } else if !here {
@@ -354,6 +360,7 @@ impl World {
         self.trace(|| format!("node {node} serving: {serving}"));
         self.nodes[node].serving = serving;
         if !serving {
+            self.note_fall(node);
             return;
         }
         self.tally.promotions += 1;
@@ -379,7 +386,11 @@ impl World {
             );
             return;
         }
+        if let Some(old) = self.last_served.filter(|old| *old != node) {
+            self.note_fall(old);
+        }
         self.check_survivor(node);
+        self.last_served = Some(node);
     }
 
     /// A promotion makes the kernel device anew; a reinstatement goes on with the one of before.
@@ -417,25 +428,26 @@ impl World {
     fn check_survivor(&mut self, node: NodeIndex) {
         let peer = other(node);
         let lost = self.excused_before(node);
-        let truth = &self.truths[self.line[node]];
-        let promise = Promise::Survivor { lost };
-        let disk = &self.nodes[node].data;
         let failed = self.nodes[node]
             .view
             .as_ref()
             .is_some_and(|view| view.superblock.flags.failed);
-        let wrong = truth
-            .units()
-            .find(|unit| !truth.is_legal(*unit, disk.current(*unit), promise));
-        if let (Some(unit), false) = (wrong, failed) {
-            let history = truth.describe(unit);
-            let holds = self.nodes[node].data.current(unit);
+        let wrong = self.judge_survivor(node, lost);
+        if let (Some(wrong), false) = (wrong, failed) {
             self.violate(
                 "D5",
-                format!("node {node} serves with {holds:x} at unit {unit} (node {peer} is {}): {history}", if self.nodes[peer].is_up() { "up" } else { "down" }),
+                format!(
+                    "node {node} serves (node {peer} is {}) with {wrong}",
+                    if self.nodes[peer].is_up() {
+                        "up"
+                    } else {
+                        "down"
+                    }
+                ),
             );
             return;
         }
+        self.forget_tail(node, lost);
         let line = self.line[node];
         self.truths[line].excuse_unflushed(lost);
     }
@@ -449,13 +461,17 @@ impl World {
         if !self.network.connected() {
             return self.nodes[node].cache_lost;
         }
-        let [a, b] = &self.nodes;
-        let excuse = |lost: &SimNode, asked: &SimNode| match asked.superseded {
-            true => lost.cache_lost,
-            false => lost.cache_lost.min(asked.broken),
+        // In async nobody needs to have what the last primary answered, so it is the one to ask.
+        let sole =
+            |node: NodeIndex| self.settings.mode == Mode::Async && self.last_served == Some(node);
+        let excuse = |node: NodeIndex| {
+            let (lost, asked) = (&self.nodes[node], &self.nodes[other(node)]);
+            match asked.superseded || sole(node) {
+                true => lost.cache_lost,
+                false => lost.cache_lost.min(asked.broken),
+            }
         };
-        let (by_a, by_b) = (excuse(a, b), excuse(b, a));
-        by_a.max(by_b)
+        excuse(0).max(excuse(1))
     }
 
     /// A resync made both sides equal: what is missing on one is missing on both.
@@ -488,7 +504,7 @@ impl World {
     /// The history of a node that was made the truth: what its disk holds, or may hold after a
     /// power loss.
     fn line_from_disk(&self, node: NodeIndex) -> Oracle {
-        let mut oracle = Oracle::default();
+        let mut oracle = Oracle::new(self.runs_ahead());
         let mut contents = Vec::new();
         for unit in self.nodes[node].data.touched_units() {
             contents.clear();
@@ -552,6 +568,7 @@ impl World {
                     status.connection == mirror_core::control::Connection::Connected
                         && status.disk == DiskState::UpToDate
                         && status.out_of_sync_bytes == 0
+                        && status.lag_bytes == 0
                         && status.sync.is_none()
                 })
             })
@@ -581,6 +598,7 @@ impl World {
         if self.line[0] == self.line[1] {
             let lost = self.excused_before(0);
             self.check_nothing_lost(lost);
+            self.forget_tail(0, lost);
             let line = self.line[0];
             self.truths[line].excuse_unflushed(lost);
         }
@@ -593,18 +611,9 @@ impl World {
 
     /// Both sides are equal: what they hold is what the clients were told.
     fn check_nothing_lost(&mut self, lost: u64) {
-        let truth = &self.truths[self.line[0]];
-        let disk = &self.nodes[0].data;
-        let wrong = truth
-            .units()
-            .find(|unit| !truth.is_legal(*unit, disk.current(*unit), Promise::Survivor { lost }));
-        if let Some(unit) = wrong {
-            let history = truth.describe(unit);
-            let holds = disk.current(unit);
-            self.violate(
-                "D5",
-                format!("both sides hold {holds:x} at unit {unit}: {history}"),
-            );
+        let of = self.last_served.unwrap_or(0);
+        if let Some(wrong) = self.judge_survivor(of, lost) {
+            self.violate("D5", format!("both sides hold {wrong}"));
         }
     }
 }

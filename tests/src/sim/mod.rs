@@ -21,6 +21,7 @@
 //! | `scene` | what tests bring about by hand |
 //! | `run` | a whole world from its seed to its verdict |
 
+pub mod ahead;
 pub mod arbiter;
 mod build;
 pub mod checker;

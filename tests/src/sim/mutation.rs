@@ -30,4 +30,8 @@ pub enum Mutation {
     LeaseCountedFromBefore,
     /// An agent takes a confirmation for proof of what was done after it had asked for it.
     ConfirmedTooLate,
+    /// Async: a write is lost out of the middle of the line, and what comes behind it arrives.
+    DropFromLine,
+    /// The primary takes a write for acknowledged as soon as it is sent, and lets go of its extent.
+    AcknowledgedOnSending,
 }

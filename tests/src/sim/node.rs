@@ -58,6 +58,8 @@ pub struct SimNode {
     /// Virtual time that its clock has missed, standing still.
     pub stopped_us: u64,
     pub paused_since_us: Option<u64>,
+    /// When it last took a step, by the world's clock.
+    pub stepped_us: u64,
     pub(super) clock_stopped: bool,
     /// What came while it was paused.
     pub(super) backlog: Vec<Happening>,
@@ -92,6 +94,7 @@ impl SimNode {
             drift_ppm: 0,
             stopped_us: 0,
             paused_since_us: None,
+            stepped_us: 0,
             clock_stopped: false,
             backlog: Vec::new(),
         }

@@ -8,7 +8,7 @@
 //!
 //! A firm write that was never flushed becomes a maybe when every disk that held it lost power.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sim::content::{Tag, ZEROES};
 use crate::sim::disk::Unit;
@@ -111,6 +111,20 @@ impl History {
     }
 }
 
+/// The last answered writes that an image lacks.
+#[derive(Debug, Clone)]
+pub struct Tail {
+    pub lost: BTreeSet<u64>,
+    /// Units of them that show something older.
+    pub units: u64,
+    /// When the first of them was answered.
+    pub first_answered: Order,
+    /// When the newest write that shows was submitted.
+    pub newest_shown: Order,
+    /// A unit with content that nobody wrote.
+    pub unknown: Option<Unit>,
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct Oracle {
     units: BTreeMap<Unit, History>,
@@ -118,9 +132,18 @@ pub struct Oracle {
     writes: BTreeMap<u64, std::ops::Range<Unit>>,
     /// When the oldest read that waits was submitted: what it may see is kept.
     pub horizon: Order,
+    /// Nothing is forgotten: flushed writes may be lost, and older content shows again.
+    keeps_all: bool,
 }
 
 impl Oracle {
+    pub fn new(keeps_all: bool) -> Self {
+        Self {
+            keeps_all,
+            ..Self::default()
+        }
+    }
+
     /// Content that was there before the first write.
     pub fn place(&mut self, unit: Unit, tags: &[Tag]) {
         self.units.entry(unit).or_default().base = tags.to_vec();
@@ -184,7 +207,9 @@ impl Oracle {
     }
 
     fn forget(&mut self, write: u64) {
-        if let Some(units) = self.writes.remove(&write) {
+        if let Some(units) = self.writes.remove(&write)
+            && !self.keeps_all
+        {
             for unit in units {
                 if let Some(history) = self.units.get_mut(&unit) {
                     history.prune(self.horizon);
@@ -233,6 +258,57 @@ impl Oracle {
             self.each_version(write, |version| version.outcome = Outcome::Maybe);
             self.writes.remove(&write);
         }
+    }
+
+    /// What an image lacks of what was answered. Unflushed writes submitted before `excused` do not count, and
+    /// where zeroes could be of several writes, they are of the one that excuses most.
+    pub fn tail(&self, shows: impl Fn(Unit) -> Tag, excused: Order) -> Tail {
+        let mut tail = Tail {
+            lost: BTreeSet::new(),
+            units: 0,
+            first_answered: OPEN,
+            newest_shown: 0,
+            unknown: None,
+        };
+        for (unit, history) in &self.units {
+            let tag = shows(*unit);
+            let of_tag = || history.versions.iter().filter(|version| version.tag == tag);
+            let in_base = history.base.contains(&tag);
+            if !in_base && of_tag().next().is_none() {
+                tail.unknown = Some(*unit);
+                continue;
+            }
+            let closed = of_tag().map(|version| version.closed).max().unwrap_or(0);
+            if !in_base {
+                let submitted = of_tag().map(|version| version.submitted).min();
+                tail.newest_shown = tail.newest_shown.max(submitted.unwrap_or(0));
+            }
+            let lost = history.versions.iter().filter(|version| {
+                version.outcome == Outcome::Firm
+                    && version.submitted > closed
+                    && (version.flushed || version.submitted >= excused)
+            });
+            let mut any = false;
+            for version in lost {
+                any = true;
+                tail.first_answered = tail.first_answered.min(version.closed);
+                tail.lost.insert(version.write);
+            }
+            tail.units += u64::from(any);
+        }
+        tail
+    }
+
+    /// These writes may be missing from now on.
+    pub fn give_up(&mut self, lost: &BTreeSet<u64>) {
+        for history in self.units.values_mut() {
+            for version in &mut history.versions {
+                if lost.contains(&version.write) {
+                    version.outcome = Outcome::Maybe;
+                }
+            }
+        }
+        self.writes.retain(|write, _| !lost.contains(write));
     }
 
     pub fn is_legal(&self, unit: Unit, tag: Tag, promise: Promise) -> bool {

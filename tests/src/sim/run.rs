@@ -5,13 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mirror_core::control::{Connection, SyncKind};
 use mirror_core::volume::event::Command;
-use mirror_core::wire::message::DiskState;
+use mirror_core::wire::message::{DiskState, Mode};
 
 use crate::random::Random;
 use crate::sim::disk::Crash;
 use crate::sim::mutation::Mutation;
 use crate::sim::network::other;
-use crate::sim::oracle::Promise;
 use crate::sim::settings::Settings;
 use crate::sim::world::{Happening, Tally, Violation, World};
 
@@ -22,11 +21,32 @@ const MEETING_US: u64 = 3_000_000;
 /// Virtual time between two looks at a mirror that is healing.
 const LOOK_MS: u64 = 50;
 
+/// What kind of world a seed is to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// An arbiter decides who is primary.
+    pub arbitrated: bool,
+    pub mode: Mode,
+}
+
+impl Kind {
+    pub const PLAIN: Self = Self {
+        arbitrated: false,
+        mode: Mode::Sync,
+    };
+
+    pub fn of(mode: Mode) -> Self {
+        Self {
+            mode,
+            ..Self::PLAIN
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Report {
     pub seed: u64,
-    /// It was the seed of a world with an arbiter.
-    pub arbitrated: bool,
+    pub kind: Kind,
     pub tally: Tally,
     pub violation: Option<Violation>,
     /// What happened last, if it was asked for.
@@ -39,27 +59,32 @@ impl Report {
         match &self.violation {
             None => format!("seed {}: no rule was broken", self.seed),
             Some(violation) => format!(
-                "seed {} breaks {}: {}\nreplay: cargo xtask sim --seed {} --verbose{}",
+                "seed {} breaks {}: {}\nreplay: cargo xtask sim --seed {} --verbose{}{}",
                 self.seed,
                 violation.rule,
                 violation.message,
                 self.seed,
-                if self.arbitrated { " --arbiter" } else { "" }
+                match self.kind.mode {
+                    Mode::Sync => String::new(),
+                    mode => format!(" --mode {}", mode.name()),
+                },
+                if self.kind.arbitrated {
+                    " --arbiter"
+                } else {
+                    ""
+                }
             ),
         }
     }
 }
 
 /// Runs the world of a seed.
-pub fn run_seed(seed: u64, mutation: Option<Mutation>, traced: bool) -> Report {
-    let mut settings = Settings::draw(&mut Random::new(seed ^ 0x5eed));
-    settings.mutation = mutation;
-    run(seed, settings, traced)
-}
-
-/// Runs the world of a seed in which an arbiter decides.
-pub fn run_arbitrated_seed(seed: u64, mutation: Option<Mutation>, traced: bool) -> Report {
-    let mut settings = Settings::draw_arbitrated(&mut Random::new(seed ^ 0xa3));
+pub fn run_seed(seed: u64, kind: Kind, mutation: Option<Mutation>, traced: bool) -> Report {
+    let drawn = match kind.arbitrated {
+        false => Settings::draw(&mut Random::new(seed ^ 0x5eed)),
+        true => Settings::draw_arbitrated(&mut Random::new(seed ^ 0xa3)),
+    };
+    let mut settings = drawn.in_mode(kind.mode, &mut Random::new(seed ^ 0xa51c));
     settings.mutation = mutation;
     run(seed, settings, traced)
 }
@@ -83,7 +108,10 @@ pub fn run(seed: u64, settings: Settings, traced: bool) -> Report {
     }
     Report {
         seed,
-        arbitrated: world.has_arbiter(),
+        kind: Kind {
+            arbitrated: world.has_arbiter(),
+            mode: world.settings.mode,
+        },
         tally: world.tally,
         violation,
         trace: world.take_trace(),
@@ -314,23 +342,12 @@ impl World {
             // Nobody had to choose: one side had written nothing of its own.
             vec![self.line[0], self.line[1]]
         };
+        // They are equal; each is judged by the line that it served.
         let wrong: Vec<String> = lines
             .iter()
             .filter_map(|line| {
-                let truth = &self.truths[*line];
-                let disk = &self.nodes[0].data;
-                truth
-                    .units()
-                    .find(|unit| {
-                        !truth.is_legal(*unit, disk.current(*unit), Promise::Survivor { lost })
-                    })
-                    .map(|unit| {
-                        format!(
-                            "unit {unit} holds {:x}: {}",
-                            disk.current(unit),
-                            truth.describe(unit)
-                        )
-                    })
+                let node = [0, 1].into_iter().find(|node| self.line[*node] == *line)?;
+                self.judge_survivor(node, lost)
             })
             .collect();
         if wrong.len() == lines.len() {

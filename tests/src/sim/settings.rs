@@ -2,8 +2,8 @@
 //! rare combinations are met by some worlds instead of being thinned out over all.
 
 use mirror_core::units::EXTENT_BYTES;
-use mirror_core::volume::config::{LeaseCheck, PeerLoss};
-use mirror_core::wire::message::InitialSync;
+use mirror_core::volume::config::{LeaseCheck, PeerLoss, QueueFull};
+use mirror_core::wire::message::{InitialSync, Mode};
 
 use crate::random::Random;
 use crate::sim::mutation::Mutation;
@@ -86,6 +86,9 @@ pub struct Settings {
     /// What each data partition can grow by.
     pub room_bytes: u64,
     pub log_slots: u32,
+    pub mode: Mode,
+    pub queue_bytes: u64,
+    pub queue_full: QueueFull,
     pub peer_loss: PeerLoss,
     pub initial_sync: InitialSync,
     /// Units that hold something on each side before the first sync.
@@ -98,6 +101,8 @@ pub struct Settings {
     pub disk_us: (u64, u64),
     pub flush_us: (u64, u64),
     pub network_us: (u64, u64),
+    /// How many times as long what the two nodes say to each other takes.
+    pub link_slower: u64,
     /// An operation or message takes a hundred times as long.
     pub hiccups: Percent,
     pub faults: FaultPlan,
@@ -118,6 +123,9 @@ impl Settings {
             size_bytes: 8 * EXTENT_BYTES,
             room_bytes: 0,
             log_slots: 4,
+            mode: Mode::Sync,
+            queue_bytes: 1 << 20,
+            queue_full: QueueFull::Block,
             peer_loss: PeerLoss::Continue,
             initial_sync: InitialSync::Skip,
             leftovers: 0,
@@ -128,6 +136,7 @@ impl Settings {
             disk_us: (100, 100),
             flush_us: (500, 500),
             network_us: (50, 50),
+            link_slower: 1,
             hiccups: 0,
             faults: FaultPlan::NONE,
             client: ClientPlan {
@@ -192,6 +201,24 @@ impl Settings {
         }
     }
 
+    /// The same world in another mode. What it needs beside is drawn apart, so that the rest stays what it is.
+    pub fn in_mode(self, mode: Mode, random: &mut Random) -> Self {
+        if !mode.runs_ahead() {
+            return self;
+        }
+        Self {
+            mode,
+            queue_bytes: random.skewed(4096, 1 << 20),
+            link_slower: random.skewed(1, 40),
+            queue_full: if random.coin() {
+                QueueFull::Block
+            } else {
+                QueueFull::Degrade
+            },
+            ..self
+        }
+    }
+
     /// The world of a seed.
     pub fn draw(random: &mut Random) -> Self {
         let split_brain = random.percent(12);
@@ -227,6 +254,9 @@ impl Settings {
             size_bytes: random.between(2, 8) * EXTENT_BYTES
                 + if random.percent(30) { 12 * 4096 } else { 0 },
             log_slots: random.between(1, 6) as u32,
+            mode: Mode::Sync,
+            queue_bytes: 1 << 20,
+            queue_full: QueueFull::Block,
             peer_loss: if random.percent(40) {
                 PeerLoss::Hold
             } else {
@@ -248,6 +278,7 @@ impl Settings {
             disk_us: (disk / 4 + 1, disk * 2),
             flush_us: (flush / 4 + 1, flush * 2),
             network_us: (network / 4 + 1, network * 2),
+            link_slower: 1,
             hiccups: if random.percent(40) { 1 } else { 0 },
             faults,
             client: ClientPlan {

@@ -1,6 +1,6 @@
 //! Messages between the two nodes: how links are made, cut and healed, and what happens to what is on its way.
 
-use mirror_core::units::LinkId;
+use mirror_core::units::{Epoch, LinkId, Sequence};
 use mirror_core::volume::event::Event;
 use mirror_core::wire::frame;
 use mirror_core::wire::header::Header;
@@ -94,23 +94,18 @@ impl World {
             && let Message::ResyncData { sequence, .. } = envelope.message
             && let Some(link) = self.network.current(from)
         {
-            let ack = Message::Ack {
-                sequences: vec![sequence],
-            };
-            let envelope = Box::new(Envelope {
-                epoch: envelope.epoch,
-                message: ack,
-            });
-            self.in_transit += 1;
-            self.schedule(
-                1_000,
-                Happening::Deliver {
-                    to: from,
-                    link,
-                    envelope,
-                },
-            );
+            self.acknowledge_on(from, link, envelope.epoch, sequence);
             return;
+        }
+        self.note_handed(from, link, &envelope.message);
+        if let Message::Write { sequence, .. } = envelope.message {
+            match self.settings.mutation {
+                Some(Mutation::DropFromLine) if self.random.percent(3) => return,
+                Some(Mutation::AcknowledgedOnSending) => {
+                    self.acknowledge_falsely(from, envelope.epoch, sequence);
+                }
+                _ => {}
+            }
         }
         let envelope = if self.random.percent(FRAMED_PERCENT) {
             through_frame(&envelope)
@@ -118,7 +113,8 @@ impl World {
             envelope
         };
         let channel = envelope.message.channel();
-        let arrival_us = self.clock_us + self.span(self.settings.network_us);
+        let span_us = self.span(self.settings.network_us);
+        let arrival_us = self.clock_us + self.slowed(span_us);
         match self.network.send(from, link, channel, arrival_us) {
             Some((link, at_us)) => {
                 self.in_transit += 1;
@@ -129,6 +125,28 @@ impl World {
             }
             None => self.trace(|| format!("{from} → lost: {}", brief(&envelope.message))),
         }
+    }
+
+    fn acknowledge_falsely(&mut self, to: NodeIndex, epoch: Epoch, sequence: Sequence) {
+        if let Some(link) = self.network.current(to) {
+            self.acknowledge_on(to, link, epoch, sequence);
+        }
+    }
+
+    fn acknowledge_on(&mut self, to: NodeIndex, link: LinkId, epoch: Epoch, sequence: Sequence) {
+        let message = Message::Ack {
+            sequences: vec![sequence],
+        };
+        let envelope = Box::new(Envelope { epoch, message });
+        self.in_transit += 1;
+        self.schedule(1_000, Happening::Deliver { to, link, envelope });
+    }
+
+    /// Never so slow that the other side is taken for dead.
+    fn slowed(&self, span_us: u64) -> u64 {
+        let slower = self.settings.link_slower;
+        let limit_us = self.settings.peer_timeout_ms * 1000 / 4;
+        (span_us * slower).min(limit_us.max(span_us))
     }
 
     pub(super) fn deliver(&mut self, to: NodeIndex, link: LinkId, envelope: Box<Envelope>) {
@@ -149,6 +167,9 @@ impl World {
         }
         self.trace(|| format!("{to} gets {}", brief(&envelope.message)));
         self.note_delivery(to, &envelope.message);
+        if let Some(sent_on) = self.network.current(from) {
+            self.note_arrived(from, sent_on, &envelope.message);
+        }
         self.step(
             to,
             Event::Message {

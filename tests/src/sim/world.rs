@@ -14,6 +14,7 @@ use mirror_core::volume::refusal::Refusal;
 use mirror_core::wire::message::Envelope;
 
 use crate::random::Random;
+use crate::sim::ahead::{Fall, Travelling};
 use crate::sim::arbiter::{Arbiter, Question, Reply, drifted};
 use crate::sim::build::new_node;
 use crate::sim::client::Pending;
@@ -232,6 +233,13 @@ pub struct World {
     pub(super) outstanding: BTreeMap<CommandId, (NodeIndex, Command)>,
     pub(super) outcomes: BTreeMap<CommandId, Result<String, Refusal>>,
     pub(super) operator: Operator,
+    /// Changes that were handed on (async) or have arrived (semisync).
+    pub(super) on_its_way: std::collections::BTreeSet<Travelling>,
+    /// What the last primary said of its lag, until somebody has what counts.
+    pub(super) fall: Option<Fall>,
+    pub(super) last_served: Option<NodeIndex>,
+    /// When writes were answered, where that matters.
+    pub(super) answered_us: BTreeMap<u64, u64>,
     pub(super) client_paused_until_us: u64,
     pub(super) faults_end_us: u64,
     pub(super) differing: std::collections::BTreeSet<Unit>,
@@ -275,7 +283,7 @@ impl World {
             network: Network::default(),
             arbiter,
             in_transit: 0,
-            truths: vec![Oracle::default()],
+            truths: vec![Oracle::new(settings.mode.runs_ahead())],
             line: [0, 0],
             pending: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -288,6 +296,10 @@ impl World {
             outstanding: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             operator: Operator::default(),
+            on_its_way: std::collections::BTreeSet::new(),
+            fall: None,
+            last_served: None,
+            answered_us: BTreeMap::new(),
             client_paused_until_us: 0,
             faults_end_us: 0,
             differing: std::collections::BTreeSet::new(),
@@ -483,6 +495,9 @@ impl World {
     pub fn crash(&mut self, node: NodeIndex, crash: Crash) {
         if !self.nodes[node].is_up() {
             return;
+        }
+        if self.nodes[node].serving {
+            self.note_fall(node);
         }
         self.order += 1;
         self.tally.crashes += 1;
@@ -706,6 +721,7 @@ impl World {
     pub(super) fn step(&mut self, node: NodeIndex, event: Event) {
         self.order += 1;
         let now = self.now_of(node);
+        self.nodes[node].stepped_us = self.clock_us;
         let Some(volume) = &mut self.nodes[node].volume else {
             return;
         };

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use mirror_core::link::handshake::{Rule, Scope, Side, Strategy, decide};
-use mirror_core::wire::message::{DiskState, InitialSync, Role};
+use mirror_core::wire::message::{DiskState, InitialSync, Mode, Role};
 
 use crate::inspection::Inspection;
 
@@ -82,6 +82,8 @@ fn side(inspection: &Inspection, first: bool) -> Result<Side> {
         full_resync: flags.full_resync,
         // Both have just started.
         unbroken: false,
+        // As with the arbiter: the mode is in the configuration. In others a later epoch counts for more.
+        mode: Mode::Sync,
         first,
     })
 }

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use mirror_core::control::{
-    Connection, DiskState, MirrorStatus, Mode, NodeStatus, Refusal, Role, SyncStatus,
+    Connection, DiskState, MirrorStatus, NodeStatus, Refusal, Role, SyncStatus,
 };
 
 use crate::arguments::Global;
@@ -86,11 +86,7 @@ pub fn render(status: &NodeStatus) -> String {
 }
 
 pub fn render_mirror(text: &mut String, node: &str, mirror: &MirrorStatus) {
-    let mode = match mirror.mode {
-        Mode::Sync => "sync",
-        Mode::Semisync => "semisync",
-        Mode::Async => "async",
-    };
+    let mode = mirror.mode.name();
     let role = match mirror.role {
         Role::Primary => "primary",
         _ => "secondary",
@@ -123,6 +119,14 @@ pub fn render_mirror(text: &mut String, node: &str, mirror: &MirrorStatus) {
     }
     if mirror.connection == Connection::Connected && mirror.peer.disk != DiskState::UpToDate {
         let _ = write!(text, "  peer {}", mirror.peer.disk.name());
+    }
+    if mirror.lag_bytes > 0 {
+        let _ = write!(
+            text,
+            "  lag {} KiB, {} ms",
+            mirror.lag_bytes.div_ceil(1024),
+            mirror.lag_ms
+        );
     }
     if mirror.io_suspended {
         text.push_str("  answers wait");

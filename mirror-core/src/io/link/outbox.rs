@@ -76,8 +76,9 @@ impl Outbox {
 fn merge(last: Option<&mut Envelope>, envelope: Envelope) -> Option<Envelope> {
     if let Some(last) = last
         && last.epoch == envelope.epoch
-        && let Message::Ack { sequences: waiting } = &mut last.message
-        && let Message::Ack { sequences } = &envelope.message
+        && let (Message::Ack { sequences: waiting }, Message::Ack { sequences })
+        | (Message::Received { sequences: waiting }, Message::Received { sequences }) =
+            (&mut last.message, &envelope.message)
         && waiting.len() + sequences.len() <= ACKS_MAX
     {
         waiting.extend_from_slice(sequences);

@@ -141,6 +141,7 @@ fn operations() -> impl Strategy<Value = Message> {
             ),
         sequence().prop_map(|sequence| Message::Flush { sequence }),
         vec(sequence(), 0..=1024).prop_map(|sequences| Message::Ack { sequences }),
+        vec(sequence(), 0..=1024).prop_map(|sequences| Message::Received { sequences }),
         sequence().prop_map(|sequence| Message::Refused { sequence }),
         (sequence(), range(REQUEST_BYTES_MAX))
             .prop_map(|(sequence, range)| Message::ReadRequest { sequence, range }),

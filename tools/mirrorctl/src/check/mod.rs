@@ -22,7 +22,6 @@ pub fn run(global: &Global, offline: bool) -> Outcome {
         Ok(config) => {
             let node = this_node(global, &config)?;
             findings.places = config.places.clone();
-            findings.problems.extend(config.unsupported.iter().cloned());
             findings.warnings.extend(config.warnings.iter().cloned());
             let key = key::load(&config.key_file);
             if let Err(error) = &key {
