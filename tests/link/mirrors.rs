@@ -126,6 +126,7 @@ impl Node {
                 arbitration: None,
                 checkpoint_bytes: 4 << 20,
                 queue_bytes: 1 << 20,
+                bandwidth_max: 0,
                 queue_full: QueueFull::Block,
             },
             data: self.data(),

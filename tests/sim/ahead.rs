@@ -288,3 +288,25 @@ fn a_block_that_is_written_over_and_over_waits_for_no_round_trip() {
     world.network.hold = None;
     world.end_well();
 }
+
+#[test]
+fn a_limited_line_takes_what_it_may_and_no_more() {
+    let mut world = World::pair(
+        25,
+        Settings {
+            bandwidth_max: 1 << 20,
+            ..settings(Mode::Async)
+        },
+    );
+    let begin_ms = world.now_ms();
+    for unit in 0..128 {
+        world.write(0, unit..unit + 1);
+    }
+    let (bytes, _) = lag(&world);
+    assert!(bytes > 64 * UNIT_BYTES, "{bytes} bytes wait in line");
+    world.until("the peer has it", |world| world.is_settled());
+    let ms = world.now_ms() - begin_ms;
+    // Half a MiB, and a tenth of a second's worth at once.
+    assert!((300..700).contains(&ms), "it took {ms} ms");
+    world.end_well();
+}

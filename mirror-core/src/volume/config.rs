@@ -36,6 +36,8 @@ pub struct VolumeConfig {
     /// Semisync and async: bytes handed on to the peer and not acknowledged. A write that finds no room waits.
     pub queue_bytes: u64,
     pub queue_full: QueueFull,
+    /// Async: bytes a second that writes may take of the link; 0 for no limit.
+    pub bandwidth_max: u64,
     pub initial_sync: InitialSync,
     pub peer_loss: PeerLoss,
     /// Zeroing is cheap on the data partition.

@@ -126,7 +126,7 @@ impl Volume {
             None if !self.is_replicating() => (self.backlog.barrier(), true),
             None => {
                 let sequence = self.next_sequence(Sent::FlushAhead);
-                self.send(Message::Flush { sequence });
+                self.send_in_line(0, Message::Flush { sequence });
                 self.backlog.note_flush(sequence);
                 (sequence, false)
             }
@@ -213,7 +213,7 @@ impl Volume {
         };
         let peer = if self.has_follower() {
             let sequence = self.next_sequence(Sent::Flush);
-            self.send(Message::Flush { sequence });
+            self.send_in_line(0, Message::Flush { sequence });
             Leg::Running
         } else {
             Leg::Absent

@@ -13,6 +13,7 @@
 //! | `requests` | client requests, from arrival to answer |
 //! | `ack_policy` | when a write is enough of a success, and how far answers run ahead of the peer |
 //! | `log` | heating extents, group commit, cleaning |
+//! | `line` | the order and pace in which writes leave for the peer |
 //! | `falling_behind` | async with a full queue: bits instead of messages, and back |
 //! | `flushing` | one flush at a time over both sides, shared by all that wait for one |
 //! | `lease` | the gate before every answer: who proves that this node may give it |
@@ -43,6 +44,7 @@ mod flushing;
 mod greeting;
 mod lease;
 mod leaving;
+mod line;
 mod log;
 pub mod notice;
 mod peering;
@@ -86,6 +88,7 @@ use event::{DiskFault, Event, Output};
 use exchange::Exchange;
 use flushing::Flushing;
 use lease::Gate;
+use line::Line;
 use log::LogQueue;
 use notice::Notice;
 use peering::{Link, Peering};
@@ -161,6 +164,7 @@ pub struct Volume {
     sent: HashMap<Sequence, Awaited>,
     requests: Requests,
     backlog: Backlog,
+    line: Line,
     flushing: Flushing,
     gate: Gate,
     alone: Alone,
@@ -235,6 +239,7 @@ impl Volume {
             sent: HashMap::with_capacity(in_flight),
             requests: Requests::with_capacity(in_flight),
             backlog: Backlog::default(),
+            line: Line::default(),
             flushing: Flushing::default(),
             gate,
             alone: Alone::default(),
@@ -424,6 +429,7 @@ impl Volume {
     fn on_tick(&mut self) {
         self.tick_link();
         self.tick_flush();
+        self.pump_line();
         self.tick_behind();
         self.tick_walk();
         self.tick_commands();

@@ -342,6 +342,7 @@ impl Volume {
 
     /// The peer will not acknowledge anything that is out there: bits first, then the rest.
     pub(super) fn on_writes_lost_peer(&mut self) {
+        self.clear_line();
         self.backlog.note_cut();
         let waiting = self.backlog.take_waiting();
         self.requests.parked.extend(waiting);
@@ -647,7 +648,11 @@ impl Volume {
                 no_hole: *no_hole,
             },
         };
-        self.send(message);
+        let bytes = match &message {
+            Message::Write { .. } => range.length,
+            _ => 0,
+        };
+        self.send_in_line(bytes, message);
         if self.runs_ahead() {
             self.backlog.note_sent(range);
         }

@@ -65,6 +65,7 @@ pub(super) fn config(side: usize) -> VolumeConfig {
         arbitration: None,
         checkpoint_bytes: 64 << 20,
         queue_bytes: 1 << 20,
+        bandwidth_max: 0,
         queue_full: crate::volume::config::QueueFull::Block,
     }
 }

@@ -53,6 +53,11 @@ impl Config {
             checkpoint_bytes: RESYNC_CHECKPOINT_BYTES,
             queue_bytes: mirror.queue_size,
             queue_full: mirror.queue_full,
+            bandwidth_max: if mirror.mode == Mode::Async {
+                mirror.bandwidth_max
+            } else {
+                0
+            },
         }
     }
 

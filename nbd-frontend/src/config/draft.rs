@@ -33,6 +33,7 @@ const BUFFER_MEMORY_DEFAULT: u64 = 48 << 20;
 const BUFFER_MEMORY_RANGE: [u64; 2] = [16 << 20, 16 << 30];
 const QUEUE_SIZE_DEFAULT: u64 = 64 << 20;
 const QUEUE_SIZE_RANGE: [u64; 2] = [1 << 20, 16 << 30];
+const BANDWIDTH_MIN: u64 = 1 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Draft {
@@ -66,6 +67,7 @@ pub(super) struct DraftMirror {
     pub buffer_memory: u64,
     pub queue_size: Option<Located<u64>>,
     pub queue_full: Option<Located<QueueFull>>,
+    pub bandwidth_max: Option<Located<u64>>,
     pub stop_timeout: Duration,
     pub device_timeout: Duration,
     pub device_connections: usize,
@@ -259,6 +261,7 @@ fn read_mirror(
             &[("block", QueueFull::Block), ("degrade", QueueFull::Degrade)],
         )
     });
+    let bandwidth_max = section.optional("bandwidth_max", problems, bandwidth);
     let insecure = section.optional("insecure", problems, boolean);
     let sides = read_sides(&mut section, &title, lines, problems);
     section.refuse_unknown_keys(problems);
@@ -274,6 +277,7 @@ fn read_mirror(
         buffer_memory: value_or(buffer_memory, BUFFER_MEMORY_DEFAULT),
         queue_size,
         queue_full,
+        bandwidth_max,
         stop_timeout: value_or(stop_timeout, STOP_TIMEOUT_DEFAULT),
         device_timeout: value_or(device_timeout, DEVICE_TIMEOUT_DEFAULT),
         device_connections: value_or(device_connections, 1) as usize,
@@ -401,6 +405,18 @@ fn export(value: &DeValue) -> Result<NbdListen, Complaint> {
     }
 }
 
+/// A slower line would leave a single write unacknowledged for so long that the peer counts as lost.
+fn bandwidth(value: &DeValue) -> Result<u64, Complaint> {
+    let rate = units::parse_rate(text(value)?)?;
+    if (1..BANDWIDTH_MIN).contains(&rate) {
+        return Err(Complaint::new(
+            format!("{rate} bytes a second is too little"),
+            "write 1MiB/s or more, or 0 for no limit",
+        ));
+    }
+    Ok(rate)
+}
+
 fn memory(value: &DeValue, range: [u64; 2], remedy: &'static str) -> Result<u64, Complaint> {
     let bytes = units::parse_size(text(value)?)?;
     if !(range[0]..=range[1]).contains(&bytes) {
@@ -483,6 +499,7 @@ fn finish_mirror(mirror: DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2]) 
         buffer_memory: mirror.buffer_memory,
         queue_size: value_or(mirror.queue_size, QUEUE_SIZE_DEFAULT),
         queue_full: value_or(mirror.queue_full, QueueFull::Block),
+        bandwidth_max: value_or(mirror.bandwidth_max, 0),
         stop_timeout: mirror.stop_timeout,
         device_timeout: mirror.device_timeout,
         device_connections: mirror.device_connections,

@@ -85,6 +85,8 @@ pub struct Mirror {
     pub queue_size: u64,
     /// Async: what happens when these are used up.
     pub queue_full: QueueFull,
+    /// Async: bytes a second that writes may take of the link; 0 is no limit.
+    pub bandwidth_max: u64,
     /// How long a stop waits for what is in flight.
     pub stop_timeout: Duration,
     /// How long the kernel lets requests of a device wait for a `mirrord` that died.

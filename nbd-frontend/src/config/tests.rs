@@ -370,6 +370,11 @@ fn modes_that_answer_ahead_name_what_they_may_lose() {
     assert_eq!(sync.payload_memory(sync.mirror("md1").unwrap()), 48 << 20);
     check(
         "mode = \"sync\"",
+        "bandwidth_max = \"1KiB/s\"",
+        &["too little", "1MiB/s"],
+    );
+    check(
+        "mode = \"sync\"",
         "queue_size = \"1KiB\"",
         &["out of range", "1MiB"],
     );

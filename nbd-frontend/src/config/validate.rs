@@ -71,6 +71,7 @@ pub(super) fn find_weaknesses(draft: &Draft, machine: Machine, problems: &mut Co
         let queue = [
             ("queue_size", mirror.queue_size.is_some(), Mode::Semisync),
             ("queue_full", mirror.queue_full.is_some(), Mode::Async),
+            ("bandwidth_max", mirror.bandwidth_max.is_some(), Mode::Async),
         ];
         for (key, is_set, least) in queue {
             let used = mirror.mode.value == Mode::Async || mirror.mode.value == least;

@@ -65,9 +65,13 @@ impl World {
             units.start * unit_bytes,
             ((units.end - units.start) * unit_bytes) as u32,
         );
+        // With a limit the line is inside of the volume.
+        let limited = self.settings.bandwidth_max > 0;
         self.network.current(node).is_some_and(|link| {
-            self.on_its_way
-                .contains(&(node, link, range.offset, range.length, pending.tag))
+            limited
+                || self
+                    .on_its_way
+                    .contains(&(node, link, range.offset, range.length, pending.tag))
         })
     }
 

@@ -25,6 +25,7 @@ pub(super) fn new_node(index: NodeIndex, settings: &Settings) -> SimNode {
         peer: id(other(index)),
         mode: settings.mode,
         queue_bytes: settings.queue_bytes,
+        bandwidth_max: settings.bandwidth_max,
         queue_full: settings.queue_full,
         initial_sync: settings.initial_sync,
         peer_loss: settings.peer_loss,

@@ -89,6 +89,7 @@ pub struct Settings {
     pub mode: Mode,
     pub queue_bytes: u64,
     pub queue_full: QueueFull,
+    pub bandwidth_max: u64,
     pub peer_loss: PeerLoss,
     pub initial_sync: InitialSync,
     /// Units that hold something on each side before the first sync.
@@ -126,6 +127,7 @@ impl Settings {
             mode: Mode::Sync,
             queue_bytes: 1 << 20,
             queue_full: QueueFull::Block,
+            bandwidth_max: 0,
             peer_loss: PeerLoss::Continue,
             initial_sync: InitialSync::Skip,
             leftovers: 0,
@@ -210,6 +212,11 @@ impl Settings {
             mode,
             queue_bytes: random.skewed(4096, 1 << 20),
             link_slower: random.skewed(1, 40),
+            bandwidth_max: if mode == Mode::Async && random.percent(30) {
+                random.skewed(1 << 20, 64 << 20)
+            } else {
+                0
+            },
             queue_full: if random.coin() {
                 QueueFull::Block
             } else {
@@ -257,6 +264,7 @@ impl Settings {
             mode: Mode::Sync,
             queue_bytes: 1 << 20,
             queue_full: QueueFull::Block,
+            bandwidth_max: 0,
             peer_loss: if random.percent(40) {
                 PeerLoss::Hold
             } else {
