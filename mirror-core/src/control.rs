@@ -170,6 +170,8 @@ pub enum SyncKind {
     Resync,
     Full,
     Verify,
+    /// What the last run may have left half written is compared with the peer, while serving.
+    Recheck,
 }
 
 impl SyncKind {
@@ -178,6 +180,7 @@ impl SyncKind {
             Self::Resync => "resync",
             Self::Full => "full",
             Self::Verify => "verify",
+            Self::Recheck => "recheck",
         }
     }
 }

@@ -8,7 +8,9 @@ use mirror_core::layout::geometry::WORDS_PER_PAGE;
 use mirror_core::layout::internal::placement;
 use mirror_core::layout::log_record::LogRecord;
 use mirror_core::layout::metadata::{FreshParams, Image, fresh};
-use mirror_core::layout::superblock::{Discard, FEATURE_FORMAT_1, Flags, PeerSlot, Superblock};
+use mirror_core::layout::superblock::{
+    Discard, FEATURE_FORMAT_1, FEATURE_RUN, Flags, PeerSlot, Run, Superblock,
+};
 use mirror_core::units::{Epoch, ExtentIndex, FullSyncId, Generation, Uuid};
 
 use crate::{check, check_complete};
@@ -17,7 +19,7 @@ use crate::{check, check_complete};
 fn superblock() -> Superblock {
     Superblock {
         update: 0x0101,
-        features_compatible: 0,
+        features_compatible: FEATURE_RUN,
         features_read_only: 0,
         features_incompatible: FEATURE_FORMAT_1,
         cluster: Uuid([0x11; 16]),
@@ -54,6 +56,10 @@ fn superblock() -> Superblock {
             ranges: 0xd3,
             unix_s: 0xd4,
         },
+        run: Run {
+            incarnation: Uuid([0x77; 16]),
+            boot: Uuid([0x88; 16]),
+        },
     }
 }
 
@@ -67,6 +73,14 @@ fn the_metadata_blocks_keep_their_bytes() {
 
     let block = superblock();
     let pinned = case("superblock.bin", &block.encode());
+    assert_eq!(Superblock::decode(&pinned), Ok(block));
+
+    let block = Superblock {
+        features_compatible: 0,
+        run: Run::default(),
+        ..superblock()
+    };
+    let pinned = case("superblock-without-run.bin", &block.encode());
     assert_eq!(Superblock::decode(&pinned), Ok(block));
 
     for bit in 0..10 {

@@ -8,5 +8,6 @@ mod lease_mistakes;
 mod leases;
 mod mutations;
 mod outages;
+mod rechecks;
 mod resync;
 mod seeds;

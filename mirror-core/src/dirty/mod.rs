@@ -3,4 +3,5 @@
 
 pub mod activity_log;
 pub mod bitmap;
+pub mod block_set;
 pub mod extent_set;

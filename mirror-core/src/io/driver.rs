@@ -30,7 +30,7 @@ use crate::volume::Volume;
 use crate::volume::effect::Effect;
 use crate::volume::event::{Command, DiskFault, Event, Output, WAKE_MS};
 use crate::volume::notice::Notice;
-use crate::wire::message::{DiskState, Envelope};
+use crate::wire::message::Envelope;
 
 const NS_PER_MS: u64 = 1_000_000;
 
@@ -304,7 +304,7 @@ impl Driver {
 
     /// True if the local disk holds what clients see.
     pub fn disk_is_current(&self) -> bool {
-        self.volume.borrow().status().disk == DiskState::UpToDate
+        self.volume.borrow().holds_what_clients_see()
     }
 
     /// Returns when a step has panicked: the volume is then of no use any more.

@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::control::{Explanation, MirrorStatus, Refusal};
+use crate::io::boot;
 use crate::io::buffers::BufferPool;
 use crate::io::driver::{Driver, Resources, now};
 use crate::io::error::OpenError;
@@ -257,6 +258,7 @@ impl Mirror {
         let entropy = random_bytes().map_err(system("read random bytes"))?;
         let seed = Seed {
             incarnation: Uuid(incarnation),
+            boot: boot::this_boot(),
             entropy: u64::from_le_bytes(entropy),
         };
         let credentials = Credentials::new(Terms {

@@ -3,6 +3,7 @@
 //! Nothing here decides. A driver turns completions into events, carries effects out, and moves
 //! payload between sockets and disks in pooled memory without copying it.
 
+mod boot;
 pub mod buffers;
 pub mod claim;
 pub mod disk;

@@ -13,7 +13,7 @@ use crate::layout::geometry::{
 };
 use crate::layout::log_record::{self, LogRecovery, Trust};
 use crate::layout::superblock::{
-    ChooseFault, Discard, FEATURE_FORMAT_1, Flags, Found, PeerSlot, Superblock, choose,
+    ChooseFault, Discard, FEATURE_FORMAT_1, Flags, Found, PeerSlot, Run, Superblock, choose,
 };
 use crate::units::{Epoch, Generation, Uuid};
 
@@ -208,6 +208,7 @@ pub fn fresh(params: FreshParams) -> Result<(Superblock, Image), GeometryFault> 
         },
         moved_from: 0,
         last_discard: Discard::default(),
+        run: Run::default(),
     };
     let image = Image::new(&superblock, None)?;
     Ok((superblock, image))

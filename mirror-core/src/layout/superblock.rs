@@ -15,13 +15,15 @@ use crate::layout::geometry::{Geometry, METADATA_BLOCK_BYTES};
 use crate::units::{Epoch, FullSyncId, Generation, Uuid};
 
 /// Older programs may ignore such a feature, and drop it when they write.
-pub const FEATURES_COMPATIBLE: u64 = 0;
+pub const FEATURES_COMPATIBLE: u64 = FEATURE_RUN;
 /// Older programs may read metadata with such a feature, and must not write.
 pub const FEATURES_READ_ONLY: u64 = 0;
 /// Older programs must not touch metadata with such a feature. Bit 0 is the first format itself.
 pub const FEATURES_INCOMPATIBLE: u64 = FEATURE_FORMAT_1;
 /// What this build tells its peer it understands.
 pub const FEATURES_SUPPORTED: u64 = FEATURES_INCOMPATIBLE;
+/// The run that wrote it last is named. Whoever does not know of it drops it: then nobody runs on.
+pub const FEATURE_RUN: u64 = 1 << 0;
 /// The layout of `docs/metadata-format.md`; without it the block is not ours to read.
 pub const FEATURE_FORMAT_1: u64 = 1 << 0;
 
@@ -65,6 +67,7 @@ pub struct Superblock {
     /// there must never be taken for the mirror's metadata.
     pub moved_from: u64,
     pub last_discard: Discard,
+    pub run: Run,
 }
 
 /// Facts that must survive a crash.
@@ -112,6 +115,15 @@ pub struct PeerSlot {
     pub had_copy: bool,
 }
 
+/// The run of the daemon that opened this metadata last. Known by [`FEATURE_RUN`], else nobody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Run {
+    /// What the peer knows this side by. Kept by a run that lost nothing of what the one before it had written.
+    pub incarnation: Uuid,
+    /// The boot of the machine; zero: not known.
+    pub boot: Uuid,
+}
+
 /// What was given up last (split brain, or an old primary's unacknowledged tail).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Discard {
@@ -145,6 +157,8 @@ mod at {
     pub const HISTORY: usize = 168;
     pub const MOVED_FROM: usize = 232;
     pub const DISCARD: usize = 240;
+    pub const RUN_INCARNATION: usize = 272;
+    pub const RUN_BOOT: usize = 288;
     pub const PEER_SLOTS: usize = 512;
     pub const CHECKSUM: usize = 4092;
 
@@ -158,7 +172,8 @@ mod at {
 
     const _: () = {
         assert!(HISTORY + super::HISTORY_LENGTH * 8 <= MOVED_FROM);
-        assert!(DISCARD + 32 <= PEER_SLOTS);
+        assert!(DISCARD + 32 <= RUN_INCARNATION);
+        assert!(RUN_BOOT + 16 <= PEER_SLOTS);
         assert!(PEER_SLOTS + super::PEER_SLOTS * PEER_SLOT_BYTES <= CHECKSUM);
         assert!(CHECKSUM + 4 == super::BLOCK);
     };
@@ -202,6 +217,8 @@ impl Superblock {
         put(&mut block, at::MIRROR, &self.mirror.0);
         put(&mut block, at::NODE, &self.node.0);
         put(&mut block, at::CONSISTENCY_SET, &self.consistency_set.0);
+        put(&mut block, at::RUN_INCARNATION, &self.run.incarnation.0);
+        put(&mut block, at::RUN_BOOT, &self.run.boot.0);
         put(
             &mut block,
             at::LOGICAL_BLOCK_BYTES,
@@ -241,6 +258,7 @@ impl Superblock {
             });
         }
         let invalid = |field| SuperblockFault::Invalid { field };
+        let features_compatible = u64_at(block, at::FEATURES_COMPATIBLE);
         let slot = &block[at::PEER_SLOTS..at::PEER_SLOTS + at::PEER_SLOT_BYTES];
         let mut history = [Generation::NONE; HISTORY_LENGTH];
         for (index, generation) in history.iter_mut().enumerate() {
@@ -251,7 +269,7 @@ impl Superblock {
         }
         let superblock = Self {
             update: u64_at(block, at::UPDATE),
-            features_compatible: u64_at(block, at::FEATURES_COMPATIBLE),
+            features_compatible,
             features_read_only: u64_at(block, at::FEATURES_READ_ONLY),
             features_incompatible,
             cluster: uuid_at(block, at::CLUSTER),
@@ -284,6 +302,13 @@ impl Superblock {
                 bytes: u64_at(block, at::DISCARD + 8),
                 ranges: u64_at(block, at::DISCARD + 16),
                 unix_s: u64_at(block, at::DISCARD + 24),
+            },
+            run: match features_compatible & FEATURE_RUN {
+                0 => Run::default(),
+                _ => Run {
+                    incarnation: uuid_at(block, at::RUN_INCARNATION),
+                    boot: uuid_at(block, at::RUN_BOOT),
+                },
             },
         };
         superblock.check()?;

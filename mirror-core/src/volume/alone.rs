@@ -167,6 +167,9 @@ impl Volume {
     pub(super) fn on_peer_gone(&mut self) {
         self.sent.clear();
         self.release_strays();
+        if self.role == Role::Primary {
+            self.give_up_recheck();
+        }
         self.on_writes_lost_peer();
         self.on_flush_lost_peer();
         if self.alone.detach != Detach::Attached {
@@ -195,7 +198,7 @@ impl Volume {
         let handed_over = self
             .walk
             .as_ref()
-            .is_none_or(|walk| walk.kind == SyncKind::Verify);
+            .is_none_or(|walk| matches!(walk.kind, SyncKind::Verify | SyncKind::Recheck));
         self.abort_walk("the local disk failed");
         match self.role {
             Role::Primary if handed_over && self.can_serve_from_peer() => self.detach(),
@@ -219,7 +222,7 @@ impl Volume {
 
     fn can_serve_from_peer(&self) -> bool {
         self.is_replicating()
-            && self.bitmap.is_clean()
+            && self.peer_lacks_nothing()
             && self
                 .link()
                 .is_some_and(|link| link.peer_disk == DiskState::UpToDate)

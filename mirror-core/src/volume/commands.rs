@@ -59,9 +59,14 @@ impl Commands {
         self.leaving.is_some()
     }
 
+    /// The role of a primary is being recorded.
+    pub(super) fn is_promoting(&self) -> bool {
+        self.promoting.is_some_and(|promoting| promoting.recording)
+    }
+
     /// A role change is under way: a hello now would say what is about to be untrue.
     pub(super) fn is_changing_role(&self) -> bool {
-        self.promoting.is_some_and(|promoting| promoting.recording) || self.leaving.is_some()
+        self.is_promoting() || self.leaving.is_some()
     }
 }
 

@@ -72,10 +72,14 @@ impl VolumeConfig {
     }
 }
 
-/// What the driver draws for one run of the daemon; the volume has no randomness of its own.
+/// What the driver draws and finds for one run of the daemon; the volume has no randomness of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Seed {
+    /// For a run that is not known to go on with what an earlier one had.
     pub incarnation: Uuid,
+    /// The same as long as the machine runs without a restart, so that nothing which a disk has completed is
+    /// lost; zero where that is not known.
+    pub boot: Uuid,
     /// Start of the sequence that generations are drawn from.
     pub entropy: u64,
 }

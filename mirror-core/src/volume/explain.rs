@@ -83,7 +83,7 @@ impl Volume {
         let name = &self.config.name;
         let fresh = self.superblock.generations.current.is_none();
         if self.walk.is_some() || self.target.is_some() {
-            return ("a resync or verify is running".into(), Vec::new());
+            return ("a resync, recheck or verify is running".into(), Vec::new());
         }
         if fresh {
             let force = choice(

@@ -66,6 +66,7 @@ impl Volume {
         }
         // Another incarnation has lost what it acknowledged and did not flush (D4).
         if hello.incarnation != self.superblock.peer.incarnation {
+            self.forget_recheck();
             let doubt = self.log.take_peer_doubt();
             for range in doubt {
                 self.weak.insert(range.extent());

@@ -468,6 +468,7 @@ impl Volume {
         self.end_authority();
         self.give_up_promotion();
         self.reinstatable = None;
+        self.forget_recheck();
         let diverged = !self.superblock.generations.base.is_none();
         let flags = &mut self.superblock.flags;
         flags.outdated = true;

@@ -58,6 +58,8 @@ impl Volume {
         if !handing_over {
             self.abort_walk(if stop { "stopping" } else { "demotion" });
         }
+        // Reads that wait for a comparison are the last that are answered here.
+        self.give_up_recheck();
         self.commands.leaving = Some(Leaving {
             id,
             stop,

@@ -24,7 +24,8 @@
 //! | `exchange` | the target's bits on their way to the source |
 //! | `replica` | what the peer asks of this side |
 //! | `source` | resync source: what to copy, and the end |
-//! | `walk` | going over the disk for a resync or a verify |
+//! | `walk` | going over the disk for a resync, a recheck or a verify |
+//! | `recheck` | serving at once after a process died on a machine that ran on |
 //! | `target` | resync target |
 //! | `commands` | operator commands, and those that wait for a handshake |
 //! | `promotion`, `leaving` | becoming primary, ceasing to be it, stopping |
@@ -50,6 +51,7 @@ pub mod notice;
 mod peering;
 pub mod promotion;
 mod range_lock;
+mod recheck;
 pub mod refusal;
 mod replica;
 mod report;
@@ -73,7 +75,7 @@ use crate::dirty::extent_set::ExtentSet;
 use crate::layout::geometry::Geometry;
 use crate::layout::log_record::Trust;
 use crate::layout::metadata::Loaded;
-use crate::layout::superblock::Superblock;
+use crate::layout::superblock::{FEATURE_RUN, Run, Superblock};
 use crate::units::{
     ByteRange, Epoch, ExtentIndex, FullSyncId, Generation, IoToken, Now, RequestId, Sequence, Uuid,
 };
@@ -93,6 +95,7 @@ use log::LogQueue;
 use notice::Notice;
 use peering::{Link, Peering};
 use range_lock::{Owner, RangeLocks};
+use recheck::Recheck;
 use replica::Replica;
 use requests::Requests;
 use store::{After, Store};
@@ -108,6 +111,8 @@ enum Io {
     FlushAhead,
     Replica(replica::ReplicaIo),
     Walk(Owner),
+    /// A write of what a recheck fetched.
+    Fetched(Owner),
 }
 
 /// What a message that expects an answer was for.
@@ -171,6 +176,9 @@ pub struct Volume {
     peering: Peering,
     replica: Replica,
     walk: Option<Walk>,
+    /// Nothing that the last run had written is lost, and no handshake has made anything of it yet.
+    runs_on: bool,
+    recheck: Option<Recheck>,
     /// The operator paused a resync here.
     resync_paused: bool,
     /// A handshake changed the size, and nobody was told yet.
@@ -197,6 +205,7 @@ impl Volume {
         now: Now,
         out: &mut Vec<Effect>,
     ) -> Self {
+        let runs_on = recheck::runs_on(&loaded, config.mode, seed.boot);
         let Loaded {
             mut superblock,
             fell_back,
@@ -209,6 +218,17 @@ impl Volume {
         } = loaded;
         // Whoever opened it has wiped what was left there.
         superblock.moved_from = 0;
+        let incarnation = match runs_on {
+            true => superblock.run.incarnation,
+            false => seed.incarnation,
+        };
+        superblock.features_compatible |= FEATURE_RUN;
+        // Only after a run in sync mode has the peer every answered write, whatever mode comes next.
+        let boot = match config.mode {
+            Mode::Sync => seed.boot,
+            Mode::Semisync | Mode::Async => Uuid::default(),
+        };
+        superblock.run = Run { incarnation, boot };
         let size_bytes = superblock.size_bytes;
         let bitmap = Bitmap::new(words, superblock.block_shift, size_bytes);
         let slots = superblock.log_slots as u16;
@@ -222,7 +242,7 @@ impl Volume {
             fx: Vec::new(),
             next_id: 1,
             entropy: seed.entropy,
-            incarnation: seed.incarnation,
+            incarnation,
             reinstatable: superblock.flags.primary.then_some(superblock.epoch),
             superblock,
             geometry,
@@ -246,6 +266,8 @@ impl Volume {
             peering: Peering::default(),
             replica: Replica::default(),
             walk: None,
+            runs_on,
+            recheck: None,
             resync_paused: false,
             size_untold: false,
             resync_due_ms: None,
@@ -304,6 +326,14 @@ impl Volume {
             "nobody goes without a connected peer before that is on record (D5)"
         );
         assert!(
+            self.role != Role::Primary || self.recheck.is_none() || self.is_replicating(),
+            "a primary in doubt needs its peer"
+        );
+        assert!(
+            self.role != Role::Primary || !self.runs_on || self.recheck.is_some(),
+            "a primary has made up its mind about the last run"
+        );
+        assert!(
             self.walk.is_none() || self.link().is_some(),
             "a walk needs its link"
         );
@@ -319,6 +349,11 @@ impl Volume {
 
     pub fn is_serving(&self) -> bool {
         self.serving
+    }
+
+    /// The local disk alone has it, without the peer being asked.
+    pub fn holds_what_clients_see(&self) -> bool {
+        self.disk_state() == DiskState::UpToDate && self.recheck.is_none()
     }
 
     /// Zeroing without writing can be promised on both sides.
@@ -423,6 +458,7 @@ impl Volume {
             Io::FlushAhead => self.on_local_flush_ahead(result.map(|_| ())),
             Io::Replica(io) => self.on_replica_io(io, result),
             Io::Walk(owner) => self.on_walk_read(owner, result),
+            Io::Fetched(owner) => self.on_fetched_written(owner, result),
         }
     }
 

@@ -260,6 +260,7 @@ impl Volume {
         }
         let drained = (self.is_quiet() || !self.in_handshake())
             && self.replica.is_drained()
+            && self.strays.is_empty()
             && !self.store.is_superblock_pending()
             && !self.commands.is_changing_role();
         if !drained {
@@ -477,20 +478,22 @@ impl Volume {
                 sequence,
                 range,
                 data,
-            } => {
-                if let Some(Awaited {
+            } => match self.take_sent(sequence) {
+                Some(Awaited {
                     what: Sent::Read(owner),
                     since_ms,
-                }) = self.take_sent(sequence)
-                {
-                    self.on_peer_read_reply(owner, since_ms, range, data);
-                }
-            }
+                }) => self.on_peer_read_reply(owner, since_ms, range, data),
+                Some(Awaited {
+                    what: Sent::Walk(owner),
+                    ..
+                }) => self.on_fetched(owner, range, data),
+                _ => {}
+            },
             Message::ReadFailed { sequence } => {
-                if let Some(Sent::Read(owner)) =
-                    self.take_sent(sequence).map(|awaited| awaited.what)
-                {
-                    self.fail_peer_read(owner);
+                match self.take_sent(sequence).map(|awaited| awaited.what) {
+                    Some(Sent::Read(owner)) => self.fail_peer_read(owner),
+                    Some(Sent::Walk(owner)) => self.on_fetch_failed(owner),
+                    _ => {}
                 }
             }
             Message::CompareResult { sequence, unequal } => {

@@ -10,7 +10,7 @@ use super::store::After;
 use super::{Sent, Volume};
 use crate::control::SyncKind;
 use crate::link::handshake::Strategy;
-use crate::units::{CommandId, Epoch, FullSyncId, LinkId, Sequence};
+use crate::units::{CommandId, Epoch, FullSyncId, LinkId, Sequence, Uuid};
 use crate::wire::message::{DiskState, Message, Mode, Role};
 
 /// The rule by which a reinstatement is refused for good.
@@ -352,7 +352,7 @@ impl Volume {
         let copying = self
             .walk
             .as_ref()
-            .is_some_and(|walk| walk.kind != SyncKind::Verify);
+            .is_some_and(|walk| matches!(walk.kind, SyncKind::Resync | SyncKind::Full));
         let own = self.superblock.epoch;
         // The same epoch is the asker's own, from before it died, unless it was this side's.
         let same = epoch == own && !self.superblock.flags.last_primary;
@@ -361,6 +361,7 @@ impl Volume {
             || self.role == Role::Primary
             || racing
             || copying
+            || self.is_fetching()
             || self.commands.leaving.is_some();
         if refuse {
             self.send(Message::PromoteReply {
@@ -369,13 +370,11 @@ impl Volume {
             });
             return;
         }
-        if self
-            .walk
-            .as_ref()
-            .is_some_and(|walk| walk.kind == SyncKind::Verify)
-        {
+        // Nothing of the peer is being overwritten: see above.
+        if self.walk.is_some() {
             self.abort_walk("the peer's promotion");
         }
+        self.forget_recheck();
         // From here on the peer is as good as primary: a promotion asked for here meanwhile, and a
         // resync toward it, must not begin.
         if let Some(link) = &mut self.peering.link {
@@ -383,6 +382,7 @@ impl Volume {
             link.is_source = false;
         }
         self.superblock.epoch = self.superblock.epoch.max(epoch);
+        self.superblock.flags.primary = false;
         self.superblock.flags.last_primary = false;
         self.reinstatable = None;
         self.persist(After::PeerPromoted { link, sequence });
@@ -444,7 +444,12 @@ impl Volume {
             self.force_truth();
         }
         let epoch = self.next_epoch(grant, again);
+        let alone = !self.link_ready() && self.role != Role::Primary;
         let superblock = &mut self.superblock;
+        if alone {
+            // From here on this side decides: whoever comes back was not there, had it lost nothing.
+            superblock.peer.incarnation = Uuid::default();
+        }
         superblock.epoch = epoch;
         superblock.flags.primary = true;
         superblock.flags.last_primary = true;
@@ -534,6 +539,10 @@ impl Volume {
             link.is_source = true;
             self.send_state();
             self.want_resync();
+        }
+        if self.recheck.is_none() || !self.is_replicating() {
+            // Nobody else is to be asked.
+            self.give_up_recheck();
         }
         self.finish_command(
             id,

@@ -119,6 +119,8 @@ pub(super) struct Requests {
     parked: Vec<Owner>,
     /// Waited for proof of the lease when the line that they rested on was cut: the peer lacks them now.
     overtaken: Vec<RequestId>,
+    /// Wait until their blocks are compared. Bounded by the requests that clients may have in flight.
+    unsure_reads: Vec<(RequestId, ByteRange)>,
 }
 
 impl Requests {
@@ -134,6 +136,7 @@ impl Requests {
             && self.reads.is_empty()
             && self.peer_reads.is_empty()
             && self.overtaken.is_empty()
+            && self.unsure_reads.is_empty()
     }
 
     /// Nothing runs against a disk or the old peer; what is left is held, parked or queued behind.
@@ -159,7 +162,19 @@ impl Requests {
 
     /// Changes in the table, those too that were answered ahead of the peer, and reads.
     pub(super) fn count(&self) -> usize {
-        self.writes.len() + self.reads.len()
+        self.writes.len() + self.reads.len() + self.unsure_reads.len()
+    }
+
+    pub(super) fn hold_unsure(&mut self, id: RequestId, range: ByteRange) {
+        self.unsure_reads.push((id, range));
+    }
+
+    pub(super) fn take_unsure(&mut self) -> Vec<(RequestId, ByteRange)> {
+        std::mem::take(&mut self.unsure_reads)
+    }
+
+    pub(super) fn unsure_ranges(&self) -> Vec<ByteRange> {
+        self.unsure_reads.iter().map(|(_, range)| *range).collect()
     }
 
     pub(super) fn range_of(&self, owner: Owner) -> Option<ByteRange> {
@@ -510,6 +525,7 @@ impl Volume {
             self.fail_peer_read(owner);
         }
         self.fail_overtaken(&answer);
+        self.fail_unsure_reads(&answer);
         self.fail_flushes(&answer);
         self.fail_waiting(&answer);
     }
@@ -741,9 +757,13 @@ impl Volume {
         self.unlock(owner, write.range);
     }
 
-    fn begin_read(&mut self, id: RequestId, range: ByteRange) {
+    pub(super) fn begin_read(&mut self, id: RequestId, range: ByteRange) {
         if !self.disk_usable() {
             self.begin_peer_read(id, range, false);
+            return;
+        }
+        if self.is_in_doubt(range) {
+            self.await_recheck(id, range);
             return;
         }
         self.requests.reads.insert(id, Read { range });
@@ -762,7 +782,7 @@ impl Volume {
             && self
                 .link()
                 .is_some_and(|link| link.peer_disk == DiskState::UpToDate)
-            && !self.bitmap.any_in(range)
+            && (self.recheck.is_some() || !self.bitmap.any_in(range))
     }
 
     /// What held the lock until now may have gone without the peer.

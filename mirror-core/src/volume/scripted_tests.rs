@@ -31,6 +31,7 @@ impl Scripted {
         .expect("readable metadata");
         let seed = Seed {
             incarnation: Uuid([side as u8 + 1; 16]),
+            boot: Uuid([9; 16]),
             entropy: side as u64,
         };
         let mut effects = Vec::new();

@@ -27,6 +27,7 @@ impl Volume {
             // Declared equal is what was there before; what was written here since stays dirty (D2).
             Scope::Bitmap | Scope::Remainder | Scope::Nothing => {}
         }
+        self.judge_recheck(scope);
         self.meet_peer();
         let pages = self.unsaved_pages();
         self.save_pages(&pages, After::SourcePages { link });
@@ -61,7 +62,7 @@ impl Volume {
             return;
         }
         let full_sync = self.superblock.peer.full_sync;
-        if self.bitmap.is_clean() {
+        if self.peer_lacks_nothing() {
             self.begin_walk(Stage::Finishing, full_sync);
             self.set_ready(true);
             self.hand_over();
@@ -103,14 +104,22 @@ impl Volume {
         let may_send =
             link.is_source && link.replicating && self.disk_usable() && !self.commands.is_leaving();
         let needed = unfinished || !self.bitmap.is_clean();
-        if self.walk.is_none() && may_send && needed {
+        if self.walk.is_some() || !may_send || !needed {
+            return;
+        }
+        if self.recheck.is_some() && !unfinished {
+            self.begin_recheck();
+        } else {
             self.begin_walk(Stage::Starting, self.superblock.peer.full_sync);
         }
     }
 
     pub(super) fn begin_walk(&mut self, stage: Stage, full_sync: FullSyncId) {
         self.resync_due_ms = None;
-        let total_bytes = self.bitmap.dirty_bytes();
+        let total_bytes = match stage {
+            Stage::Finishing => 0,
+            Stage::Starting | Stage::Walking => self.bitmap.dirty_bytes(),
+        };
         let kind = if full_sync.is_none() {
             SyncKind::Resync
         } else {
@@ -163,8 +172,12 @@ impl Volume {
         self.superblock.generations.settle();
         self.superblock.peer.outdated = false;
         self.superblock.peer.detached = false;
+        // Whoever was primary when it died, and is asked to be it again, is so until somebody else is.
+        let stays = self.role == Role::Primary
+            || self.commands.is_promoting()
+            || self.reinstatable.is_some();
         let flags = &mut self.superblock.flags;
-        flags.primary = self.role == Role::Primary;
+        flags.primary &= stays;
         // Whatever this side may have missed: the handshake made its data the truth, and both have it.
         flags.outdated = false;
         flags.discard_local = false;

@@ -40,6 +40,7 @@ impl Target {
 
 impl Volume {
     pub(super) fn prepare_target(&mut self, scope: Scope) {
+        self.forget_recheck();
         let Some(link) = self.link().map(super::peering::Link::id) else {
             return;
         };

@@ -120,6 +120,7 @@ impl Pair {
         self.next += 1;
         let seed = Seed {
             incarnation: Uuid([self.next as u8; 16]),
+            boot: Uuid([9; 16]),
             entropy: self.next * 77 + side as u64,
         };
         let mut effects = Vec::new();
@@ -549,6 +550,7 @@ fn a_lost_superblock_copy_is_the_first_to_be_written_again() {
         .expect("the other copy is good");
         let seed = Seed {
             incarnation: Uuid([1; 16]),
+            boot: Uuid([9; 16]),
             entropy: 1,
         };
         let mut effects = Vec::new();

@@ -1,4 +1,4 @@
-//! Walking the disk: as the source of a resync, or to verify.
+//! Walking the disk: as the source of a resync, to verify, or to recheck what a dead process left.
 //!
 //! Each step holds the lock of its range from before it reads here until the peer has acknowledged
 //! (D6), so an application write can neither slip in between nor be overtaken. Copied ranges stay
@@ -37,10 +37,31 @@ pub(super) enum Stage {
 
 #[derive(Debug)]
 pub(super) struct Step {
-    range: ByteRange,
+    pub(super) range: ByteRange,
     data: Option<Buffer>,
     /// Messages that the peer has yet to acknowledge.
-    open: u32,
+    pub(super) open: u32,
+    /// Writes under way here, of a recheck.
+    pub(super) writes: u32,
+    /// Both sides hold the same when it is done.
+    pub(super) equal: bool,
+}
+
+impl Step {
+    fn new(range: ByteRange) -> Self {
+        Self {
+            range,
+            data: None,
+            open: 0,
+            writes: 0,
+            equal: true,
+        }
+    }
+
+    /// Nothing of it is under way, on either side.
+    fn is_idle(&self) -> bool {
+        self.open == 0 && self.writes == 0
+    }
 }
 
 #[derive(Debug)]
@@ -50,7 +71,7 @@ pub(super) struct Walk {
     repair: bool,
     /// Next byte to look at.
     cursor: u64,
-    steps: HashMap<Owner, Step>,
+    pub(super) steps: HashMap<Owner, Step>,
     pace: Pace,
     pub(super) total_bytes: u64,
     pub(super) done_bytes: u64,
@@ -155,7 +176,10 @@ impl Volume {
             return;
         };
         let range = walk.steps[&owner].range;
-        let compare = walk.kind == SyncKind::Verify || self.weak.contains(range.extent());
+        let compare = match walk.kind {
+            SyncKind::Verify | SyncKind::Recheck => true,
+            SyncKind::Resync | SyncKind::Full => self.weak.contains(range.extent()),
+        };
         let io = self.start_io(Io::Walk(owner));
         self.fx.push(if compare {
             Effect::Read { io, range }
@@ -173,10 +197,12 @@ impl Volume {
         else {
             return;
         };
-        let verify = self
-            .walk
-            .as_ref()
-            .is_some_and(|walk| walk.kind == SyncKind::Verify);
+        let is = |kind| self.walk.as_ref().is_some_and(|walk| walk.kind == kind);
+        if is(SyncKind::Recheck) {
+            self.on_recheck_read(owner, range, result);
+            return;
+        }
+        let verify = is(SyncKind::Verify);
         match result {
             Err(_) => self.on_walk_read_failed(owner, range),
             Ok(Output::Data(data)) if verify || self.weak.contains(range.extent()) => {
@@ -219,7 +245,10 @@ impl Volume {
         let Some(walk) = &mut self.walk else {
             return;
         };
-        let verify = walk.kind == SyncKind::Verify;
+        let (verify, recheck) = (
+            walk.kind == SyncKind::Verify,
+            walk.kind == SyncKind::Recheck,
+        );
         let Some(step) = walk.steps.get_mut(&owner) else {
             return;
         };
@@ -228,6 +257,10 @@ impl Volume {
         let whole = step.range;
         if runs.is_empty() {
             self.end_step(owner);
+            return;
+        }
+        if recheck {
+            self.fetch(owner, &runs);
             return;
         }
         if verify {
@@ -261,16 +294,22 @@ impl Volume {
     }
 
     pub(super) fn on_walk_acknowledged(&mut self, owner: Owner) {
-        self.end_stray(owner);
-        let Some(step) = self
-            .walk
-            .as_mut()
-            .and_then(|walk| walk.steps.get_mut(&owner))
-        else {
+        if self.end_stray(owner) {
             return;
-        };
-        step.open -= 1;
-        if step.open == 0 {
+        }
+        if let Some(step) = self.step_mut(owner) {
+            step.open -= 1;
+            self.finish_step(owner);
+        }
+    }
+
+    pub(super) fn step_mut(&mut self, owner: Owner) -> Option<&mut Step> {
+        self.walk.as_mut()?.steps.get_mut(&owner)
+    }
+
+    /// Ends a step of which nothing is under way any more.
+    pub(super) fn finish_step(&mut self, owner: Owner) {
+        if self.step_mut(owner).is_some_and(|step| step.is_idle()) {
             self.end_step(owner);
         }
     }
@@ -355,29 +394,42 @@ impl Volume {
         };
         let mut steps: Vec<_> = walk.steps.into_iter().collect();
         steps.sort_unstable_by_key(|(owner, _)| owner.0);
-        let (strays, idle): (Vec<_>, Vec<_>) =
-            steps.into_iter().partition(|(_, step)| step.open > 0);
+        let (idle, strays): (Vec<_>, Vec<_>) =
+            steps.into_iter().partition(|(_, step)| step.is_idle());
         self.strays.extend(strays);
         for (owner, step) in idle {
             self.unlock(owner, step.range);
         }
-    }
-
-    /// The link of the strays is gone, and whatever they still do ends before the next hello (D11).
-    pub(super) fn release_strays(&mut self) {
-        let mut strays: Vec<_> = std::mem::take(&mut self.strays).into_iter().collect();
-        strays.sort_unstable_by_key(|(owner, _)| owner.0);
-        for (owner, step) in strays {
-            self.unlock(owner, step.range);
+        if walk.kind == SyncKind::Recheck {
+            self.on_recheck_dropped();
         }
     }
 
-    fn end_stray(&mut self, owner: Owner) {
+    /// The link of the strays is gone, and whatever they still do there ends before the next hello (D11).
+    /// What they still write here keeps its range.
+    pub(super) fn release_strays(&mut self) {
+        let mut owners: Vec<Owner> = self.strays.keys().copied().collect();
+        owners.sort_unstable_by_key(|owner| owner.0);
+        for owner in owners {
+            if let Some(step) = self.strays.get_mut(&owner) {
+                step.open = 0;
+            }
+            self.finish_stray(owner);
+        }
+    }
+
+    /// The peer answered a message of a walk that was dropped. False if it was none of those.
+    pub(super) fn end_stray(&mut self, owner: Owner) -> bool {
         let Some(step) = self.strays.get_mut(&owner) else {
-            return;
+            return false;
         };
         step.open -= 1;
-        if step.open == 0
+        self.finish_stray(owner);
+        true
+    }
+
+    pub(super) fn finish_stray(&mut self, owner: Owner) {
+        if self.strays.get(&owner).is_some_and(Step::is_idle)
             && let Some(step) = self.strays.remove(&owner)
         {
             self.unlock(owner, step.range);
@@ -408,7 +460,7 @@ impl Volume {
     pub(super) fn pump_walk(&mut self) {
         loop {
             let clients_active = self.has_active_requests();
-            let Some(walk) = &mut self.walk else {
+            let Some(walk) = &self.walk else {
                 return;
             };
             let ready = walk.stage == Stage::Walking && !walk.is_paused();
@@ -417,6 +469,7 @@ impl Volume {
             }
             let next = match walk.kind {
                 SyncKind::Verify => next_range(walk.cursor, self.superblock.size_bytes),
+                SyncKind::Recheck => self.next_unsure(walk.cursor),
                 SyncKind::Resync | SyncKind::Full => self
                     .bitmap
                     .next_dirty(walk.cursor / self.bitmap.block_bytes())
@@ -436,25 +489,29 @@ impl Volume {
                 self.end_pass();
                 return;
             };
-            walk.cursor = range.end().next_multiple_of(match walk.kind {
+            let cursor = range.end().next_multiple_of(match walk.kind {
                 SyncKind::Verify => 1,
                 _ => self.bitmap.block_bytes(),
             });
-            walk.pace.started(u64::from(range.length));
-            let owner = Owner(self.next_id());
             if let Some(walk) = &mut self.walk {
-                walk.steps.insert(
-                    owner,
-                    Step {
-                        range,
-                        data: None,
-                        open: 0,
-                    },
-                );
+                walk.cursor = cursor;
             }
-            if self.locks.acquire(owner, range, Use::Exclusive) {
-                self.on_walk_granted(owner);
-            }
+            self.begin_step(range);
+        }
+    }
+
+    pub(super) fn begin_step(&mut self, range: ByteRange) {
+        let owner = Owner(self.next_id());
+        let Some(walk) = &mut self.walk else {
+            return;
+        };
+        walk.pace.started(u64::from(range.length));
+        walk.steps.insert(owner, Step::new(range));
+        if walk.kind == SyncKind::Recheck {
+            self.note_begun(range);
+        }
+        if self.locks.acquire(owner, range, Use::Exclusive) {
+            self.on_walk_granted(owner);
         }
     }
 
@@ -470,6 +527,8 @@ impl Volume {
             self.end_verify();
         } else if !walk.copied.is_empty() {
             self.take_checkpoint();
+        } else if walk.kind == SyncKind::Recheck {
+            self.end_recheck();
         } else if self.bitmap.is_clean() {
             if self.may_hand_over() {
                 self.hand_over();
@@ -538,12 +597,8 @@ impl Volume {
         });
     }
 
-    fn set_step(&mut self, owner: Owner, data: Option<Buffer>, open: u32) {
-        if let Some(step) = self
-            .walk
-            .as_mut()
-            .and_then(|walk| walk.steps.get_mut(&owner))
-        {
+    pub(super) fn set_step(&mut self, owner: Owner, data: Option<Buffer>, open: u32) {
+        if let Some(step) = self.step_mut(owner) {
             step.data = data;
             step.open = open;
         }
@@ -559,12 +614,16 @@ impl Volume {
         let bytes = u64::from(step.range.length);
         walk.pace.done(bytes);
         walk.done_bytes += bytes;
-        if walk.kind != SyncKind::Verify {
+        if walk.kind != SyncKind::Verify && step.equal {
             walk.copied.push(step.range);
             walk.copied_since_checkpoint += bytes;
         }
         let due = walk.copied_since_checkpoint >= self.config.checkpoint_bytes;
+        let recheck = walk.kind == SyncKind::Recheck;
         self.unlock(owner, step.range);
+        if recheck {
+            self.note_sure(step.range);
+        }
         if due {
             self.take_checkpoint();
         }

@@ -7,7 +7,8 @@ use mirror_core::wire::message::{Message, Mode};
 
 use crate::sim::client::Pending;
 use crate::sim::content::{self, Tag, ZEROES};
-use crate::sim::network::NodeIndex;
+use crate::sim::disk::Unit;
+use crate::sim::network::{NodeIndex, other};
 use crate::sim::oracle::Promise;
 use crate::sim::world::World;
 
@@ -104,9 +105,18 @@ impl World {
         let truth = &self.truths[self.line[node]];
         let disk = &self.nodes[node].data;
         let promise = Promise::Survivor { lost: excused };
-        let unit = truth
-            .units()
-            .find(|unit| !truth.is_legal(*unit, disk.current(*unit), promise))?;
+        let unit_bytes = u64::from(self.settings.unit_bytes);
+        let view = self.nodes[node].view.as_ref();
+        let theirs = &self.nodes[other(node)].data;
+        // What a recheck fetches before anybody reads it.
+        let comes_yet = |unit: Unit| {
+            self.network.connected()
+                && view.is_some_and(|view| view.has_bit(unit * unit_bytes))
+                && truth.is_legal(unit, theirs.current(unit), promise)
+        };
+        let unit = truth.units().find(|unit| {
+            !truth.is_legal(*unit, disk.current(*unit), promise) && !comes_yet(*unit)
+        })?;
         let missing = format!(
             "{:x} at unit {unit}: {}",
             disk.current(unit),

@@ -424,10 +424,12 @@ impl World {
     }
 
     /// A new primary has every write that was answered before, unless its own disk lost power and
-    /// nobody could give it back.
+    /// nobody could give it back. What is dirty there it may yet get from its peer; what its clients read
+    /// meanwhile is judged as every read.
     fn check_survivor(&mut self, node: NodeIndex) {
         let peer = other(node);
         let lost = self.excused_before(node);
+        self.nodes[node].durable();
         let failed = self.nodes[node]
             .view
             .as_ref()

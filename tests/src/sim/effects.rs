@@ -93,7 +93,7 @@ impl World {
                 if notice.kind == "connected" {
                     self.nodes[node].peer_left = false;
                 }
-                if notice.kind == "resync-finished" {
+                if matches!(notice.kind.as_str(), "resync-finished" | "recheck-finished") {
                     // What a full disk left out has been made good; a failed one stays so until it is
                     // opened anew.
                     self.nodes[node].doomed = false;

@@ -22,6 +22,8 @@ pub enum Mutation {
     ForgetDirtyBits,
     /// A kernel device of before a crash is gone on with after any promotion.
     KeepDevice,
+    /// A node that lost power says that its machine ran on.
+    ForgetReboot,
     /// A primary answers reads as soon as its disk has them, lease or not.
     UngatedReads,
     /// An agent counts its lease from the arbiter's reply, and without a margin.

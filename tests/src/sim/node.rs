@@ -17,6 +17,8 @@ pub struct SimNode {
     pub volume: Option<Volume>,
     /// Counts starts: happenings of an earlier life are void.
     pub life: u64,
+    /// Counts restarts of its machine.
+    pub boots: u64,
     pub data: SimDisk,
     pub metadata: MetadataDisk,
     /// When its disk last lost its cache and did not get everything back from the peer since.
@@ -71,6 +73,7 @@ impl SimNode {
             config,
             volume: None,
             life: 0,
+            boots: 0,
             data,
             metadata,
             cache_lost: 0,
@@ -114,6 +117,11 @@ impl SimNode {
             "incarnation",
             &format!("{}-{}", self.config.node_name, self.life),
         )
+    }
+
+    pub fn boot(&self) -> Uuid {
+        let name = format!("{}-{}", self.config.node_name, self.boots);
+        Uuid::from_name("boot", &name)
     }
 
     /// What its metadata would say after a crash now.

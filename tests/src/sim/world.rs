@@ -22,6 +22,7 @@ use crate::sim::content::{self};
 use crate::sim::disk::{Crash, Unit};
 use crate::sim::durable;
 use crate::sim::metadata_disk::InFlightFate;
+use crate::sim::mutation::Mutation;
 use crate::sim::network::{Network, NodeIndex, other};
 use crate::sim::node::SimNode;
 use crate::sim::operator::Operator;
@@ -472,6 +473,7 @@ impl World {
         state.notices.clear();
         let seed = Seed {
             incarnation: state.incarnation(),
+            boot: state.boot(),
             entropy,
         };
         let life = state.life;
@@ -524,6 +526,9 @@ impl World {
             self.schedule(0, happening);
         }
         if crash == Crash::PowerLoss {
+            if self.settings.mutation != Some(Mutation::ForgetReboot) {
+                self.nodes[node].boots += 1;
+            }
             self.on_cache_lost(node);
         }
         self.network.wanted[node] = false;

@@ -112,6 +112,10 @@ fn superblock(block: &Superblock) -> Value {
             "ranges": block.last_discard.ranges,
             "unix_s": block.last_discard.unix_s,
         },
+        "run": {
+            "incarnation": block.run.incarnation.to_string(),
+            "boot": block.run.boot.to_string(),
+        },
         "peer": {
             "node": block.peer.node.to_string(),
             "incarnation": block.peer.incarnation.to_string(),

@@ -98,6 +98,8 @@ fn superblock(page: &mut Page, block: &Superblock) {
     page.line("mirror", block.mirror);
     page.line("node", block.node);
     page.line("consistency set", or_none(block.consistency_set));
+    page.line("last run", or_none(block.run.incarnation));
+    page.line("in boot", or_none(block.run.boot));
     page.line(
         "agreed size",
         match block.size_bytes {

@@ -26,7 +26,7 @@ pub fn link(status: &MirrorStatus) -> Result<(), String> {
         Connection::Unrelated => return Err(format!("the peer of {name} holds other data")),
     }
     match &status.sync {
-        Some(sync) if sync.kind != SyncKind::Verify => Err(format!(
+        Some(sync) if matches!(sync.kind, SyncKind::Resync | SyncKind::Full) => Err(format!(
             "{name} is being resynced: {} of {} bytes",
             sync.done_bytes, sync.total_bytes
         )),

@@ -3,7 +3,7 @@ use super::*;
 pub(super) fn sample() -> Superblock {
     Superblock {
         update: 41,
-        features_compatible: 0,
+        features_compatible: FEATURE_RUN,
         features_read_only: 0,
         features_incompatible: FEATURE_FORMAT_1,
         cluster: Uuid([1; 16]),
@@ -43,6 +43,10 @@ pub(super) fn sample() -> Superblock {
             bytes: 15,
             ranges: 16,
             unix_s: 17,
+        },
+        run: Run {
+            incarnation: Uuid([20; 16]),
+            boot: Uuid([21; 16]),
         },
     }
 }
@@ -201,7 +205,15 @@ fn copies_that_contradict_each_other_are_refused() {
 #[test]
 fn a_compatible_feature_that_is_not_known_is_dropped_when_written() {
     let mut superblock = sample();
-    superblock.features_compatible = 1 << 63;
+    superblock.features_compatible |= 1 << 63;
     let read = Superblock::decode(&superblock.encode()).expect("valid");
-    assert_eq!(read.features_compatible, 0);
+    assert_eq!(read.features_compatible, FEATURE_RUN);
+}
+
+#[test]
+fn a_run_that_the_last_writer_did_not_know_of_is_nobodys() {
+    // An older program clears the feature, whatever it leaves in the fields.
+    let block = changed(sample().encode(), at::FEATURES_COMPATIBLE, &[0; 8]);
+    let read = Superblock::decode(&block).expect("valid");
+    assert_eq!(read.run, Run::default());
 }
