@@ -1,7 +1,7 @@
 //! A node dies, stops or hangs under load: no answered write is lost, and what was missed comes back alone.
 
 use anyhow::{Result, ensure};
-use local_pair::{MIRROR, Pair, PairOptions, Side, WhenLost, Writers};
+use local_pair::{Deadline, MIRROR, Pair, PairOptions, Side, WhenLost, Writers};
 use mirror_core::control::{DiskState, Role};
 use nix::sys::signal::Signal;
 
@@ -37,6 +37,36 @@ fn no_answered_write_is_lost_when_the_primary_is_killed() -> Result<()> {
     ensure!(old_primary.role == Role::Secondary, "{old_primary:?}");
     after.check(&pair.uri(Side::Second))?;
     ensure!(pair.verify(Side::Second, &[])? == 0, "the sides differ");
+    assert_same_data(&mut pair)
+}
+
+#[test]
+fn a_killed_primary_serves_again_before_what_it_had_under_way_is_compared() -> Result<()> {
+    let mut pair = synced(&PairOptions::sized(256 * MIB))?;
+    // All of it is hot, and takes a while to compare.
+    qemu_io(&pair.uri(Side::First), &["write -P 1 0 256M"])?;
+    let mut before = writers(&pair, "before", &pair.uri(Side::First))?;
+    before.wait_progress(200)?;
+    pair.node_mut(Side::First).kill()?;
+    before.wait_lost()?;
+
+    pair.start(Side::First)?;
+    Deadline::after_seconds(30).until("a primary", || {
+        let promoted = pair.ctl(Side::First, &["promote", MIRROR]);
+        Ok(promoted.is_done().then_some(()))
+    })?;
+    before.check(&pair.uri(Side::First))?;
+    let mut after = writers(&pair, "after", &pair.uri(Side::First))?;
+    after.wait_progress(100)?;
+    pair.wait_synced()?;
+    after.stop()?;
+    after.check(&pair.uri(Side::First))?;
+    let events = pair.ctl(Side::First, &["events"]).done()?;
+    ensure!(
+        events.contains("recheck-finished") && !events.contains("resync-started"),
+        "{events}"
+    );
+    ensure!(pair.verify(Side::First, &[])? == 0, "the sides differ");
     assert_same_data(&mut pair)
 }
 

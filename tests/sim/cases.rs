@@ -156,6 +156,11 @@ fn a_kernel_device_is_gone_on_with_unless_the_other_side_was_primary_meanwhile()
         world.until("the link", |world| world.is_connected(0));
         let refusal = reinstate(&mut world).expect_err("its cache is of the past");
         assert_eq!(refusal.rule, NOT_REINSTATED);
+        let notices = &world.nodes[0].notices;
+        let survived = notices
+            .iter()
+            .any(|(_, said)| said.contains("same-generation-survivor decides: Target"));
+        assert!(survived, "its data is of the past, too: {notices:?}");
         world.end_well();
     }
 }

@@ -79,7 +79,7 @@ use crate::layout::superblock::{FEATURE_RUN, Run, Superblock};
 use crate::units::{
     ByteRange, Epoch, ExtentIndex, FullSyncId, Generation, IoToken, Now, RequestId, Sequence, Uuid,
 };
-use crate::wire::message::{DiskState, Role};
+use crate::wire::message::{DiskState, Mode, Role};
 
 use ack_policy::Backlog;
 use alone::Alone;

@@ -132,7 +132,7 @@ fn replay(seed: u64, kind: Kind, verbose: bool) -> ExitCode {
 fn explore(seeds: impl Iterator<Item = u64>, kinds: &[Kind], limit: Option<Duration>) -> ExitCode {
     let start = Instant::now();
     let (mut worlds, mut failures) = (0u64, 0);
-    let mut totals = [0u64; 6];
+    let mut totals = [0u64; 7];
     let worlds_wanted = seeds.flat_map(|seed| kinds.iter().map(move |kind| (seed, *kind)));
     for (seed, kind) in worlds_wanted {
         if limit.is_some_and(|limit| start.elapsed() >= limit) || failures >= FAILURES_MAX {
@@ -147,6 +147,7 @@ fn explore(seeds: impl Iterator<Item = u64>, kinds: &[Kind], limit: Option<Durat
             tally.reads_answered,
             tally.crashes,
             tally.cuts,
+            tally.rechecks,
             tally.compared,
         ];
         totals
@@ -158,9 +159,9 @@ fn explore(seeds: impl Iterator<Item = u64>, kinds: &[Kind], limit: Option<Durat
             println!("{}", report.describe());
         }
     }
-    let [steps, writes, reads, crashes, cuts, compared] = totals;
+    let [steps, writes, reads, crashes, cuts, rechecks, compared] = totals;
     println!(
-        "sim: {worlds} worlds in {:.1} s: {steps} steps, {writes} writes and {reads} reads answered, {crashes} crashes, {cuts} cuts, compared whole {compared} times; {failures} broke a rule",
+        "sim: {worlds} worlds in {:.1} s: {steps} steps, {writes} writes and {reads} reads answered, {crashes} crashes, {cuts} cuts, {rechecks} rechecks, compared whole {compared} times; {failures} broke a rule",
         start.elapsed().as_secs_f64()
     );
     code(failures > 0)

@@ -340,9 +340,19 @@ impl World {
         }
     }
 
-    /// Nobody else answers at the same time, unless an operator made it so.
+    /// Nobody else answers at the same time, unless an operator made it so; and should it die now, its next run
+    /// knows that it was primary.
     fn check_alone(&mut self, node: NodeIndex) {
         let peer = other(node);
+        let recorded = self.nodes[node]
+            .durable()
+            .is_none_or(|view| view.superblock.flags.primary);
+        if !recorded {
+            self.violate(
+                "D13",
+                format!("node {node} answers, and its metadata does not say that it is primary"),
+            );
+        }
         let arbitrated = self.has_arbiter();
         if !arbitrated
             && self.nodes[peer].is_up()

@@ -93,6 +93,7 @@ impl World {
                 if notice.kind == "connected" {
                     self.nodes[node].peer_left = false;
                 }
+                self.tally.rechecks += u64::from(notice.kind == "recheck-started");
                 if matches!(notice.kind.as_str(), "resync-finished" | "recheck-finished") {
                     // What a full disk left out has been made good; a failed one stays so until it is
                     // opened anew.

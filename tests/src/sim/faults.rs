@@ -180,7 +180,12 @@ impl World {
     fn crash_for_a_while(&mut self, node: NodeIndex, crash: Crash) {
         if self.nodes[node].is_up() {
             self.crash(node, crash);
-            let down_us = self.random.skewed(5_000, 2_000_000);
+            // A process that dies is started again at once, if somebody looks after it.
+            let at_once = crash == Crash::Kill && self.random.coin();
+            let down_us = match at_once {
+                true => self.random.between(500, 20_000),
+                false => self.random.skewed(5_000, 2_000_000),
+            };
             self.schedule(down_us, Happening::Restart { node });
         }
     }

@@ -197,6 +197,7 @@ pub struct Tally {
     pub cuts: u64,
     pub promotions: u64,
     pub compared: u64,
+    pub rechecks: u64,
 }
 
 /// Lines kept of what happened last.
