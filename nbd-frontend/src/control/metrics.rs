@@ -474,7 +474,7 @@ mod tests {
             "mirror_up{mirror=\"md2\"} 0",
             "# TYPE mirror_requests counter",
             "mirror_requests_total{mirror=\"md1\",operation=\"write\"} 7",
-            "process_resident_memory_bytes 4096",
+            "process_resident_memory_bytes{} 4096",
             "# EOF",
         ]);
     }
