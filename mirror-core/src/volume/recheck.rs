@@ -169,7 +169,9 @@ impl Volume {
     /// What came from the peer is being written here: nobody else may order writes of this disk yet.
     pub(super) fn is_fetching(&self) -> bool {
         let steps = self.walk.iter().flat_map(|walk| walk.steps.values());
-        steps.chain(self.strays.values()).any(|step| step.writes > 0)
+        steps
+            .chain(self.strays.values())
+            .any(|step| step.writes > 0)
     }
 
     pub(super) fn is_in_doubt(&self, range: ByteRange) -> bool {

@@ -108,9 +108,10 @@ impl World {
         let unit_bytes = u64::from(self.settings.unit_bytes);
         let view = self.nodes[node].view.as_ref();
         let theirs = &self.nodes[other(node)].data;
-        // What a recheck fetches before anybody reads it.
+        // What a recheck fetches before anybody reads it; answers that run ahead leave nothing to it.
         let comes_yet = |unit: Unit| {
-            self.network.connected()
+            !self.runs_ahead()
+                && self.network.connected()
                 && view.is_some_and(|view| view.has_bit(unit * unit_bytes))
                 && truth.is_legal(unit, theirs.current(unit), promise)
         };

@@ -34,10 +34,18 @@ pub(super) struct Claim {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
-    Renew { epoch: u64, wanted: u64 },
+    Renew {
+        epoch: u64,
+        wanted: u64,
+    },
     Acquire,
-    Record { epoch: u64, both: bool },
+    Record {
+        epoch: u64,
+        both: bool,
+    },
     Enrol(Claim),
+    /// Nothing is wanted but to hear whether it is still known.
+    Greet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +56,7 @@ pub(super) enum Reply {
     Superseded { epoch: u64 },
     Refused,
     Unknown,
+    Greeted,
     Enrolled { complete: bool },
 }
 
@@ -178,6 +187,7 @@ impl Arbiter {
                 self.current[node] = true;
                 Reply::Recorded { both }
             }
+            Question::Greet => Reply::Greeted,
             Question::Enrol(_) => Reply::Refused,
         }
     }
@@ -326,8 +336,11 @@ impl World {
         let needed = !connected || status.peer.role != Role::Primary;
         let able = status.disk == DiskState::UpToDate || self.is_fresh();
         let eager = self.clock_us >= self.faults_end_us || self.random.percent(40);
-        (able && (needed && eager || self.settings.operator && self.random.percent(2)))
-            .then_some(Question::Acquire)
+        if able && (needed && eager || self.settings.operator && self.random.percent(2)) {
+            return Some(Question::Acquire);
+        }
+        // Where nothing goes without a lease, an arbiter that lost its file needs the word of both.
+        self.runs_ahead().then_some(Question::Greet)
     }
 
     /// A question has come as far as the arbiter.
@@ -422,7 +435,7 @@ impl World {
             }
             (Reply::Enrolled { complete }, _) => agent.unknown = !complete,
             (Reply::Refused, Question::Renew { .. }) => agent.refused = true,
-            (Reply::Refused | Reply::Renewed { .. }, _) => {}
+            (Reply::Refused | Reply::Renewed { .. } | Reply::Greeted, _) => {}
         }
     }
 

@@ -100,7 +100,7 @@ impl World {
         self.note_handed(from, link, &envelope.message);
         if let Message::Write { sequence, .. } = envelope.message {
             match self.settings.mutation {
-                Some(Mutation::DropFromLine) if self.random.percent(3) => return,
+                Some(Mutation::DropFromLine) if self.random.percent(8) => return,
                 Some(Mutation::AcknowledgedOnSending) => {
                     self.acknowledge_falsely(from, envelope.epoch, sequence);
                 }
