@@ -157,6 +157,7 @@ kinds! {
     SWITCHED_OVER = 1411 Info Rc "A group moved on an operator's word, with the time without service.";
     RESOURCE_FAILED = 1412 Error Rc "A resource could not be started or stopped.";
     FAILOVER_LIMIT = 1413 Error Rc "A group failed over too often and stays where it is.";
+    FAILURE_FORGOTTEN = 1414 Info Rc "A failed start, or a monitor's last action, is long ago: the group may start again.";
 
     MONITOR_WARNING = 1501 Warning Rm "A monitor found a fault.";
     MONITOR_RECOVERED = 1502 Info Rm "A monitor finds its target in order again.";

@@ -2,6 +2,7 @@
 
 use agent::alert;
 use agent::control::CommandRequest;
+use agent::node::config::Reach;
 use mirror_tests::cluster::faults::{Fault, Trouble};
 use mirror_tests::cluster::network::Line;
 use mirror_tests::cluster::settings::{GROUP, NAMES, Profile, Settings};
@@ -368,6 +369,7 @@ fn each_daemon_may_die_under_load_and_service_goes_on_or_returns() {
             } else {
                 Fault::KillAgent(node)
             };
+            let before = world.alerts.len();
             world.begin(&trouble(1_000, fault));
             world.run_until(world.now_ms + 500);
             comes_true(&mut world, 40_000, |world| {
@@ -377,6 +379,12 @@ fn each_daemon_may_die_under_load_and_service_goes_on_or_returns() {
             world.run_until(world.now_ms + 10_000);
             assert!(world.serves(0) != world.serves(1), "{}", story(&world));
             assert_eq!(world.checker.forced_stops, 0, "{}", story(&world));
+            if !mirror {
+                // The service has nothing to do with an agent that dies.
+                let stops = |alert: &alert::Alert| alert.id == alert::GROUP_STOPPED.id;
+                let stopped = world.alerts[before..].iter().any(|(.., said)| stops(said));
+                assert!(!stopped && world.serves(owner), "{}", story(&world));
+            }
             in_order(&world);
         }
     }
@@ -438,6 +446,304 @@ fn a_restart_of_the_disk_by_its_monitor_gets_a_new_grant() {
     comes_true(&mut world, 20_000, |world| {
         world.serves(0) || world.serves(1)
     });
+    in_order(&world);
+}
+
+#[test]
+fn recordings_keep_no_dead_owner_alive_and_no_restarted_node_from_its_group() {
+    for profile in [Profile::Classic, Profile::Witness, Profile::WitnessAndStop] {
+        let (mut world, owner) = served(profile, |_| {});
+        begin(
+            &mut world,
+            Fault::Noise {
+                loss_percent: 0,
+                twice_percent: 0,
+                delay_ms: 0,
+                again_percent: 100,
+            },
+        );
+        world.run_until(world.now_ms + 5_000);
+        assert!(world.serves(owner), "{}", story(&world));
+        for node in 0..2 {
+            assert!(!world.has_alert(node, alert::PEER_DOWN.id), "{node}");
+            assert!(world.has_alert(node, alert::BEAT_REFUSED.id), "{node}");
+        }
+        world.power_off(owner);
+        world.machines[owner].boot_ms = None;
+        comes_true(&mut world, 30_000, |world| {
+            world.serves(1 - owner) && world.mirrors[1 - owner].disk.peer_outdated
+        });
+        assert!(world.has_alert(1 - owner, alert::PEER_DOWN.id));
+        world.machines[owner].boot_ms = None;
+        // The survivor is started anew, with nobody there but whoever sends what both said before.
+        let before = world.alerts.len();
+        world.power_off(1 - owner);
+        world.machines[1 - owner].boot_ms = Some(world.now_ms + 1_000);
+        if profile == Profile::Classic {
+            // Nobody can tell it that the other was not forced to go on meanwhile.
+            world.run_until(world.now_ms + 60_000);
+            assert!(!world.serves(1 - owner), "{}", story(&world));
+        } else {
+            comes_true(&mut world, 60_000, |world| world.serves(1 - owner));
+        }
+        let wrong = [
+            alert::PEER_UP.id,
+            alert::SAME_NAME.id,
+            alert::GROUP_START_FAILED.id,
+            alert::FINAL_ACTION.id,
+        ];
+        let told = world.alerts[before..].iter();
+        let told: Vec<_> = told
+            .filter(|(_, _, alert)| wrong.contains(&alert.id))
+            .collect();
+        assert!(told.is_empty(), "{told:?}");
+        in_order(&world);
+    }
+}
+
+#[test]
+fn with_a_majority_the_node_that_sees_one_of_the_two_others_goes_on() {
+    for profile in [Profile::Witness, Profile::WitnessAndStop] {
+        for cut_off in 0..2 {
+            let (mut world, _) = served(profile, |settings| settings.resolver = Reach::Majority);
+            let mut lines = Line::between_nodes();
+            lines.extend(Line::witness(cut_off));
+            begin(&mut world, Fault::Cut(lines));
+            comes_true(&mut world, 30_000, |world| {
+                world.serves(1 - cut_off) && !world.serves(cut_off)
+            });
+            world.run_until(world.now_ms + 20_000);
+            assert!(world.serves(1 - cut_off), "{}", story(&world));
+            assert!(!world.serves(cut_off), "{}", story(&world));
+            in_order(&world);
+        }
+        // Two of the three see each other: nothing happens.
+        let (mut world, owner) = served(profile, |settings| settings.resolver = Reach::Majority);
+        begin(
+            &mut world,
+            Fault::Cut((0..2).flat_map(Line::witness).collect()),
+        );
+        world.run_until(world.now_ms + 20_000);
+        assert!(world.serves(owner), "{}", story(&world));
+        assert!(!world.has_alert(owner, alert::ISOLATED.id));
+        in_order(&world);
+    }
+}
+
+/// How often a node has told this.
+fn count(world: &World, node: usize, id: u16) -> usize {
+    ids(world, node).into_iter().filter(|at| *at == id).count()
+}
+
+#[test]
+fn a_start_that_failed_on_both_nodes_is_tried_again_after_a_while_where_that_is_configured() {
+    for reset_ms in [None, Some(20_000)] {
+        let (mut world, owner) = served(Profile::Witness, |settings| {
+            settings.patience.reset_ms = reset_ms;
+            no_final_action(settings);
+        });
+        for node in 0..2 {
+            begin(&mut world, Fault::StartFails(node));
+        }
+        // Restarted by its monitor, which does not help.
+        world.kill_mirror(owner, 200);
+        comes_true(&mut world, 40_000, |world| {
+            (0..2).all(|node| count(world, node, alert::GROUP_STOPPED.id) > 0)
+        });
+        for node in 0..2 {
+            world.end(&trouble(0, Fault::StartFails(node)));
+        }
+        let tried = [0, 1].map(|node: usize| count(&world, node, alert::GROUP_STARTING.id));
+        match reset_ms {
+            None => {
+                world.run_until(world.now_ms + 120_000);
+                let now = [0, 1].map(|node: usize| count(&world, node, alert::GROUP_STARTING.id));
+                assert_eq!(now, tried, "an operator has the word\n{}", story(&world));
+                world.command(
+                    owner,
+                    CommandRequest::GroupStart {
+                        group: GROUP.into(),
+                        peer_down: false,
+                    },
+                );
+            }
+            Some(reset_ms) => {
+                world.run_until(world.now_ms + reset_ms / 2);
+                assert!(!world.serves(0) && !world.serves(1), "{}", story(&world));
+            }
+        }
+        comes_true(&mut world, 30_000, |world| {
+            world.serves(0) != world.serves(1)
+        });
+        let forgotten = (0..2).any(|node| world.has_alert(node, alert::FAILURE_FORGOTTEN.id));
+        assert_eq!(forgotten, reset_ms.is_some());
+        in_order(&world);
+    }
+}
+
+#[test]
+fn a_monitor_s_last_action_stops_the_group_on_both_nodes_until_somebody_starts_it() {
+    for reset_ms in [None, Some(60_000)] {
+        let (mut world, owner) = served(Profile::Witness, |settings| {
+            settings.patience.reset_ms = reset_ms;
+        });
+        for node in 0..2 {
+            begin(&mut world, Fault::ProbeFails(node));
+        }
+        // Restarts and failovers are used up on the way.
+        let halted = |world: &World| {
+            let says = |node: usize| {
+                let agent = world.machines[node].agent.as_ref();
+                let groups = agent.map(|agent| agent.node.status(&["disk".into()]).groups);
+                groups.is_some_and(|groups| {
+                    let waits_for = groups[0].waits_for.as_deref();
+                    waits_for.is_some_and(|why| why.contains("the final action of a monitor"))
+                })
+            };
+            says(0) && says(1) && !world.serves(0) && !world.serves(1)
+        };
+        comes_true(&mut world, 240_000, halted);
+        for node in 0..2 {
+            world.end(&trouble(0, Fault::ProbeFails(node)));
+        }
+        let starts =
+            |world: &World| [0, 1].map(|node| count(world, node, alert::GROUP_STARTING.id));
+        let before = starts(&world);
+        world.run_until(world.now_ms + 40_000);
+        assert_eq!(starts(&world), before, "{}", story(&world));
+        if reset_ms.is_none() {
+            world.run_until(world.now_ms + 60_000);
+            assert_eq!(starts(&world), before, "{}", story(&world));
+            let request = CommandRequest::GroupStart {
+                group: GROUP.into(),
+                peer_down: false,
+            };
+            world.command(owner, request);
+        }
+        comes_true(&mut world, 60_000, |world| {
+            world.serves(0) != world.serves(1)
+        });
+        in_order(&world);
+    }
+}
+
+#[test]
+fn a_monitor_s_last_action_comes_after_its_group_has_stopped_and_the_other_node_takes_over() {
+    let (mut world, owner) = served(Profile::Witness, |settings| {
+        settings.monitor_action = FinalAction::Reboot;
+        settings.patience.failovers_max = 1;
+        no_final_action(settings);
+    });
+    begin(&mut world, Fault::ProbeFails(owner));
+    comes_true(&mut world, 60_000, |world| world.serves(1 - owner));
+    world.end(&trouble(0, Fault::ProbeFails(owner)));
+    world.run_until(world.now_ms + 5_000);
+    // It may not leave this node any more but by the last action.
+    begin(&mut world, Fault::ProbeFails(1 - owner));
+    comes_true(&mut world, 60_000, |world| {
+        world.has_alert(1 - owner, alert::FINAL_ACTION.id)
+    });
+    let wanted = [
+        alert::FAILOVER_LIMIT.id,
+        alert::GROUP_STOPPING.id,
+        alert::GROUP_STOPPED.id,
+        alert::FINAL_ACTION.id,
+    ];
+    let told = ids(&world, 1 - owner);
+    assert!(in_this_order(&told, &wanted), "{}", story(&world));
+    in_order(&world);
+}
+
+#[test]
+fn failovers_to_both_nodes_count_for_the_limit_until_the_window_is_over() {
+    const WINDOW_MS: u64 = 120_000;
+    let (mut world, mut at) = served(Profile::Witness, |settings| {
+        settings.patience.failovers_max = 2;
+        settings.patience.failover_window_ms = WINDOW_MS;
+    });
+    for _ in 0..2 {
+        begin(&mut world, Fault::ProbeFails(at));
+        comes_true(&mut world, 60_000, |world| world.serves(1 - at));
+        world.end(&trouble(0, Fault::ProbeFails(at)));
+        world.run_until(world.now_ms + 3_000);
+        assert!(!world.has_alert(at, alert::FAILOVER_LIMIT.id));
+        at = 1 - at;
+    }
+    let last_ms = world.now_ms;
+    world.power_off(at);
+    world.machines[at].boot_ms = None;
+    comes_true(&mut world, 30_000, |world| {
+        world.has_alert(1 - at, alert::FAILOVER_LIMIT.id)
+    });
+    world.run_until(last_ms + WINDOW_MS / 2);
+    assert!(!world.serves(1 - at), "{}", story(&world));
+    comes_true(&mut world, WINDOW_MS, |world| world.serves(1 - at));
+    in_order(&world);
+}
+
+#[test]
+fn a_group_goes_back_to_the_node_that_it_prefers_where_that_is_configured() {
+    for failback in [false, true] {
+        let (mut world, owner) = served(Profile::Witness, |settings| settings.failback = failback);
+        assert_eq!(owner, 0, "the first of its nodes");
+        world.power_off(owner);
+        world.machines[owner].boot_ms = None;
+        comes_true(&mut world, 30_000, |world| world.serves(1));
+        world.machines[owner].boot_ms = Some(world.now_ms);
+        let back = world.run_until_so(60_000, |world| world.serves(0));
+        assert_eq!(back, failback, "{}", story(&world));
+        assert_eq!(world.has_alert(1, alert::FAILING_BACK.id), failback);
+        world.run_until(world.now_ms + 5_000);
+        assert!(world.serves(0) != world.serves(1), "{}", story(&world));
+        in_order(&world);
+    }
+}
+
+#[test]
+fn a_group_that_is_started_by_hand_waits_for_that_and_fails_over_all_the_same() {
+    let mut settings = Settings::new(Profile::Witness);
+    settings.automatic_start = false;
+    let mut world = World::new(settings, 7, Mistakes::default());
+    world.keep_trace = true;
+    world.run_until(60_000);
+    assert!(!world.serves(0) && !world.serves(1), "{}", story(&world));
+    let request = CommandRequest::GroupStart {
+        group: GROUP.into(),
+        peer_down: false,
+    };
+    world.command(1, request);
+    comes_true(&mut world, 10_000, |world| world.serves(1));
+    world.run_until(world.now_ms + 10_000);
+    world.power_off(1);
+    world.machines[1].boot_ms = None;
+    comes_true(&mut world, 30_000, |world| world.serves(0));
+    in_order(&world);
+}
+
+#[test]
+fn a_service_that_stops_as_a_last_action_takes_its_groups_along_and_tells_the_other_node() {
+    let (mut world, owner) = served(Profile::WitnessAndStop, |settings| {
+        settings.monitor_action = FinalAction::StopService;
+        settings.patience.failovers_max = 1;
+        no_final_action(settings);
+    });
+    begin(&mut world, Fault::ProbeFails(owner));
+    comes_true(&mut world, 60_000, |world| world.serves(1 - owner));
+    world.end(&trouble(0, Fault::ProbeFails(owner)));
+    world.run_until(world.now_ms + 5_000);
+    begin(&mut world, Fault::ProbeFails(1 - owner));
+    comes_true(&mut world, 60_000, |world| {
+        world.has_alert(owner, alert::PEER_LEFT.id)
+    });
+    comes_true(&mut world, 30_000, |world| world.serves(owner));
+    let told = ids(&world, 1 - owner);
+    let wanted = [
+        alert::GROUP_STOPPED.id,
+        alert::FINAL_ACTION.id,
+        alert::NODE_STOPPING.id,
+    ];
+    assert!(in_this_order(&told, &wanted), "{}", story(&world));
+    assert_eq!(world.checker.forced_stops, 0);
     in_order(&world);
 }
 

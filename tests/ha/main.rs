@@ -2,6 +2,7 @@
 //! and power cuts. Every wait is for a state and has an end.
 
 mod alerts;
+mod alone;
 mod bed_itself;
 mod frozen;
 mod killed;
@@ -9,5 +10,6 @@ mod last_actions;
 mod misconfigured;
 mod operated;
 mod published;
+mod recordings;
 mod witnessed;
 mod writers;

@@ -134,14 +134,99 @@ fn a_missing_script_is_named_on_both_servers_and_has_nothing_to_stop() -> Result
 }
 
 #[test]
+fn a_resource_of_no_known_kind_starts_no_agent_and_leaves_what_runs_alone() -> Result<()> {
+    let mut bed = Bed::running(FORCED_STOP)?;
+    bed.configure("kind = \"floating-ip\"", "kind = \"floting-ip\"")?;
+    let words = [
+        "cluster.toml:",
+        "floting-ip",
+        "did you mean \"floating-ip\"",
+    ];
+    ensure_says(&found_by_check(&bed, Side::Second)?, &words)?;
+    bed.stop(Side::Second, Daemon::Agent)?;
+    let Err(error) = bed.start(Side::Second, Daemon::Agent) else {
+        anyhow::bail!("the agent started with a file that is wrong");
+    };
+    ensure_says(&format!("{error:#}"), &words)?;
+    // As an operator sees it who comes later.
+    let status = bed.ctl(Side::Second, &["status"]);
+    ensure!(status.code == Some(3), "{status:?}");
+    let told = [
+        "nothing fails over",
+        "No agent starts with this configuration",
+        words[1],
+        words[2],
+    ];
+    ensure_says(&status.stdout, &told)?;
+    let log = fs::read_to_string(bed.log_of(Side::Second, Daemon::Agent))?;
+    ensure_says(&log, &words)?;
+    ensure!(bed.app_runs(Side::First) && bed.stopped.is_empty());
+    bed.configure("kind = \"floting-ip\"", "kind = \"floating-ip\"")?;
+    bed.start(Side::Second, Daemon::Agent)?;
+    bed.wait_in_step()
+}
+
+#[test]
 fn an_address_that_somebody_else_has_is_taken_by_nobody() -> Result<()> {
     let mut bed = Bed::prepared(FORCED_STOP)?;
     let stranger = bed.stranger(FLOATING)?;
-    bed.start_agents()?;
     let words = ["10.77.0.100", "is in use: the host", "02:77:00:00:00:64"];
+    for side in Side::BOTH {
+        ensure_says(&found_by_check(&bed, side)?, &words)?;
+    }
+    bed.start_agents()?;
     ensure_refused_by_both(&mut bed, "address", &words)?;
     drop(stranger);
-    start_by_hand(&mut bed, Side::First)
+    start_by_hand(&mut bed, Side::First)?;
+    // The other server may well have it.
+    for side in Side::BOTH {
+        bed.check(side)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_forced_stop_that_would_not_work_is_told_before_it_is_needed_and_then_nothing_fails_over()
+-> Result<()> {
+    let mut bed = Bed::running(FORCED_STOP)?;
+    let script = bed.folder().join("forced-stop.sh");
+    let good = fs::read_to_string(&script)?;
+    let expired = "echo 'the credentials have expired' >&2; exit 3";
+    let told = ["ended with exit code 3", "the credentials have expired"];
+    for (wrong, words) in [
+        ("exec sleep 1000", &["did not end within"][..]),
+        (expired, &told[..]),
+    ] {
+        fs::write(&script, format!("#!/bin/sh\n{wrong}\n"))?;
+        for side in Side::BOTH {
+            wait_alert(&mut bed, side, alert::STOP_CHECK_FAILED, words)?;
+            let said = found_by_check(&bed, side)?;
+            ensure_says(&said, &["a forced stop of the other node would fail"])?;
+            ensure_says(&said, words)?;
+            ensure_says(&bed.ctl(side, &["status"]).done()?, words)?;
+        }
+        fs::write(&script, &good)?;
+        for side in Side::BOTH {
+            wait_alert(&mut bed, side, alert::STOP_CHECK_RECOVERED, &[])?;
+        }
+    }
+    fs::write(&script, format!("#!/bin/sh\n{expired}\n"))?;
+    bed.cut_power(Side::First)?;
+    wait_alert(&mut bed, Side::Second, alert::STOP_FAILED, &told)?;
+    wait_alert(&mut bed, Side::Second, alert::FAILOVER_CANCELLED, &[])?;
+    let waits = bed.group(Side::Second)?.waits_for.unwrap_or_default();
+    ensure_says(&waits, &["server1: its forced stop failed"])?;
+    let screen = bed.ctl(Side::Second, &["status"]).done()?;
+    ensure_says(&screen, &["nothing fails over", told[1]])?;
+    ensure_all_off(&bed, Side::Second)?;
+    let start = ["group", "start", GROUP];
+    bed.ctl(Side::Second, &start).refused(&["--peer-down"])?;
+    // The word of somebody who looked.
+    let start = ["group", "start", GROUP, "--peer-down"];
+    bed.ctl(Side::Second, &start).done()?;
+    bed.wait_group(Side::Second, State::Online)?;
+    ensure!(bed.stopped.is_empty(), "{:?} were stopped", bed.stopped);
+    Ok(())
 }
 
 /// A program on the first server that has this address for itself.

@@ -4,7 +4,7 @@ use agent::alert;
 use agent::control::{CommandReply, Health, NodeState, State};
 use anyhow::{Context, Result, ensure};
 use local_cluster::{Bed, Daemon, Files, GROUP, Guard, Setup};
-use local_pair::Side;
+use local_pair::{PYTHON, Side};
 use mirror_core::control::Role;
 
 use crate::alerts::{ensure_order, find};
@@ -143,6 +143,52 @@ fn a_stopped_group_stays_stopped_until_it_is_started_by_hand() -> Result<()> {
     ensure!(bed.app_runs(Side::Second) && !bed.app_runs(Side::First));
     ensure!(bed.stopped.is_empty(), "{:?} were stopped", bed.stopped);
     bed.wait_in_step()
+}
+
+/// What balancers are told by a server: the status of an answer, and whether the other port accepts.
+fn readiness(bed: &Bed, side: Side) -> Result<(String, bool)> {
+    let ask = "import http.client, socket\n\
+               server = http.client.HTTPConnection('127.0.0.1', 29010, timeout=5)\n\
+               server.request('GET', '/')\n\
+               print(server.getresponse().status)\n\
+               print(socket.socket().connect_ex(('127.0.0.1', 29011)) == 0)\n";
+    let said = bed.run_on(side, &[PYTHON, "-c", ask])?;
+    let (status, accepts) = said.trim().split_once('\n').context("two answers")?;
+    Ok((status.to_owned(), accepts == "True"))
+}
+
+#[test]
+fn balancers_are_sent_to_where_the_group_is_online_and_nowhere_else() -> Result<()> {
+    let mut bed = Bed::prepared(Setup {
+        guard: Guard::Witness,
+        mounted: false,
+    })?;
+    let monitor = "[[monitor]]\nkind = \"mirror-disk\"";
+    let probe = "[[group.resource]]\nkind = \"probe-port\"\nname = \"probe\"\n\
+                 http = \"0.0.0.0:29010\"\ntcp = \"0.0.0.0:29011\"\n\n";
+    bed.configure(monitor, &format!("{probe}{monitor}"))?;
+    bed.bring_online()?;
+    let ready = ("200".to_owned(), true);
+    let unready = ("503".to_owned(), false);
+    ensure!(readiness(&bed, Side::First)? == ready);
+    ensure!(readiness(&bed, Side::Second)? == unready);
+
+    let moved = bed.ctl(Side::First, &["switchover", GROUP]).done();
+    moved.with_context(|| bed.story())?;
+    ensure!(readiness(&bed, Side::First)? == unready);
+    ensure!(readiness(&bed, Side::Second)? == ready);
+
+    // An agent that is started anew finds the group as it was.
+    bed.kill(Side::Second, Daemon::Agent)?;
+    bed.start(Side::Second, Daemon::Agent)?;
+    bed.until("a ready server", 30, |bed| {
+        Ok((readiness(bed, Side::Second)? == ready).then_some(()))
+    })?;
+    bed.ctl(Side::Second, &["group", "stop", GROUP]).done()?;
+    for side in Side::BOTH {
+        ensure!(readiness(&bed, side)? == unready, "{side:?}");
+    }
+    Ok(())
 }
 
 #[test]

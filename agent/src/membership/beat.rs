@@ -1,8 +1,8 @@
 //! One heartbeat on the wire: bytes that nobody without the cluster key can make, and that count once.
 //! `docs/heartbeat.md` has the layout.
 //!
-//! A recorded beat is worth nothing to whoever sends it again: within a run the sequence must grow,
-//! and a beat speaks for its sender only while it names the run of the receiver that it answers.
+//! A recorded beat is worth nothing to whoever sends it again: within a run the sequence must grow, and a
+//! beat speaks for its sender only where it names what the receiver itself said lately.
 
 use std::fmt;
 
@@ -23,13 +23,14 @@ const KEY_LABEL: &str = "mirror heartbeat";
 /// Offsets in a beat. What is not named is reserved and sent as zero.
 mod at {
     pub const PATH: usize = 4;
-    pub const FLAGS: usize = 5;
+    pub const KIND: usize = 5;
     pub const CLUSTER: usize = 8;
     pub const NODE: usize = 24;
     pub const RUN: usize = 40;
     pub const HEARD: usize = 48;
-    pub const SEQUENCE: usize = 56;
-    pub const BODY: usize = 64;
+    pub const HEARD_SEQUENCE: usize = 56;
+    pub const SEQUENCE: usize = 64;
+    pub const BODY: usize = 72;
 
     const _: () = assert!(super::BEAT_BYTES_MAX <= 1200);
 }
@@ -50,15 +51,27 @@ pub struct Beat {
     /// Index of the path in the configuration: a beat that strayed to another path does not count.
     pub path: u8,
     pub run: Run,
-    /// The run of the receiver that the sender heard last.
+    /// The run of the receiver that the sender heard last, and the highest sequence of it that came.
     pub heard: Run,
+    pub heard_sequence: u64,
     /// Grows with each beat of a run, over all paths.
     pub sequence: u64,
-    /// The sender stops on purpose: its silence after this is no failure.
-    pub leaving: bool,
+    pub kind: Kind,
     /// What the sender says of its groups and mirrors, at most [`BODY_BYTES_MAX`].
     pub body: Vec<u8>,
 }
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Alive,
+    /// The sender stops on purpose: its silence after this is no failure.
+    Leaving,
+    /// The receiver is not the one that the sender knows under its name. All that is to be taken from it is that
+    /// there is another one.
+    Doubting,
+}
+
+const KINDS: [Kind; 3] = [Kind::Alive, Kind::Leaving, Kind::Doubting];
 
 /// The key of heartbeats, derived from the cluster's.
 pub struct BeatKey([u8; 32]);
@@ -80,14 +93,14 @@ impl BeatKey {
 }
 
 /// Why a datagram is no beat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum BeatFault {
     #[error("it is not a heartbeat of this version")]
     NotABeat,
     #[error("it was not made with this cluster's key")]
     Forged,
-    #[error("it sets flags that this version does not know")]
-    Flags,
+    #[error("it is of a kind that this version does not know")]
+    Kind,
 }
 
 impl Beat {
@@ -96,11 +109,13 @@ impl Beat {
         let mut bytes = vec![0; at::BODY];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &MAGIC);
-        put(at::PATH, &[self.path, u8::from(self.leaving)]);
+        put(at::PATH, &[self.path]);
+        put(at::KIND, &[self.kind as u8]);
         put(at::CLUSTER, &self.cluster.0);
         put(at::NODE, &self.node.0);
         put(at::RUN, &self.run.0.to_le_bytes());
         put(at::HEARD, &self.heard.0.to_le_bytes());
+        put(at::HEARD_SEQUENCE, &self.heard_sequence.to_le_bytes());
         put(at::SEQUENCE, &self.sequence.to_le_bytes());
         bytes.extend_from_slice(&self.body);
         let mut mac = key.mac();
@@ -127,12 +142,11 @@ impl Beat {
             path: content[at::PATH],
             run: Run(u64_at(at::RUN)),
             heard: Run(u64_at(at::HEARD)),
+            heard_sequence: u64_at(at::HEARD_SEQUENCE),
             sequence: u64_at(at::SEQUENCE),
-            leaving: match content[at::FLAGS] {
-                0 => false,
-                1 => true,
-                _ => return Err(BeatFault::Flags),
-            },
+            kind: *KINDS
+                .get(usize::from(content[at::KIND]))
+                .ok_or(BeatFault::Kind)?,
             body: content[at::BODY..].to_vec(),
         })
     }

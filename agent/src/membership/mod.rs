@@ -1,8 +1,9 @@
 //! Whom this node hears, and over which paths: heartbeats in, "up" and "lost" out.
 //!
-//! A beat counts only if it is fresh: made with the cluster key, of a sequence not seen before, and in
-//! answer to this very run of the receiver. So nothing recorded earlier can keep a dead node alive. A
-//! node that knows nothing of the other's run yet is answered at once, and the next beat is fresh.
+//! A beat counts only if it is fresh: made with the cluster key, of a sequence not seen before, and in answer to
+//! what this very run of the receiver sent lately. So nothing recorded earlier can keep a dead node alive, also
+//! where it was held back and never arrived; and a node is heard only where it hears. One that knows nothing of
+//! the other's run yet is answered at once, and the next beat is fresh.
 //!
 //! Time is the driver's monotonic clock, suspended time included. A node that finds that it was itself
 //! frozen longer than the time-out has learned nothing about its peer meanwhile; it says so first
@@ -10,19 +11,30 @@
 
 mod beat;
 mod namesake;
+mod recent;
+mod refusal;
+mod sieve;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 use mirror_core::units::Uuid;
 
-pub use beat::{BEAT_BYTES_MAX, BODY_BYTES_MAX, Beat, BeatFault, BeatKey, Run};
+pub use beat::{BEAT_BYTES_MAX, BODY_BYTES_MAX, Beat, BeatFault, BeatKey, Kind, Run};
 pub use namesake::Whose;
-use namesake::{Namesakes, Newcomer};
+use namesake::{Namesakes, Newcomer, SILENT_INTERVALS, TAKEN_UP_INTERVALS};
+use recent::Recent;
+pub use refusal::Refusal;
+use refusal::Refusals;
+pub use sieve::Sieve;
 
 /// Runs of the peer that have ended and are never believed again.
 const ENDED_RUNS_MAX: usize = 64;
+/// A run that is not known yet has to name what was sent within this part of the time-out, or [`SILENT_INTERVALS`]:
+/// longer than a network takes there and back, and shorter than a node may be silent.
+const JUST_NOW_IN_TIMEOUT: u64 = 3;
 
 #[derive(Debug)]
 pub struct MembershipConfig {
@@ -39,7 +51,11 @@ pub struct MembershipConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A datagram came on a path.
-    Received { path: usize, bytes: Vec<u8> },
+    Received {
+        path: usize,
+        from: SocketAddr,
+        bytes: Vec<u8>,
+    },
     /// Time passed. Expected several times an interval.
     Tick,
 }
@@ -48,6 +64,8 @@ pub enum Event {
 pub enum Effect {
     Send {
         path: usize,
+        /// None: to the other node's address of the path.
+        to: Option<SocketAddr>,
         bytes: Vec<u8>,
     },
     PathUp {
@@ -75,10 +93,11 @@ pub enum Effect {
         path: usize,
         whose: Whose,
     },
-    /// A datagram on a path is no beat of this cluster; said once a path and reason.
+    /// Datagrams on a path that count for nothing: so many for this reason since it was last said.
     Refused {
         path: usize,
-        reason: String,
+        refusal: Refusal,
+        times: u64,
     },
 }
 
@@ -90,7 +109,9 @@ struct Path {
     sequence: u64,
     /// Last time that a run which does not know this one was answered.
     answered_ms: Option<u64>,
-    refused: Option<String>,
+    /// Last time that somebody was told to be a second machine under a name.
+    doubted_ms: Option<u64>,
+    refusals: Refusals,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,8 +133,16 @@ pub struct Membership {
     paths: Vec<Path>,
     peer: Peer,
     peer_run: Run,
+    /// Highest sequence of the peer's run that came, whether it counted or not.
+    peer_sequence: u64,
     /// Last sequence of the peer's run whose body was taken in, over all paths.
     body_sequence: u64,
+    /// What of this run a beat has to name: of the run that is known, and of any other, which may be a recording
+    /// of one that was never known.
+    lately: Recent,
+    just_now: Recent,
+    /// Since when beats of the peer have answered nothing of the kind.
+    stale_since_ms: Option<u64>,
     ended: VecDeque<Run>,
     namesakes: Namesakes,
     stepped_ms: u64,
@@ -126,9 +155,9 @@ impl Membership {
     pub fn new(config: MembershipConfig, run: Run, now_ms: u64) -> Self {
         assert!(run != Run::NONE, "a run has a number");
         let paths = config.paths.iter().map(|_| Path::default()).collect();
+        let just_now_ms = config.timeout_ms / JUST_NOW_IN_TIMEOUT;
         Self {
             namesakes: Namesakes::new(config.interval_ms, config.timeout_ms),
-            config,
             run,
             sequence: 0,
             leaving: false,
@@ -136,11 +165,16 @@ impl Membership {
             paths,
             peer: Peer::Unknown,
             peer_run: Run::NONE,
+            peer_sequence: 0,
             body_sequence: 0,
+            lately: Recent::new(config.timeout_ms),
+            just_now: Recent::new(just_now_ms.max(SILENT_INTERVALS * config.interval_ms)),
+            stale_since_ms: None,
             ended: VecDeque::new(),
             stepped_ms: now_ms,
             sent_ms: None,
             heard_ms: now_ms,
+            config,
         }
     }
 
@@ -168,6 +202,11 @@ impl Membership {
         self.paths[path].up
     }
 
+    /// The latest reason why something on a path counted for nothing, for a while.
+    pub fn refused(&self, path: usize) -> Option<Refusal> {
+        self.paths[path].refusals.latest(self.stepped_ms)
+    }
+
     /// Another machine spoke under that name within the time-out.
     pub fn has_namesake(&self, whose: Whose) -> bool {
         self.namesakes.is_seen(whose, self.stepped_ms)
@@ -183,10 +222,22 @@ impl Membership {
     }
 
     pub fn step(&mut self, now_ms: u64, event: &Event, out: &mut Vec<Effect>) {
+        let before_ms = self.stepped_ms;
+        for recent in [&mut self.lately, &mut self.just_now] {
+            recent.pass(before_ms, now_ms, self.sequence);
+        }
         self.notice_freeze(now_ms, out);
-        match event {
-            Event::Received { path, bytes } => self.on_received(now_ms, *path, bytes, out),
-            Event::Tick => {}
+        if let Event::Received { path, from, bytes } = event {
+            let heard = self.on_received(now_ms, *path, *from, bytes, out);
+            if let Err(refusal) = heard
+                && let Some(times) = self.paths[*path].refusals.add(now_ms, refusal)
+            {
+                out.push(Effect::Refused {
+                    path: *path,
+                    refusal,
+                    times,
+                });
+            }
         }
         self.send_due(now_ms, out);
         self.notice_silence(now_ms, out);
@@ -205,53 +256,87 @@ impl Membership {
         }
     }
 
-    fn on_received(&mut self, now_ms: u64, index: usize, bytes: &[u8], out: &mut Vec<Effect>) {
-        let beat = match Beat::decode(bytes, &self.config.key) {
-            Ok(beat) => beat,
-            Err(fault) => return self.refuse(index, fault.to_string(), out),
-        };
+    /// An error where the datagram counts for nothing.
+    fn on_received(
+        &mut self,
+        now_ms: u64,
+        index: usize,
+        from: SocketAddr,
+        bytes: &[u8],
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let beat = Beat::decode(bytes, &self.config.key)?;
         if beat.cluster != self.config.cluster {
-            return self.refuse(index, "it is of another cluster".into(), out);
+            return Err(Refusal::OtherCluster);
         }
         if beat.node == self.config.node {
-            // Its own beat come back is no second node.
-            if beat.run != self.run && self.namesakes.notice(Whose::Mine, now_ms) {
-                out.push(Effect::SameName {
-                    path: index,
-                    whose: Whose::Mine,
-                });
-            }
-            return;
+            return self.on_own_name(now_ms, index, from, &beat, out);
         }
         if beat.node != self.config.peer {
-            return self.refuse(index, "it is of a node that is not configured".into(), out);
+            return Err(Refusal::OtherNode);
         }
         if usize::from(beat.path) != index {
-            let name = self.config.paths.get(usize::from(beat.path));
-            let name = name.map_or("unknown", String::as_str);
-            return self.refuse(index, format!("it was meant for path {name}"), out);
+            return Err(Refusal::OtherPath(beat.path));
         }
-        if beat.heard != self.run {
-            if beat.heard != Run::NONE && self.namesakes.on_overlooked(now_ms) {
-                out.push(Effect::SameName {
-                    path: index,
-                    whose: Whose::Mine,
-                });
-            }
-            self.answer_stranger(now_ms, index, beat.run, out);
-            return;
+        if beat.kind == Kind::Doubting {
+            return self.on_doubted(now_ms, index, from, &beat, out);
         }
-        if !self.take_run(now_ms, index, beat.run, out) {
-            return;
+        if self.ended.contains(&beat.run) {
+            return Err(Refusal::Ended);
         }
+        let known = beat.run == self.peer_run;
+        if known && beat.sequence <= self.paths[index].sequence {
+            // The network may double a datagram or change the order of two, but not by so much.
+            return if self.answers(now_ms, &beat, &self.just_now) {
+                Ok(())
+            } else {
+                Err(Refusal::Replayed)
+            };
+        }
+        if known {
+            // Also where it does not count: the next beat from here then names it, and the one after that is fresh.
+            self.peer_sequence = self.peer_sequence.max(beat.sequence);
+        }
+        let wanted = if known { &self.lately } else { &self.just_now };
+        if !self.answers(now_ms, &beat, wanted) {
+            self.answer_stranger(now_ms, index, from, &beat, out);
+            return self.judge_stale(now_ms, &beat);
+        }
+        if !known && !self.take_run(now_ms, index, from, &beat, out) {
+            return Ok(());
+        }
+        self.take_in(now_ms, index, beat, out);
+        Ok(())
+    }
+
+    /// After a cut or a restart the other node names what it heard before, until it hears this one. Only where that
+    /// lasts, or where the other node has heard this one already, something is wrong.
+    fn judge_stale(&mut self, now_ms: u64, beat: &Beat) -> Result<(), Refusal> {
+        if beat.heard == Run::NONE {
+            return Ok(());
+        }
+        let since_ms = *self.stale_since_ms.get_or_insert(now_ms);
+        let patience_ms = TAKEN_UP_INTERVALS * self.config.interval_ms;
+        let lasts = now_ms.saturating_sub(since_ms) >= patience_ms;
+        if lasts || self.is_peer_speaking(now_ms) {
+            Err(Refusal::Stale)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// It names what this run sent within that span.
+    fn answers(&self, now_ms: u64, beat: &Beat, within: &Recent) -> bool {
+        beat.heard == self.run && within.has(now_ms, beat.heard_sequence)
+    }
+
+    /// A fresh beat of the peer.
+    fn take_in(&mut self, now_ms: u64, index: usize, beat: Beat, out: &mut Vec<Effect>) {
         let path = &mut self.paths[index];
-        if beat.sequence <= path.sequence {
-            return;
-        }
         path.sequence = beat.sequence;
         path.heard_ms = Some(now_ms);
-        path.refused = None;
         self.heard_ms = now_ms;
+        self.stale_since_ms = None;
         self.namesakes.on_named();
         if !std::mem::replace(&mut path.up, true) {
             out.push(Effect::PathUp { path: index });
@@ -263,7 +348,7 @@ impl Membership {
             // An older word over a slower path: a sign of life and no more.
             return;
         }
-        if beat.leaving {
+        if beat.kind == Kind::Leaving {
             if self.peer != Peer::Left {
                 self.peer = Peer::Left;
                 out.push(Effect::PeerLeft);
@@ -277,45 +362,140 @@ impl Membership {
         }
     }
 
-    /// The other end does not know this run yet: tell it, so that its next beat is fresh. At most once
-    /// an interval and path, so that replayed beats are no lever.
-    fn answer_stranger(&mut self, now_ms: u64, index: usize, run: Run, out: &mut Vec<Effect>) {
-        let path = &mut self.paths[index];
-        let soon = path
-            .answered_ms
-            .is_some_and(|answered| now_ms.saturating_sub(answered) < self.config.interval_ms);
-        // An answer would tell a second machine under the peer's name that it is the peer.
-        let doubtful = self.peer == Peer::Up
-            && run != self.peer_run
-            && !self.namesakes.is_silent(self.heard_ms, now_ms);
-        if soon || doubtful || self.ended.contains(&run) {
-            return;
+    /// Whoever answers what this run just said is no recording: there is a second machine with this node's name.
+    /// It is told so the same way.
+    fn on_own_name(
+        &mut self,
+        now_ms: u64,
+        index: usize,
+        from: SocketAddr,
+        beat: &Beat,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        if beat.run == self.run {
+            return Err(Refusal::Echo);
         }
-        path.answered_ms = Some(now_ms);
-        let bytes = self.beat(index, run).encode(&self.config.key);
-        out.push(Effect::Send { path: index, bytes });
+        let proved = self.answers(now_ms, beat, &self.just_now);
+        self.doubt(now_ms, index, from, beat, out);
+        if !proved {
+            return Err(Refusal::OwnName);
+        }
+        if self.namesakes.notice(Whose::Mine, now_ms) {
+            out.push(Effect::SameName {
+                path: index,
+                whose: Whose::Mine,
+            });
+        }
+        Ok(())
     }
 
-    /// False if the run has ended, or may not follow the present one yet. A new one begins its
-    /// sequences anew.
-    fn take_run(&mut self, now_ms: u64, index: usize, run: Run, out: &mut Vec<Effect>) -> bool {
-        if run == self.peer_run {
-            return true;
+    /// The other node knows another machine under this node's name. For a moment that is this node's former run.
+    fn on_doubted(
+        &mut self,
+        now_ms: u64,
+        index: usize,
+        from: SocketAddr,
+        beat: &Beat,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        if !self.answers(now_ms, beat, &self.just_now) {
+            return Err(Refusal::Stale);
         }
-        if self.ended.contains(&run) {
-            return false;
+        // By which the other one knows that this is no recording.
+        self.answer_stranger(now_ms, index, from, beat, out);
+        if self.namesakes.on_overlooked(now_ms) {
+            out.push(Effect::SameName {
+                path: index,
+                whose: Whose::Mine,
+            });
         }
+        Ok(())
+    }
+
+    /// The other end does not know this run yet: tell it, so that its next beat is fresh. At most once
+    /// an interval and path, so that replayed beats are no lever.
+    fn answer_stranger(
+        &mut self,
+        now_ms: u64,
+        index: usize,
+        from: SocketAddr,
+        beat: &Beat,
+        out: &mut Vec<Effect>,
+    ) {
+        // An answer would tell a second machine under the peer's name that it is the peer.
+        if self.is_peer_speaking(now_ms) && beat.run != self.peer_run {
+            return self.doubt(now_ms, index, from, beat, out);
+        }
+        let answered_ms = &mut self.paths[index].answered_ms;
+        if is_soon(*answered_ms, now_ms, self.config.interval_ms) {
+            return;
+        }
+        *answered_ms = Some(now_ms);
+        let bytes = self.answer(index, beat, false);
+        out.push(Effect::Send {
+            path: index,
+            to: None,
+            bytes,
+        });
+    }
+
+    /// Tells whoever speaks under a name that there is another one. To where it came from: the address of the path
+    /// is that of the other one. At most once an interval and path, and with nothing in it.
+    fn doubt(
+        &mut self,
+        now_ms: u64,
+        index: usize,
+        from: SocketAddr,
+        beat: &Beat,
+        out: &mut Vec<Effect>,
+    ) {
+        let doubted_ms = &mut self.paths[index].doubted_ms;
+        if is_soon(*doubted_ms, now_ms, self.config.interval_ms) {
+            return;
+        }
+        *doubted_ms = Some(now_ms);
+        let bytes = self.answer(index, beat, true);
+        out.push(Effect::Send {
+            path: index,
+            to: Some(from),
+            bytes,
+        });
+    }
+
+    fn answer(&mut self, index: usize, to: &Beat, doubting: bool) -> Vec<u8> {
+        let mut beat = self.beat(index, to.run, to.sequence);
+        if doubting {
+            beat.kind = Kind::Doubting;
+            beat.body.clear();
+        }
+        beat.encode(&self.config.key)
+    }
+
+    /// The run of the peer that is known speaks on.
+    fn is_peer_speaking(&self, now_ms: u64) -> bool {
+        self.peer == Peer::Up && !self.namesakes.is_silent(self.heard_ms, now_ms)
+    }
+
+    /// False if the run may not follow the present one yet. A new one begins its sequences anew.
+    fn take_run(
+        &mut self,
+        now_ms: u64,
+        index: usize,
+        from: SocketAddr,
+        beat: &Beat,
+        out: &mut Vec<Effect>,
+    ) -> bool {
         if self.peer == Peer::Up {
-            match self.namesakes.on_newcomer(run, self.heard_ms, now_ms) {
-                Newcomer::Follows => {}
-                Newcomer::Waits => return false,
-                Newcomer::Namesake => {
-                    out.push(Effect::SameName {
-                        path: index,
-                        whose: Whose::Peers,
-                    });
-                    return false;
-                }
+            let newcomer = self.namesakes.on_newcomer(beat.run, self.heard_ms, now_ms);
+            if newcomer == Newcomer::Namesake {
+                out.push(Effect::SameName {
+                    path: index,
+                    whose: Whose::Peers,
+                });
+            }
+            if newcomer != Newcomer::Follows {
+                self.doubt(now_ms, index, from, beat, out);
+                return false;
             }
         }
         if self.peer_run != Run::NONE {
@@ -324,7 +504,8 @@ impl Membership {
             }
             self.ended.push_back(self.peer_run);
         }
-        self.peer_run = run;
+        self.peer_run = beat.run;
+        self.peer_sequence = beat.sequence;
         // It forgot what it was: whoever cares learns of the new run as of a new node.
         self.peer = Peer::Unknown;
         self.body_sequence = 0;
@@ -332,17 +513,6 @@ impl Membership {
             path.sequence = 0;
         }
         true
-    }
-
-    fn refuse(&mut self, index: usize, reason: String, out: &mut Vec<Effect>) {
-        let path = &mut self.paths[index];
-        if path.refused.as_ref() != Some(&reason) {
-            path.refused = Some(reason.clone());
-            out.push(Effect::Refused {
-                path: index,
-                reason,
-            });
-        }
     }
 
     fn send_due(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
@@ -354,12 +524,16 @@ impl Membership {
         }
         self.sent_ms = Some(now_ms);
         for path in 0..self.paths.len() {
-            let bytes = self.beat(path, self.peer_run).encode(&self.config.key);
-            out.push(Effect::Send { path, bytes });
+            let beat = self.beat(path, self.peer_run, self.peer_sequence);
+            out.push(Effect::Send {
+                path,
+                to: None,
+                bytes: beat.encode(&self.config.key),
+            });
         }
     }
 
-    fn beat(&mut self, path: usize, heard: Run) -> Beat {
+    fn beat(&mut self, path: usize, heard: Run, heard_sequence: u64) -> Beat {
         self.sequence += 1;
         Beat {
             cluster: self.config.cluster,
@@ -367,8 +541,13 @@ impl Membership {
             path: u8::try_from(path).expect("the configuration bounds the number of paths"),
             run: self.run,
             heard,
+            heard_sequence,
             sequence: self.sequence,
-            leaving: self.leaving,
+            kind: if self.leaving {
+                Kind::Leaving
+            } else {
+                Kind::Alive
+            },
             body: self.body.clone(),
         }
     }
@@ -390,4 +569,8 @@ impl Membership {
             out.push(Effect::PeerLost { silent_ms });
         }
     }
+}
+
+fn is_soon(last_ms: Option<u64>, now_ms: u64, interval_ms: u64) -> bool {
+    last_ms.is_some_and(|last_ms| now_ms.saturating_sub(last_ms) < interval_ms)
 }

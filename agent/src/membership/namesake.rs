@@ -1,17 +1,17 @@
 //! Two machines under one name: a clone that was booted, or the same `--node` twice.
 //!
 //! The one that was heard first stays believed for as long as it is heard. So the word of the second,
-//! "nothing runs here", never stands for that of a node whose groups run. To the second it is told by the
-//! beats of the other node, which go on naming the first.
+//! "nothing runs here", never stands for that of a node whose groups run. The second is told so, by an answer
+//! to what it said, so that no recording makes a node believe that it is a second one.
 //!
 //! A restarted agent looks the same at first; but its old run has fallen silent.
 
 use super::Run;
 
 /// The old run must have been silent for so many intervals before a new one takes its place.
-const SILENT_INTERVALS: u64 = 2;
+pub const SILENT_INTERVALS: u64 = 2;
 /// The other node is given so many intervals to take up a new run. More than [`SILENT_INTERVALS`].
-const TAKEN_UP_INTERVALS: u64 = 5;
+pub const TAKEN_UP_INTERVALS: u64 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
@@ -35,7 +35,7 @@ pub struct Namesakes {
     timeout_ms: u64,
     /// A run under the peer's name that is not believed yet, and when it was heard first.
     newcomer: Option<(Run, u64)>,
-    /// Since when the peer has named another run of this node.
+    /// Since when the peer has taken another machine for this node.
     overlooked_since_ms: Option<u64>,
     /// When another machine under the name was last noticed.
     mine_ms: Option<u64>,
@@ -103,7 +103,7 @@ impl Namesakes {
         }
     }
 
-    /// The peer named another run of this node than the present one. True if that is news.
+    /// The peer said that it knows another machine under this node's name. True if that is news.
     #[must_use]
     pub fn on_overlooked(&mut self, now_ms: u64) -> bool {
         let since_ms = *self.overlooked_since_ms.get_or_insert(now_ms);

@@ -9,8 +9,8 @@
 //! - A monitor has one probe open at most. One that is not answered in time is a fault, and another one
 //!   for each interval that passes; the next probe waits for the answer, so that probes that hang on a
 //!   dead device never pile up.
-//! - A monitor that rests asks for nothing and does nothing: all of them while suspended, and those of a
-//!   group unless that group is online here.
+//! - A monitor that rests asks for nothing and does nothing: those of a group unless that group is online here, and
+//!   while suspended all but the one of the agent itself.
 //! - A pause of this node is no fault of what is watched: what was open across it is asked again.
 //!
 //! `docs/groups.md` has the table.
@@ -44,6 +44,9 @@ pub struct MonitorConfig {
     pub restarts_max: u32,
     pub failovers_max: u32,
     pub warn_only: bool,
+    /// About the agent itself, and no group: it begins at once and is never suspended, for a watchdog that is not fed
+    /// resets the machine.
+    pub is_own: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,10 +122,11 @@ impl Monitors {
     }
 
     pub fn health(&self, monitor: usize) -> Health {
-        if self.suspended {
+        let watch = &self.watches[monitor];
+        if self.suspended && !watch.config.is_own {
             return Health::Suspend;
         }
-        self.watches[monitor].health()
+        watch.health()
     }
 
     /// The fault that lasts, if one does.
@@ -187,7 +191,8 @@ impl Monitors {
     fn wake_or_rest(&mut self, now_ms: u64, index: usize) {
         let watch = &mut self.watches[index];
         let is_online = |group: usize| self.groups_online.get(group) == Some(&true);
-        let awake = !self.suspended && watch.config.group.is_none_or(is_online);
+        let suspended = self.suspended && !watch.config.is_own;
+        let awake = !suspended && watch.config.group.is_none_or(is_online);
         if awake && !watch.is_awake() {
             watch.wake(now_ms);
         } else if !awake && watch.is_awake() {
@@ -214,7 +219,8 @@ impl Monitors {
     pub fn check_invariants(&self) {
         for watch in &self.watches {
             watch.check_invariants();
-            assert!(!(self.suspended && watch.is_awake()), "it should rest");
+            let suspended = self.suspended && !watch.config.is_own;
+            assert!(!(suspended && watch.is_awake()), "it should rest");
         }
     }
 }

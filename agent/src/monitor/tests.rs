@@ -17,6 +17,7 @@ fn config() -> MonitorConfig {
         restarts_max: 1,
         failovers_max: 1,
         warn_only: false,
+        is_own: false,
     }
 }
 
@@ -287,6 +288,24 @@ fn while_suspended_nothing_is_asked_and_nothing_done() {
     assert!(bench.open.is_empty());
     bench.step(Event::GroupOnline { group: GROUP });
     bench.probe(Ok(()));
+    assert_eq!(bench.monitors.health(0), Health::Normal);
+}
+
+#[test]
+fn the_agent_s_own_monitor_begins_at_once_and_goes_on_while_the_others_are_suspended() {
+    let own = MonitorConfig {
+        group: None,
+        resource: None,
+        is_own: true,
+        ..config()
+    };
+    let mut bench = Bench::awake(own);
+    bench.step(Event::Suspend);
+    assert_eq!(bench.open.len(), 1, "before any interval is over");
+    bench.answer(Ok(()));
+    for _ in 0..5 {
+        bench.probe(Ok(()));
+    }
     assert_eq!(bench.monitors.health(0), Health::Normal);
 }
 

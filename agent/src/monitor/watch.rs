@@ -88,10 +88,14 @@ impl Watch {
         self.probe.map(|probe| probe.number)
     }
 
-    /// The first probe comes one interval later: what just came up has time to settle.
+    /// The first probe comes one interval later: what just came up has time to settle. Not so the agent itself, whose
+    /// last run may have left a watchdog that runs out.
     pub fn wake(&mut self, now_ms: u64) {
         self.awake = true;
-        self.due_ms = now_ms.saturating_add(self.config.interval_ms);
+        self.due_ms = match self.config.is_own {
+            true => now_ms,
+            false => now_ms.saturating_add(self.config.interval_ms),
+        };
         self.put_off(now_ms);
     }
 
@@ -215,5 +219,6 @@ impl Watch {
         assert!(self.failovers <= self.config.failovers_max);
         assert!(self.in_order_since_ms.is_none() || self.faults_in_row == 0);
         assert!(self.awake || self.reason.is_none());
+        assert!(!self.config.is_own || self.config.group.is_none());
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nbd_frontend::config::agent::{FinalAction, Need};
 
+use super::failures::Patience;
 use crate::fencing::FencingConfig;
 use crate::group::GroupConfig;
 use crate::monitor::MonitorConfig;
@@ -112,9 +113,10 @@ pub struct PlacedGroup {
     pub automatic_start: bool,
     pub failover: bool,
     pub failback: bool,
-    pub failovers_max: u32,
-    pub failover_window_ms: u64,
+    pub patience: Patience,
     pub final_action: FinalAction,
     /// The mirror of each resource that is a mirror disk.
     pub mirrors: Vec<Option<usize>>,
+    /// Of each resource: it lives in the agent, and ends with it whatever becomes of the others.
+    pub in_agent: Vec<bool>,
 }

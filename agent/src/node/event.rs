@@ -1,5 +1,7 @@
 //! Everything that can happen to a node, and everything it can ask of its driver.
 
+use std::net::SocketAddr;
+
 use mirror_core::control::Refusal;
 use nbd_frontend::config::agent::FinalAction;
 
@@ -16,7 +18,11 @@ pub struct CommandId(pub u64);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A datagram came on a heartbeat path.
-    Received { path: usize, bytes: Vec<u8> },
+    Received {
+        path: usize,
+        from: SocketAddr,
+        bytes: Vec<u8>,
+    },
     /// Answer to [`Effect::Resolve`].
     Resolved {
         number: u64,
@@ -102,6 +108,8 @@ pub struct MirrorView {
 pub enum Effect {
     Send {
         path: usize,
+        /// None: to the other node's address of the path.
+        to: Option<SocketAddr>,
         bytes: Vec<u8>,
     },
     /// Try a resolver's target.
@@ -134,7 +142,7 @@ pub enum Effect {
         monitor: usize,
         timeout_ms: u64,
     },
-    /// The action of last resort, on this very machine.
+    /// The action of last resort, on this very machine. Only those that end it.
     Act(FinalAction),
     Alert(Alert),
     /// Whether a group is online here: what its readiness probes answer.

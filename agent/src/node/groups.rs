@@ -1,11 +1,12 @@
 //! What the resources of a group do (A6): [`Group`] starts and stops them, each with the grant that it needs,
 //! and what comes of that is told and remembered.
 
-use std::collections::VecDeque;
+use nbd_frontend::config::agent::FinalAction;
 
 use super::Node;
 use super::config::PlacedGroup;
 use super::event::{Effect, Permit};
+use super::failures::{Failures, Forgotten};
 use super::moving::{Failback, Moving};
 use super::placement::Cause;
 use crate::alert;
@@ -16,16 +17,13 @@ use crate::monitor;
 
 /// A group that did not stop is stopped again after this long, for as long as this node lives.
 const STOP_AGAIN_MS: u64 = 30_000;
-/// Failovers that are remembered for the limit.
-const FAILOVERS_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) group: Group,
     /// An operator stopped it, here or through the other node.
     pub(super) stopped: bool,
-    /// Its last start failed here.
-    pub(super) failed: bool,
+    pub(super) failures: Failures,
     /// Why it is being started, from the decision until it is online or failed.
     pub(super) cause: Option<Cause>,
     /// The grants it needs are being asked for.
@@ -37,14 +35,13 @@ pub(super) struct Control {
     pub(super) given_ms: Option<u64>,
     /// It is being stopped so that the other node can have it.
     pub(super) moving: Option<Moving>,
-    pub(super) failovers_ms: VecDeque<u64>,
     /// The decision to start it without a word from the other must stand this long.
     pub(super) decided: Option<(Cause, u64)>,
     was_online: bool,
     /// It came here by a failover; whether it may go back has been so since.
     pub(super) failback: Option<Failback>,
-    /// Of a monitor or a failed start: taken once it has stopped.
-    pub(super) action_due: bool,
+    /// Of a monitor: taken once it has stopped, or does not stop, and why.
+    pub(super) action_due: Option<(FinalAction, &'static str)>,
     /// When it last did not stop.
     stop_failed_ms: Option<u64>,
     /// A start that waits for the grant of its mirror.
@@ -66,18 +63,17 @@ impl Control {
         Self {
             group: Group::new(placed.config.clone()),
             stopped: false,
-            failed: false,
+            failures: Failures::default(),
             cause: None,
             waits_for_grant: false,
             started_ms: 0,
             waits_for: None,
             given_ms: None,
             moving: None,
-            failovers_ms: VecDeque::new(),
             decided: None,
             was_online: false,
             failback: None,
-            action_due: false,
+            action_due: None,
             stop_failed_ms: None,
             ungranted: Vec::new(),
             demoting: Vec::new(),
@@ -98,12 +94,20 @@ impl Node {
         if states.iter().all(|state| *state == State::Offline) {
             return;
         }
+        let in_agent = &self.config.groups[group].in_agent;
+        let mut found = states.iter().zip(in_agent);
+        let is_whole = found.all(|(state, in_agent)| {
+            *state == State::Online || (*in_agent && *state == State::Offline)
+        });
         let control = &mut self.controls[group];
         control.group.adopt(self.now_ms, states);
         if control.group.state() == State::Online {
             control.was_online = true;
             self.fx.push(Effect::Ready { group, ready: true });
             self.monitor_step(monitor::Event::GroupOnline { group });
+        } else if is_whole {
+            // What lived in the agent went with it; the service did not.
+            self.group_step(group, group::Event::Start);
         } else {
             // Part of it runs: what that is worth is not known, so it starts from the bottom.
             self.group_step(group, group::Event::Stop { force: false });
@@ -186,7 +190,7 @@ impl Node {
                     format!("{name} could not be started here."),
                 );
                 self.controls[group].cause = None;
-                self.controls[group].failed = true;
+                self.controls[group].failures.start_failed(self.now_ms);
             }
             group::Effect::Stopped { after_failure } => {
                 self.alert(alert::GROUP_STOPPED, format!("{name} is offline."));
@@ -201,7 +205,9 @@ impl Node {
                 self.controls[group].stop_failed_ms = Some(self.now_ms);
                 self.end_move(group, Err(format!("{name} does not stop: {reason}")));
                 let action = self.config.groups[group].final_action;
-                self.take_final_action(action, "a group does not stop");
+                let due = self.controls[group].action_due.take();
+                let (action, why) = due.unwrap_or((action, "a group does not stop"));
+                self.take_final_action(action, why);
             }
         }
     }
@@ -210,13 +216,10 @@ impl Node {
         let here = self.config.my_name().to_owned();
         self.alert(alert::GROUP_STARTED, format!("{name} is online."));
         let control = &mut self.controls[group];
-        control.failed = false;
+        control.failures.start();
         control.given_ms = None;
         if control.cause.take() == Some(Cause::Failover) {
-            if control.failovers_ms.len() == FAILOVERS_MAX {
-                control.failovers_ms.pop_front();
-            }
-            control.failovers_ms.push_back(self.now_ms);
+            control.failures.failed_over(self.now_ms);
             control.failback = Some(Failback::default());
             self.alert(alert::FAILED_OVER, format!("{name} failed over to {here}."));
         }
@@ -237,14 +240,34 @@ impl Node {
             control.given_ms = Some(self.now_ms);
         }
         if after_failure {
-            control.failed = true;
+            control.failures.start_failed(self.now_ms);
         }
         self.on_group_stopped_for_discard(group);
         let elsewhere = self.membership.peer() == Peer::Up && self.could_run_there(group);
-        if (after_failure && !elsewhere) || std::mem::take(&mut self.controls[group].action_due) {
+        if let Some((action, why)) = self.controls[group].action_due.take() {
+            self.take_final_action(action, why);
+        } else if after_failure && !elsewhere {
             let action = self.config.groups[group].final_action;
             self.take_final_action(action, "a group cannot be started");
         }
+    }
+
+    /// What kept it from starting is long ago.
+    fn forget_failures(&mut self, group: usize) {
+        let patience = self.config.groups[group].patience;
+        let forgotten = self.controls[group].failures.forget(self.now_ms, &patience);
+        let Some(forgotten) = forgotten else { return };
+        let name = &self.config.groups[group].config.name;
+        let text = match forgotten {
+            Forgotten::FailedStart => format!(
+                "That {name} could not be started on {} is long ago: it may be tried again.",
+                self.config.my_name()
+            ),
+            Forgotten::LastAction => {
+                format!("That a monitor had {name} stopped is long ago: it may start again.")
+            }
+        };
+        self.alert(alert::FAILURE_FORGOTTEN, text);
     }
 
     pub(super) fn group_mirrors(&self, group: usize) -> Vec<usize> {
@@ -357,6 +380,7 @@ impl Node {
         for group in 0..self.controls.len() {
             self.group_step(group, group::Event::Tick);
             self.stop_again(group);
+            self.forget_failures(group);
             self.advance_ungranted(group);
             if self.controls[group].waits_for_grant {
                 self.await_grants(group);

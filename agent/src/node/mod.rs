@@ -14,6 +14,7 @@
 //! | `situation` | what `placement` judges a group by |
 //! | `starting` | from the decision to the first resource, over the arbiter's grants |
 //! | `groups` | what the resources of a group do, and what comes of it (A6) |
+//! | `failures` | what is remembered of a group that failed, and for how long |
 //! | `moving` | a running group changes hands |
 //! | `watching` | what the monitors find, and a mirror that is gone from under its group |
 //! | `orders` | operators' commands, here and through the other node |
@@ -25,6 +26,7 @@
 
 pub mod config;
 pub mod event;
+pub mod failures;
 mod groups;
 mod mirrors;
 mod moving;
@@ -72,6 +74,8 @@ pub struct Node {
     report: Report,
     /// What the other node said last in its present run.
     peer_report: Option<Report>,
+    /// When that came.
+    peer_reported_ms: u64,
     resent_ms: u64,
     config_differs: bool,
 
@@ -82,7 +86,6 @@ pub struct Node {
     mirrors: Vec<Mirror>,
     controls: Vec<Control>,
     monitors: Monitors,
-    monitor_faults: Vec<Option<String>>,
     monitors_suspended: bool,
     orders: Orders,
 
@@ -123,6 +126,7 @@ impl Node {
             membership: Membership::new(membership, run, now_ms),
             report: Report::default(),
             peer_report: None,
+            peer_reported_ms: now_ms,
             resent_ms: now_ms,
             config_differs: false,
             resolvers: config
@@ -139,7 +143,6 @@ impl Node {
             mirrors: config.mirrors.iter().map(|_| Mirror::default()).collect(),
             controls: config.groups.iter().map(Control::new).collect(),
             monitors: Monitors::new(config.monitors.clone()),
-            monitor_faults: vec![None; config.monitors.len()],
             monitors_suspended: false,
             orders: Orders::default(),
             starting_until_ms: Some(now_ms + config.startup_delay_ms),
@@ -166,8 +169,8 @@ impl Node {
         self.now_ms = now_ms;
         // Before anything else: a node that did not run may have lost its rights meanwhile.
         match event {
-            Event::Received { path, bytes } => {
-                self.hear(&membership::Event::Received { path, bytes });
+            Event::Received { path, from, bytes } => {
+                self.hear(&membership::Event::Received { path, from, bytes });
             }
             event => {
                 self.hear(&membership::Event::Tick);
@@ -242,8 +245,8 @@ impl Node {
         let peer = self.config.peer_name().to_owned();
         let path_name = |node: &Self, path: usize| node.membership.path_name(path).to_owned();
         match effect {
-            membership::Effect::Send { path, bytes } => {
-                self.fx.push(Effect::Send { path, bytes });
+            membership::Effect::Send { path, to, bytes } => {
+                self.fx.push(Effect::Send { path, to, bytes });
             }
             membership::Effect::PathUp { path } => {
                 let text = format!("Heartbeat path {} works.", path_name(self, path));
@@ -281,10 +284,18 @@ impl Node {
                 };
                 self.alert(alert::SAME_NAME, text);
             }
-            membership::Effect::Refused { path, reason } => {
+            membership::Effect::Refused {
+                path,
+                refusal,
+                times,
+            } => {
+                let path = path_name(self, path);
+                let more = match times {
+                    1 => String::new(),
+                    _ => format!(" It is the last of {times} since this was said before."),
+                };
                 let text = format!(
-                    "A datagram on path {} was not taken for a heartbeat: {reason}.",
-                    path_name(self, path)
+                    "A datagram on path {path} was not taken for a heartbeat: {refusal}.{more}"
                 );
                 self.alert(alert::BEAT_REFUSED, text);
             }
@@ -313,6 +324,7 @@ impl Node {
         }
         let first = self.peer_report.is_none();
         self.peer_report = Some(report);
+        self.peer_reported_ms = self.now_ms;
         self.on_report(first);
     }
 
@@ -388,6 +400,11 @@ impl Node {
     }
 
     fn on_shutdown(&mut self) {
+        self.leave(|_| true);
+    }
+
+    /// Stops these groups, tells the other node, and ends.
+    fn leave(&mut self, stops: impl Fn(&Control) -> bool) {
         if self.leaving.is_some() {
             return;
         }
@@ -398,7 +415,9 @@ impl Node {
             told_ms: self.now_ms,
         });
         for group in 0..self.controls.len() {
-            self.group_step(group, crate::group::Event::Stop { force: false });
+            if stops(&self.controls[group]) {
+                self.group_step(group, crate::group::Event::Stop { force: false });
+            }
         }
     }
 
@@ -491,7 +510,9 @@ impl Node {
             given: control.is_given(),
             able: self.is_able(group),
             stopped: control.stopped,
-            failed: control.failed,
+            failed: control.failures.has_failed_start(),
+            halted: control.failures.is_halted(),
+            failovers: u8::try_from(self.failovers_here(group)).unwrap_or(u8::MAX),
         }
     }
 

@@ -25,8 +25,9 @@ pub(super) struct Moving {
 pub(super) enum MovedBy {
     Command(CommandId),
     Order(u32),
-    /// A monitor, a standby, a failback.
+    /// A standby, a failback.
     Node,
+    Monitor,
 }
 
 impl Node {
@@ -99,6 +100,9 @@ impl Node {
             return;
         };
         let took_ms = self.now_ms.saturating_sub(moving.since_ms);
+        if outcome.is_ok() && moving.by == MovedBy::Monitor {
+            self.controls[group].failures.failed_over(self.now_ms);
+        }
         if outcome.is_ok() {
             let text = format!(
                 "{} moved to {}: {:.1} s without service.",

@@ -268,9 +268,13 @@ impl Node {
 
     fn clear(&mut self, group: usize) {
         self.controls[group].stopped = false;
-        self.controls[group].failed = false;
+        self.controls[group].failures.clear();
+        // Told to the other node, which will say the same.
         if let Some(report) = &mut self.peer_report {
-            report.groups[group].stopped = false;
+            let there = &mut report.groups[group];
+            there.stopped = false;
+            there.halted = false;
+            there.failovers = 0;
         }
     }
 
@@ -299,7 +303,7 @@ impl Node {
         Ok(None)
     }
 
-    fn stop_group(&mut self, group: usize) {
+    pub(super) fn stop_group(&mut self, group: usize) {
         let text = format!("{} stops.", self.config.groups[group].config.name);
         self.alert(alert::GROUP_STOPPING, text);
         self.group_step(group, group::Event::Stop { force: false });
@@ -448,7 +452,7 @@ impl Node {
 
     pub(super) fn on_moved(&mut self, by: MovedBy, outcome: Result<(), String>, took_ms: u64) {
         match by {
-            MovedBy::Node => {
+            MovedBy::Node | MovedBy::Monitor => {
                 if let Err(reason) = outcome {
                     let text = format!("A group did not move: {reason}.");
                     self.alert(alert::FAILOVER_CANCELLED, text);
@@ -633,7 +637,9 @@ impl Node {
                 State::Online if waiting.online => Ok(format!("{name} is online")),
                 State::Offline if !waiting.online => Ok(format!("{name} is stopped, and stays so")),
                 State::Failed => Err(format!("{name} does not stop")),
-                State::Offline if control.failed => Err(format!("{name} could not be started")),
+                State::Offline if control.failures.has_failed_start() => {
+                    Err(format!("{name} could not be started"))
+                }
                 State::Offline if control.cause.is_none() && waiting.online => {
                     Err(format!("{name} was stopped again"))
                 }

@@ -464,6 +464,7 @@ impl Node {
         placed.nodes.contains(&(1 - self.config.me))
             && (placed.automatic_start || placed.failover)
             && !self.controls[group].stopped
+            && !self.controls[group].failures.is_halted()
             && !arbitrated
     }
 
@@ -650,7 +651,12 @@ impl Node {
             alert::FINAL_ACTION,
             format!("Final action, because {why}: {what}."),
         );
-        self.fx.push(Effect::Act(action));
+        if action == FinalAction::StopService {
+            // With all groups that stop, so that the other node may run them.
+            self.leave(|control| !control.is_failed());
+        } else {
+            self.fx.push(Effect::Act(action));
+        }
     }
 
     /// Another node holds the right to a mirror now: what stands on it here stops, and answers nothing.

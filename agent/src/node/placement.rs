@@ -58,7 +58,7 @@ pub struct Situation {
     pub failed: bool,
     /// Its mirrors' data is up to date here, as far as this side knows.
     pub able: bool,
-    /// Nobody else can hold newer data: recorded here, or the arbiter will be asked.
+    /// Nobody else can hold newer data: recorded here, or its mirrors or the arbiter will be asked.
     pub sure: bool,
     pub automatic_start: bool,
     pub failover: bool,

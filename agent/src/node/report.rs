@@ -42,6 +42,10 @@ pub struct GroupReport {
     pub stopped: bool,
     /// Its start failed here.
     pub failed: bool,
+    /// The last action of a monitor stopped it here; it stays so on both nodes.
+    pub halted: bool,
+    /// Failovers that this node counts; 255 stands for more, too.
+    pub failovers: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -128,7 +132,9 @@ impl Report {
                 group.able,
                 group.stopped,
                 group.failed,
+                group.halted,
             ]));
+            out.push(group.failovers);
         }
         out.push(self.mirrors.len() as u8);
         for mirror in &self.mirrors {
@@ -183,6 +189,8 @@ impl Report {
                 able: flags & 2 != 0,
                 stopped: flags & 4 != 0,
                 failed: flags & 8 != 0,
+                halted: flags & 16 != 0,
+                failovers: reader.byte()?,
             });
         }
         for _ in 0..reader.count()? {
@@ -292,6 +300,8 @@ mod tests {
                     able: false,
                     stopped: true,
                     failed: false,
+                    halted: true,
+                    failovers: 7,
                 };
                 items
             ],

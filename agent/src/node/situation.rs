@@ -2,6 +2,7 @@
 //! and what the silence of the other node has been found to mean.
 
 use super::Node;
+use super::event::MirrorView;
 use super::partition::Stage;
 use super::placement::{Other, Situation, There};
 
@@ -20,7 +21,7 @@ impl Node {
             && placed.failover
             && placed.nodes.contains(&self.config.me)
             && self.controls[group].group.state() == State::Offline
-            && !self.controls[group].stopped
+            && !self.is_kept_stopped(group)
             && !self.standby
     }
 
@@ -30,17 +31,21 @@ impl Node {
         if control.group.state() != State::Offline {
             return true;
         }
-        let refused = |mirror: usize| {
-            self.rights.as_ref().is_some_and(|rights| {
-                matches!(rights.refusal(mirror), Some(Refusal::Outdated { .. }))
-            })
-        };
-        self.group_mirrors(group).into_iter().all(|mirror| {
-            !refused(mirror)
-                && self.mirrors[mirror]
-                    .view
-                    .is_some_and(|view| view.current && !view.split_brain)
-        })
+        let mut mirrors = self.group_mirrors(group).into_iter();
+        mirrors.all(|mirror| self.is_good_for_a_start(mirror))
+    }
+
+    /// The data of this side is good, by its own word and by the arbiter's.
+    pub(super) fn is_good_for_a_start(&self, mirror: usize) -> bool {
+        let view = self.mirrors[mirror].view;
+        !self.is_outdated_on_record(mirror)
+            && view.is_some_and(|view| view.current && !view.split_brain)
+    }
+
+    pub(super) fn is_outdated_on_record(&self, mirror: usize) -> bool {
+        self.rights
+            .as_ref()
+            .is_some_and(|rights| matches!(rights.refusal(mirror), Some(Refusal::Outdated { .. })))
     }
 
     /// The other node says that it could run it.
@@ -55,6 +60,7 @@ impl Node {
             && there.able
             && !there.failed
             && !there.stopped
+            && !there.halted
             && there.state != State::Failed
             && !report.standby
             && !report.starting
@@ -89,11 +95,14 @@ impl Node {
         let sure = self.rights.is_some()
             || self.group_mirrors(group).into_iter().all(|mirror| {
                 let state = &self.mirrors[mirror];
-                let left_in_step = self.membership.peer() == Peer::Left && state.in_step_at_leave;
+                let peer = self.membership.peer();
+                let left_in_step = peer == Peer::Left && state.in_step_at_leave;
+                // A mirror that has not seen the other side since it started takes no record of its own for proof.
+                let recorded = |view: MirrorView| view.peer_outdated && peer != Peer::Unknown;
                 left_in_step
                     || state
                         .view
-                        .is_some_and(|view| view.peer_outdated || view.connected)
+                        .is_some_and(|view| view.connected || recorded(view))
             });
         Situation {
             here: control.group.state(),
@@ -111,8 +120,8 @@ impl Node {
             namesake: self.membership.has_namesake(Whose::Mine),
             standby: self.standby || self.leaving.is_some(),
             allowed: placed.nodes.contains(&me),
-            stopped: control.stopped || there.is_some_and(|there| there.stopped),
-            failed: control.failed,
+            stopped: self.is_kept_stopped(group),
+            failed: control.failures.has_failed_start(),
             able: self.is_able(group),
             sure,
             automatic_start: placed.automatic_start,
@@ -126,14 +135,32 @@ impl Node {
         }
     }
 
+    /// An operator stopped it, or the last action of a monitor, on either node.
+    pub(super) fn is_kept_stopped(&self, group: usize) -> bool {
+        let control = &self.controls[group];
+        let there = self.peer_group(group);
+        control.stopped
+            || control.failures.is_halted()
+            || there.is_some_and(|there| there.stopped || there.halted)
+    }
+
+    pub(super) fn failovers_here(&self, group: usize) -> u32 {
+        let patience = &self.config.groups[group].patience;
+        self.controls[group]
+            .failures
+            .failovers(self.now_ms, patience)
+    }
+
+    /// It failed over too often lately, to this node and to the other one.
     pub(super) fn is_limited(&self, group: usize) -> bool {
-        let placed = &self.config.groups[group];
-        let since_ms = self.now_ms.saturating_sub(placed.failover_window_ms);
-        let recent = self.controls[group]
-            .failovers_ms
-            .iter()
-            .filter(|at_ms| **at_ms >= since_ms)
-            .count();
-        placed.failovers_max > 0 && recent >= placed.failovers_max as usize
+        let patience = &self.config.groups[group].patience;
+        let failovers_max = patience.failovers_max;
+        // A node that is silent forgets nothing any more.
+        let silent_ms = self.now_ms.saturating_sub(self.peer_reported_ms);
+        let there = self
+            .peer_group(group)
+            .filter(|_| silent_ms < patience.failover_window_ms)
+            .map_or(0, |there| u32::from(there.failovers));
+        failovers_max > 0 && self.failovers_here(group) + there >= failovers_max
     }
 }

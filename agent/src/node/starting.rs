@@ -3,7 +3,7 @@
 
 use super::Node;
 use super::placement::{Cause, Other, Placement, Reason, place};
-use crate::alert;
+use crate::alert::{self, Kind};
 use crate::control::State;
 use crate::group;
 use crate::membership::Peer;
@@ -26,7 +26,11 @@ impl Node {
             Placement::Wait(reason) => {
                 self.controls[group].decided = None;
                 let text = self.explain_wait(group, reason);
-                self.wait_for(group, Some(text));
+                let kind = match reason {
+                    Reason::FailoverLimit => alert::FAILOVER_LIMIT,
+                    _ => alert::GROUP_WAITS,
+                };
+                self.wait_for(group, Some((kind, text)));
             }
             Placement::Start(cause) => {
                 // The other node may be about to say that it starts it too.
@@ -52,7 +56,7 @@ impl Node {
         let control = &mut self.controls[group];
         control.decided = None;
         control.cause = Some(cause);
-        control.failed = false;
+        control.failures.start();
         if cause == Cause::Failover {
             self.alert(
                 alert::FAILING_OVER,
@@ -96,7 +100,7 @@ impl Node {
                     matches!(place(&self.situation(group)), Placement::Start(_))
                 };
                 if still {
-                    self.wait_for(group, Some(reason));
+                    self.wait_for(group, Some((alert::GROUP_WAITS, reason)));
                 } else {
                     for mirror in mirrors {
                         if let Some(rights) = &mut self.rights {
@@ -132,7 +136,9 @@ impl Node {
         !active_there && !late && !self.is_freezing()
     }
 
-    pub(super) fn wait_for(&mut self, group: usize, what: Option<String>) {
+    /// What it waits for, and as which alert that is told.
+    pub(super) fn wait_for(&mut self, group: usize, what: Option<(Kind, String)>) {
+        let (kind, what) = what.unzip();
         if self.controls[group].waits_for == what {
             return;
         }
@@ -142,20 +148,12 @@ impl Node {
                 .map(|text| text.replace(|c: char| c.is_ascii_digit(), ""))
         };
         let news = plain(&self.controls[group].waits_for) != plain(&what);
-        if let (Some(what), true) = (&what, news) {
+        if let (Some(what), Some(kind), true) = (&what, kind, news) {
             let text = format!(
                 "{} waits for {what}.",
                 self.config.groups[group].config.name
             );
-            let limited = self.is_limited(group);
-            self.alert(
-                if limited {
-                    alert::FAILOVER_LIMIT
-                } else {
-                    alert::GROUP_WAITS
-                },
-                text,
-            );
+            self.alert(kind, text);
         }
         self.controls[group].waits_for = what;
     }
@@ -174,29 +172,56 @@ impl Node {
             Reason::ForcedStopFailed => {
                 format!("{peer}: its forced stop failed, so it may still run")
             }
-            Reason::Data => {
-                let behind = self
-                    .group_mirrors(group)
-                    .into_iter()
-                    .find(|mirror| !self.mirrors[*mirror].view.is_some_and(|view| view.current));
-                let mirror = behind.map_or("its mirror", |mirror| {
-                    self.config.mirrors[mirror].name.as_str()
-                });
-                format!("up-to-date data of {mirror} on this node")
-            }
+            Reason::Data => self.explain_old_data(group),
             Reason::Linked => format!("its mirrors to notice that {peer} is gone"),
             Reason::DidNotStop => format!(
                 "{peer}, where it did not stop; once that node is down, start it by hand (`mirrorctl group start --peer-down`)"
             ),
             Reason::Connection => format!("the connection of its mirrors to {peer}"),
             Reason::OtherHasNewer => {
+                let mirrors = self.group_mirrors(group).into_iter();
+                let names = mirrors.map(|mirror| self.config.mirrors[mirror].name.clone());
+                let name = &self.config.groups[group].config.name;
                 format!(
-                    "{peer}, which may have newer data; if it is gone for good, start the group by hand"
+                    "{peer}, which may have newer data; if it is gone for good, `mirrorctl promote {} --force` and then `mirrorctl group start {name}` take what is here",
+                    names.collect::<Vec<_>>().join(" ")
                 )
             }
             Reason::FailoverLimit => {
-                "an operator: it failed over too often and stays stopped".into()
+                let name = &self.config.groups[group].config.name;
+                format!(
+                    "an operator: {}; mend the cause, then `mirrorctl group start {name}`",
+                    self.limit(group)
+                )
             }
         }
+    }
+
+    fn explain_old_data(&self, group: usize) -> String {
+        let mut mirrors = self.group_mirrors(group).into_iter();
+        let Some(mirror) = mirrors.find(|mirror| !self.is_good_for_a_start(*mirror)) else {
+            return "up-to-date data on this node".into();
+        };
+        let name = &self.config.mirrors[mirror].name;
+        let view = self.mirrors[mirror].view.unwrap_or_default();
+        let elsewhere = view.outdated || self.is_outdated_on_record(mirror);
+        if elsewhere && self.membership.peer() != Peer::Up {
+            format!(
+                "{}, which has newer data of {name}; if it is gone for good, `mirrorctl promote {name} --force` takes what is here",
+                self.config.peer_name()
+            )
+        } else {
+            format!("up-to-date data of {name} on this node")
+        }
+    }
+
+    /// That the limit of failovers is reached, and when that ends by itself.
+    pub(super) fn limit(&self, group: usize) -> String {
+        let patience = &self.config.groups[group].patience;
+        format!(
+            "it failed over {} times within {} s, which is its limit for so long",
+            patience.failovers_max,
+            patience.failover_window_ms / 1_000
+        )
     }
 }

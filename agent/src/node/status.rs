@@ -89,7 +89,11 @@ impl Node {
         let mut paths: Vec<_> = (0..self.membership.paths())
             .map(|path| {
                 let heard = Some(self.membership.is_path_up(path));
-                status(self.membership.path_name(path), "LAN heartbeat", heard)
+                let refused = self.membership.refused(path);
+                HealthStatus {
+                    detail: refused.map(|refusal| format!("refused a datagram: {refusal}")),
+                    ..status(self.membership.path_name(path), "LAN heartbeat", heard)
+                }
             })
             .collect();
         paths.extend(
@@ -177,14 +181,28 @@ impl Node {
             return None;
         }
         let name = &self.config.groups[group].config.name;
-        let stopped = control.stopped || self.peer_group(group).is_some_and(|there| there.stopped);
-        if stopped {
+        let there_says = self.peer_group(group);
+        let patience = &self.config.groups[group].patience;
+        let by_itself = match control.failures.forgotten_in_ms(self.now_ms, patience) {
+            Some(left_ms) => format!("; by itself in {} s", left_ms.div_ceil(1_000)),
+            None => String::new(),
+        };
+        if control.stopped || there_says.is_some_and(|there| there.stopped) {
             Some(format!(
                 "an operator, who stopped it: `mirrorctl group start {name}`"
             ))
-        } else if control.failed {
+        } else if control.failures.is_halted() {
             Some(format!(
-                "an operator: its start failed here; mend what the alert log names, then `mirrorctl group start {name}`"
+                "an operator: the final action of a monitor stopped it; mend what the alert log names, then `mirrorctl group start {name}`{by_itself}"
+            ))
+        } else if there_says.is_some_and(|there| there.halted) {
+            Some(format!(
+                "an operator: the final action of a monitor on {} stopped it, as the alert log there says",
+                self.config.peer_name()
+            ))
+        } else if control.failures.has_failed_start() {
+            Some(format!(
+                "an operator: its start failed here; mend what the alert log names, then `mirrorctl group start {name}`{by_itself}"
             ))
         } else if self.standby && there != State::Online {
             let me = self.config.my_name();
@@ -195,22 +213,11 @@ impl Node {
     }
 
     fn monitor_status(&self, monitor: usize, kinds: &[String]) -> MonitorStatus {
-        let config = &self.config.monitors[monitor];
-        let fault = &self.monitor_faults[monitor];
-        let resting = config
-            .group
-            .is_some_and(|group| self.controls[group].group.state() != State::Online);
         MonitorStatus {
-            name: config.name.clone(),
+            name: self.config.monitors[monitor].name.clone(),
             kind: kinds.get(monitor).cloned().unwrap_or_default(),
-            health: match fault {
-                _ if self.monitors_suspended => Health::Suspend,
-                _ if resting => Health::Unused,
-                None => Health::Normal,
-                Some(_) if config.warn_only => Health::Caution,
-                Some(_) => Health::Error,
-            },
-            detail: fault.clone(),
+            health: self.monitors.health(monitor),
+            detail: self.monitors.detail(monitor).map(Into::into),
         }
     }
 

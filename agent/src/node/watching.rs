@@ -1,6 +1,8 @@
 //! What goes wrong under a group that is online: a mirror that is gone from under it, and what the monitors
 //! find. A restart comes first, then the other node, then the final action.
 
+use nbd_frontend::config::agent::FinalAction;
+
 use super::Node;
 use super::event::Effect;
 use super::moving::MovedBy;
@@ -73,11 +75,9 @@ impl Node {
             }),
             monitor::Effect::Warn { monitor, reason } => {
                 let text = format!("{}: {reason}.", name(self, monitor));
-                self.monitor_faults[monitor] = Some(reason);
                 self.alert(alert::MONITOR_WARNING, text);
             }
             monitor::Effect::Recovered { monitor } => {
-                self.monitor_faults[monitor] = None;
                 let text = format!("{} is in order again.", name(self, monitor));
                 self.alert(alert::MONITOR_RECOVERED, text);
             }
@@ -102,22 +102,41 @@ impl Node {
             } => {
                 let text = format!("{}: {reason}; failover.", name(self, monitor));
                 self.alert(alert::MONITOR_ACTION, text);
-                if let Err(why) = self.give(group, MovedBy::Node) {
-                    self.alert(
-                        alert::FAILOVER_CANCELLED,
-                        format!("The failover does not take place: {why}."),
-                    );
+                if self.is_limited(group) {
+                    let text = format!("The failover does not take place: {}.", self.limit(group));
+                    self.alert(alert::FAILOVER_LIMIT, text);
+                } else if let Err(why) = self.give(group, MovedBy::Monitor) {
+                    let text = format!("The failover does not take place: {why}.");
+                    self.alert(alert::FAILOVER_CANCELLED, text);
                 }
             }
             monitor::Effect::FinalAction { monitor, reason } => {
                 let text = format!("{}: {reason}; final action.", name(self, monitor));
                 self.alert(alert::MONITOR_ACTION, text);
                 let action = self.config.monitor_actions[monitor];
-                if let Some(group) = self.config.monitors[monitor].group {
-                    self.group_step(group, group::Event::Stop { force: false });
-                }
-                self.take_final_action(action, "a monitor found a fault that nothing mended");
+                let group = self.config.monitors[monitor].group;
+                self.take_last_action(action, group);
             }
         }
+    }
+
+    /// The group first, which then stays stopped: on both nodes where that is all, else on this one, for the other
+    /// may run it once this machine is gone.
+    fn take_last_action(&mut self, action: FinalAction, group: Option<usize>) {
+        let why = "a monitor found a fault that nothing mended";
+        let Some(group) = group.filter(|_| action != FinalAction::None) else {
+            return self.take_final_action(action, why);
+        };
+        let control = &mut self.controls[group];
+        if action == FinalAction::StopGroup {
+            control.failures.halt(self.now_ms);
+        } else {
+            control.failures.start_failed(self.now_ms);
+        }
+        if control.group.state() == State::Offline {
+            return self.take_final_action(action, why);
+        }
+        control.action_due = Some((action, why));
+        self.stop_group(group);
     }
 }

@@ -174,6 +174,9 @@ pub struct Group {
     /// Failovers within [`Self::failover_window`] after which it stays where it is; 0 is no limit.
     pub failovers_max: u32,
     pub failover_window: Duration,
+    /// How long a failed start keeps it from a node, and the last action of a monitor from both; absent: until an
+    /// operator starts it.
+    pub failure_reset: Option<Duration>,
     /// When it cannot be started anywhere, or will not stop.
     pub final_action: FinalAction,
     /// In file order; dependencies come before their dependents.

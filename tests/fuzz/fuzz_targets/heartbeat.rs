@@ -5,9 +5,10 @@
 
 #![no_main]
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::LazyLock;
 
-use agent::membership::{BODY_BYTES_MAX, Beat, BeatKey, Effect, Event, Membership};
+use agent::membership::{BODY_BYTES_MAX, Beat, BeatKey, Effect, Event, Kind, Membership};
 use agent::membership::{MembershipConfig, Run};
 use agent::node::report::Report;
 use libfuzzer_sys::fuzz_target;
@@ -18,6 +19,7 @@ const ME: Uuid = Uuid([1; 16]);
 const PEER: Uuid = Uuid([2; 16]);
 const CLUSTER: Uuid = Uuid([3; 16]);
 const MY_RUN: u64 = 4;
+const FROM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 29_002);
 
 static KEY: LazyLock<ClusterKey> =
     LazyLock::new(|| ClusterKey::new(&[0x5a; 32]).expect("long enough"));
@@ -35,8 +37,10 @@ fn beat(head: [u8; 4], body: &[u8]) -> Beat {
         path: flags & 3,
         run: Run(u64::from(runs & 7)),
         heard: Run(u64::from(runs >> 4)),
+        heard_sequence: u64::from(flags >> 4),
         sequence: u64::from(sequence),
-        leaving: flags & 4 != 0,
+        kind: [Kind::Alive, Kind::Leaving, Kind::Doubting, Kind::Alive]
+            [usize::from(flags >> 2 & 3)],
         body: body[..body.len().min(BODY_BYTES_MAX)].to_vec(),
     }
 }
@@ -63,11 +67,13 @@ fuzz_target!(|input: &[u8]| {
         let event = match (kind & 1, bytes) {
             (1, [a, b, c, d, body @ ..]) => Event::Received {
                 path,
+                from: FROM,
                 bytes: beat([*a, *b, *c, *d], body).encode(&key()),
             },
             (1, []) => Event::Tick,
             _ => Event::Received {
                 path,
+                from: FROM,
                 bytes: bytes.to_vec(),
             },
         };

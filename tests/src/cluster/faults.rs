@@ -7,11 +7,12 @@ use crate::random::Random;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     Cut(Vec<Line>),
-    /// Datagrams are lost, come twice, and late.
+    /// Datagrams are lost, come twice, and late; and some are recorded and sent again at any later time.
     Noise {
         loss_percent: u64,
         twice_percent: u64,
         delay_ms: u64,
+        again_percent: u64,
     },
     /// Processes do not run; the clock does.
     FreezeAgent(usize),
@@ -25,6 +26,8 @@ pub enum Fault {
     Crash(usize),
     StartFails(usize),
     StartHangs(usize),
+    /// A monitor finds a fault, whatever is done about it.
+    ProbeFails(usize),
     StopFails(usize),
     StopSlow {
         node: usize,
@@ -86,6 +89,7 @@ fn draw_one(random: &mut Random, settings: &Settings) -> Fault {
             loss_percent: random.between(0, 60),
             twice_percent: random.between(0, 40),
             delay_ms: random.skewed(5, 1_000),
+            again_percent: random.between(0, 60),
         },
         38..=43 => Fault::FreezeAgent(node),
         44..=47 => Fault::FreezeMirror(node),
@@ -94,7 +98,8 @@ fn draw_one(random: &mut Random, settings: &Settings) -> Fault {
         54..=60 => Fault::KillAgent(node),
         61..=65 => Fault::KillMirror(node),
         66..=73 => Fault::Crash(node),
-        74..=75 => Fault::StartFails(node),
+        74 => Fault::StartFails(node),
+        75 => Fault::ProbeFails(node),
         76 => Fault::StartHangs(node),
         77 => Fault::StopFails(node),
         78..=80 => Fault::StopSlow {

@@ -73,6 +73,7 @@ pub enum Stage {
 pub struct Trouble {
     pub start_fails: bool,
     pub start_hangs: bool,
+    pub probe_fails: bool,
     pub stop_fails: bool,
     pub stop_slow_ms: u64,
 }
@@ -98,6 +99,7 @@ pub struct Machine {
     pub jobs: Vec<Job>,
     pub mounted: bool,
     pub application: bool,
+    pub probe_port: bool,
     pub trouble: Trouble,
     pub boot_ms: Option<u64>,
     pub agent_start_ms: Option<u64>,
@@ -160,6 +162,7 @@ impl Machine {
         self.jobs.clear();
         self.mounted = false;
         self.application = false;
+        self.probe_port = false;
         self.confirmed.clear();
         self.agent_start_ms = None;
         self.mirror_start_ms = None;
@@ -167,6 +170,7 @@ impl Machine {
 
     pub fn kill_agent(&mut self) {
         self.agent = None;
+        self.probe_port = false;
         self.inbox.clear();
     }
 }

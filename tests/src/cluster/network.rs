@@ -77,6 +77,8 @@ pub struct Network {
     pub twice_percent: u64,
     /// Longest delay on top of the usual one.
     pub delay_ms: u64,
+    /// With each datagram, of 100: somebody sends one that was recorded earlier, to either node.
+    pub again_percent: u64,
 }
 
 impl Network {

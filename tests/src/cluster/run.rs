@@ -2,6 +2,7 @@
 
 use agent::alert;
 use agent::control::CommandRequest;
+use agent::node::failures::Patience;
 use nbd_frontend::config::agent::FinalAction;
 
 use super::checker::Violation;
@@ -104,6 +105,18 @@ fn draw_settings(random: &mut Random, profile: Profile) -> Settings {
         round_trip: random.percent(40),
         isolation_timeout_ms: random.between(1_000, 6_000),
         failback: random.percent(25),
+        patience: Patience {
+            failovers_max: random.percent(20).into(),
+            failover_window_ms: 20_000,
+            reset_ms: random.percent(50).then(|| random.between(2_000, 30_000)),
+        },
+        monitor_action: *random.pick(&[
+            FinalAction::StopGroup,
+            FinalAction::StopGroup,
+            FinalAction::StopService,
+            FinalAction::Reboot,
+            FinalAction::None,
+        ]),
         failover_on_failure: random.percent(30) && profile == Profile::WitnessAndStop,
         final_action: *random.pick(&[
             FinalAction::Reboot,
@@ -131,6 +144,7 @@ fn draw_harmless(random: &mut Random, settings: &Settings) -> Vec<Trouble> {
                         loss_percent: 10,
                         twice_percent: 50,
                         delay_ms: 300,
+                        again_percent: 50,
                     },
                 ),
                 2 => (for_ms, Fault::Cut(vec![Line::Target(node)])),
@@ -269,6 +283,7 @@ fn needs_operator(world: &World) -> bool {
         || told(alert::BOTH_ACTIVE.id)
         || told(alert::GROUP_START_FAILED.id)
         || told(alert::MONITOR_ACTION.id)
+        || told(alert::FAILOVER_LIMIT.id)
 }
 
 fn operate(world: &mut World) {

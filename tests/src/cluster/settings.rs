@@ -10,6 +10,7 @@ use agent::monitor::MonitorConfig;
 use agent::node::config::{
     ArbiterConfig, ForcedStopConfig, MirrorConfig, NodeConfig, PlacedGroup, Reach, ResolverConfig,
 };
+use agent::node::failures::Patience;
 use mirror_core::link::preface::ClusterKey;
 use mirror_core::units::Uuid;
 use nbd_frontend::config::agent::{FinalAction, Need};
@@ -22,6 +23,8 @@ pub const MIRROR: &str = "md1";
 /// Places of the group's resources.
 pub const DISK: usize = 0;
 pub const APPLICATION: usize = 1;
+/// Lives in the agent.
+pub const PROBE_PORT: usize = 2;
 
 /// What decides between the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +59,10 @@ pub struct Settings {
     pub fence_delay_ms: u64,
     pub final_action: FinalAction,
     pub failback: bool,
+    pub automatic_start: bool,
+    pub patience: Patience,
+    pub monitor_action: FinalAction,
+    pub resolver: Reach,
     /// A failover takes place although the forced stop failed; the arbiter decides alone then.
     pub failover_on_failure: bool,
     /// Longest that a stop takes from its acceptance.
@@ -76,6 +83,14 @@ impl Settings {
             fence_delay_ms: 4_000,
             final_action: FinalAction::Reboot,
             failback: false,
+            automatic_start: true,
+            patience: Patience {
+                failovers_max: 0,
+                failover_window_ms: 60_000,
+                reset_ms: None,
+            },
+            monitor_action: FinalAction::StopGroup,
+            resolver: Reach::Ping,
             failover_on_failure: false,
             stop_takes_ms: 1_000,
         }
@@ -140,7 +155,7 @@ impl Settings {
             startup_delay_ms: self.startup_delay_ms,
             resolvers: vec![ResolverConfig {
                 name: "gateway".into(),
-                kind: Reach::Ping,
+                kind: self.resolver,
                 interval_ms: 1_000,
                 timeout_ms: 400,
             }],
@@ -173,8 +188,9 @@ impl Settings {
                 restarts_max: 3,
                 failovers_max: 2,
                 warn_only: false,
+                is_own: false,
             }],
-            monitor_actions: vec![FinalAction::StopGroup],
+            monitor_actions: vec![self.monitor_action],
         }
     }
 
@@ -197,17 +213,18 @@ impl Settings {
                 resources: vec![
                     resource("disk", Vec::new()),
                     resource("application", vec![DISK]),
+                    resource("probe", vec![APPLICATION]),
                 ],
             },
-            kinds: vec!["mirror-disk".into(), "exec".into()],
+            kinds: vec!["mirror-disk".into(), "exec".into(), "probe-port".into()],
             nodes: vec![0, 1],
-            automatic_start: true,
+            automatic_start: self.automatic_start,
             failover: true,
             failback: self.failback,
-            failovers_max: 0,
-            failover_window_ms: 60_000,
+            patience: self.patience,
             final_action: self.final_action,
-            mirrors: vec![Some(0), None],
+            mirrors: vec![Some(0), None, None],
+            in_agent: vec![false, false, true],
         }
     }
 }

@@ -101,6 +101,8 @@ pub struct World {
     writes: usize,
     pub witness: Witness,
     pub network: Network,
+    /// Datagrams of all times, as (path, bytes).
+    tape: Vec<(usize, Vec<u8>)>,
     pub checker: Checker,
     mistakes: Mistakes,
     provider_fails: bool,
@@ -150,6 +152,7 @@ impl World {
             writes: 0,
             witness,
             network: Network::default(),
+            tape: Vec::new(),
             mistakes,
             provider_fails: false,
             provider_slow_ms: 0,
@@ -287,6 +290,7 @@ impl World {
         self.carry_out(node, effects);
         // The dead agent's children died with it.
         self.machines[node].jobs.clear();
+        self.machines[node].probe_port = false;
         let states = self.found(node);
         self.hand_agent(node, Event::Found { group: 0, states });
     }
@@ -298,12 +302,11 @@ impl World {
             (false, false) => State::Offline,
             _ => State::Unknown,
         };
-        let application = if machine.application {
-            State::Online
-        } else {
-            State::Offline
+        let state = |runs: bool| match runs {
+            true => State::Online,
+            false => State::Offline,
         };
-        vec![disk, application]
+        vec![disk, state(machine.application), state(machine.probe_port)]
     }
 
     fn run_agent(&mut self, node: usize) {
@@ -375,7 +378,9 @@ impl World {
                 loss_percent,
                 twice_percent,
                 delay_ms,
+                again_percent,
             } => {
+                self.network.again_percent = again_percent;
                 self.network.loss_percent = loss_percent;
                 self.network.twice_percent = twice_percent;
                 self.network.delay_ms = delay_ms;
@@ -395,6 +400,7 @@ impl World {
             }
             Fault::StartFails(node) => self.machines[node].trouble.start_fails = true,
             Fault::StartHangs(node) => self.machines[node].trouble.start_hangs = true,
+            Fault::ProbeFails(node) => self.machines[node].trouble.probe_fails = true,
             Fault::StopFails(node) => self.machines[node].trouble.stop_fails = true,
             Fault::StopSlow { node, ms } => self.machines[node].trouble.stop_slow_ms = ms,
             Fault::ProviderFails => self.provider_fails = true,
@@ -428,9 +434,11 @@ impl World {
                 self.network.loss_percent = 0;
                 self.network.twice_percent = 0;
                 self.network.delay_ms = 0;
+                self.network.again_percent = 0;
             }
             Fault::StartFails(node)
             | Fault::StartHangs(node)
+            | Fault::ProbeFails(node)
             | Fault::StopFails(node)
             | Fault::StopSlow { node, .. } => {
                 self.machines[node].trouble = super::machine::Trouble::default();

@@ -353,7 +353,7 @@ impl Hands {
     /// True if the agent is to end.
     async fn carry_out(&mut self, effect: Effect) -> bool {
         match effect {
-            Effect::Send { path, bytes } => self.paths.send(path, &bytes),
+            Effect::Send { path, to, bytes } => self.paths.send(path, to, &bytes),
             Effect::Resolve { number, resolver } => self.resolve(number, resolver),
             Effect::Ask { number, request } => {
                 let Some(arbiter) = self.arbiter.clone() else {
@@ -394,7 +394,7 @@ impl Hands {
                 monitor,
                 timeout_ms,
             } => self.probe(number, monitor, timeout_ms),
-            Effect::Act(action) => return self.act(action).await,
+            Effect::Act(action) => self.act(action).await,
             Effect::Alert(alert) => self.log.record(alert),
             Effect::Ready { group, ready } => {
                 for resource in &self.resources[group] {
@@ -493,23 +493,19 @@ impl Hands {
         });
     }
 
-    async fn act(&mut self, action: FinalAction) -> bool {
+    async fn act(&mut self, action: FinalAction) {
         self.log.flush(FLUSH_LIMIT).await;
-        if action == FinalAction::StopService {
-            return true;
-        }
         let machine = self.machine.clone();
         // A thread of its own: what hangs must not keep the rest of this from being told.
         let acting = tokio::task::spawn_blocking(move || machine.act(action));
         let failure = match tokio::time::timeout(ACT_LIMIT, acting).await {
-            Ok(Ok(Ok(()))) => return false,
+            Ok(Ok(Ok(()))) => return,
             Ok(Ok(Err(error))) => format!("{error:#}"),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it did not come to an end".into(),
         };
         let text = format!("The final action failed: {failure}.");
         self.log.record(alert::FINAL_ACTION_FAILED.with(text));
-        false
     }
 
     /// Runs work beside the node; its outcome is the node's next event.

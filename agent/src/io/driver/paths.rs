@@ -3,8 +3,9 @@
 //! A path that cannot be bound is tried again for as long as the agent runs; the others carry the
 //! heartbeats meanwhile.
 //!
-//! Only what was made with the cluster key gets into the queue of the node, so that a flood of anything else is in
-//! nobody's way there; of the rest one datagram a while is let through, for the node to say that there is some.
+//! Only what was made with the cluster key and did not come before gets into the queue of the node, so that a flood of
+//! noise or recordings is in nobody's way there; of either one datagram a while is let through, for the node to say that
+//! there is some.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,13 +19,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
-use crate::membership::{BEAT_BYTES_MAX, Beat, BeatKey};
+use crate::membership::{BEAT_BYTES_MAX, Beat, BeatKey, Sieve};
 use crate::node::event::Event;
 
 /// Between two tries to bind a path.
 const BIND_PAUSE: Duration = Duration::from_secs(5);
-/// Between two datagrams of strangers that the node hears of, on one path.
-const STRANGERS_PAUSE: Duration = Duration::from_secs(1);
+/// Between two datagrams of no use that the node hears of, on one path and of one sort.
+const USELESS_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Paths {
@@ -85,11 +86,12 @@ impl Paths {
     }
 
     /// A beat that cannot go now is not kept: the next one is as good.
-    pub fn send(&self, path: usize, bytes: &[u8]) {
+    pub fn send(&self, path: usize, to: Option<SocketAddr>, bytes: &[u8]) {
         let Path { socket, peer } = &self.paths[path];
         let Some(socket) = socket.get() else { return };
-        if let Err(error) = socket.try_send_to(bytes, *peer) {
-            tracing::trace!(path, %peer, "a heartbeat did not go: {error}");
+        let to = to.unwrap_or(*peer);
+        if let Err(error) = socket.try_send_to(bytes, to) {
+            tracing::trace!(path, %to, "a heartbeat did not go: {error}");
         }
     }
 }
@@ -132,20 +134,23 @@ fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 async fn receive(socket: &UdpSocket, path: usize, key: &BeatKey, events: mpsc::Sender<Event>) {
-    let mut stranger: Option<Instant> = None;
+    let mut sieve = Sieve::default();
+    let [mut noise, mut recordings] = [Trickle::default(), Trickle::default()];
     // One more than a beat may have, so that a longer one is seen to be none.
     let mut buffer = [0; BEAT_BYTES_MAX + 1];
     loop {
         match socket.recv_from(&mut buffer).await {
-            Ok((length, _)) => {
+            Ok((length, from)) => {
                 let bytes = buffer[..length].to_vec();
-                if Beat::decode(&bytes, key).is_err() {
-                    if stranger.is_some_and(|last| last.elapsed() < STRANGERS_PAUSE) {
-                        continue;
-                    }
-                    stranger = Some(Instant::now());
+                let passes = match Beat::decode(&bytes, key) {
+                    Ok(beat) => sieve.is_new(&beat) || recordings.passes(),
+                    Err(_) => noise.passes(),
+                };
+                if !passes {
+                    continue;
                 }
-                if events.try_send(Event::Received { path, bytes }).is_err() && events.is_closed() {
+                let event = Event::Received { path, from, bytes };
+                if events.try_send(event).is_err() && events.is_closed() {
                     return;
                 }
             }
@@ -158,46 +163,75 @@ async fn receive(socket: &UdpSocket, path: usize, key: &BeatKey, events: mpsc::S
     }
 }
 
+/// Lets one through, and the next after a pause.
+#[derive(Debug, Default)]
+struct Trickle {
+    passed: Option<Instant>,
+}
+
+impl Trickle {
+    fn passes(&mut self) -> bool {
+        let soon = self
+            .passed
+            .is_some_and(|passed| passed.elapsed() < USELESS_PAUSE);
+        if !soon {
+            self.passed = Some(Instant::now());
+        }
+        !soon
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::membership::Run;
+    use crate::membership::{Kind, Run};
     use mirror_core::units::Uuid;
 
     const LIMIT: Duration = Duration::from_secs(20);
 
     #[tokio::test]
-    async fn noise_crowds_out_no_beat() {
+    async fn neither_noise_nor_recordings_crowd_out_a_beat() {
         let key = ClusterKey::new(&[7; 32]).unwrap();
-        let beat = Beat {
-            cluster: Uuid([1; 16]),
-            node: Uuid([2; 16]),
-            path: 0,
-            run: Run(3),
-            heard: Run(4),
-            sequence: 5,
-            leaving: false,
-            body: Vec::new(),
+        let beat = |sequence| {
+            let beat = Beat {
+                cluster: Uuid([1; 16]),
+                node: Uuid([2; 16]),
+                path: 0,
+                run: Run(3),
+                heard: Run(4),
+                heard_sequence: 1,
+                sequence,
+                kind: Kind::Alive,
+                body: Vec::new(),
+            };
+            beat.encode(&BeatKey::new(&key))
         };
-        let beat = beat.encode(&BeatKey::new(&key));
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         for _ in 0..50 {
             stranger.send_to(b"noise", address).await.unwrap();
+            stranger.send_to(&beat(5), address).await.unwrap();
         }
-        stranger.send_to(&beat, address).await.unwrap();
+        stranger.send_to(&beat(6), address).await.unwrap();
         // Far less room than noise.
         let (sender, mut events) = mpsc::channel(4);
-        tokio::spawn(async move { receive(&socket, 0, &BeatKey::new(&key), sender).await });
+        let own = BeatKey::new(&key);
+        tokio::spawn(async move { receive(&socket, 0, &own, sender).await });
         let mut heard = Vec::new();
-        while heard.last() != Some(&beat) {
+        let last = stranger.local_addr().unwrap();
+        while heard.len() < 4 {
             let event = tokio::time::timeout(LIMIT, events.recv()).await;
             match event.unwrap() {
-                Some(Event::Received { bytes, .. }) => heard.push(bytes),
+                Some(Event::Received { bytes, from, .. }) => {
+                    assert_eq!(from, last);
+                    heard.push(bytes);
+                }
                 _ => panic!("nothing else comes in here"),
             }
         }
-        assert_eq!(heard, [b"noise".to_vec(), beat], "and that there is noise");
+        // One of each to tell that they come, and what is new.
+        let expected = [b"noise".to_vec(), beat(5), beat(5), beat(6)];
+        assert_eq!(heard, expected);
     }
 }

@@ -15,6 +15,7 @@ use crate::monitor::MonitorConfig;
 use crate::node::config::{
     ArbiterConfig, ForcedStopConfig, MirrorConfig, NodeConfig, PlacedGroup, Reach, ResolverConfig,
 };
+use crate::node::failures::Patience;
 use nbd_frontend::config::agent::ForcedStopKind;
 
 pub fn membership(
@@ -90,6 +91,7 @@ pub fn node(config: &Config, agent: &AgentConfig, me: usize) -> NodeConfig {
                 restarts_max: monitor.restarts_max,
                 failovers_max: monitor.failovers_max,
                 warn_only: monitor.warn_only,
+                is_own: matches!(monitor.kind, MonitorKind::Stall { .. }),
             })
             .collect(),
         monitor_actions: agent
@@ -165,10 +167,18 @@ fn placed(config: &Config, group: &Group) -> PlacedGroup {
         automatic_start: group.automatic_start,
         failover: group.failover,
         failback: group.failback,
-        failovers_max: group.failovers_max,
-        failover_window_ms: ms(group.failover_window),
+        patience: Patience {
+            failovers_max: group.failovers_max,
+            failover_window_ms: ms(group.failover_window),
+            reset_ms: group.failure_reset.map(ms),
+        },
         final_action: group.final_action,
         mirrors: group.resources.iter().map(mirror_of).collect(),
+        in_agent: group
+            .resources
+            .iter()
+            .map(|resource| matches!(resource.kind, ResourceKind::ProbePort(_)))
+            .collect(),
     }
 }
 

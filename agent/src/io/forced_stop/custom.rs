@@ -58,7 +58,8 @@ impl Custom {
             .variable("MIRROR_MODE", mode.to_string())
             .within(Path::new("/"))
             .alone();
-        let ended = script.succeed(self.timeout).await;
+        // A little less than whoever waits for this allows, so that the script's own words come with the error.
+        let ended = script.succeed(self.timeout - self.timeout / 20).await;
         tracing::debug!(script = %self.script.display(), %mode, ?ended, "forced stop script ended");
         ended.map(|_| ()).map_err(|error| self.error(error, mode))
     }

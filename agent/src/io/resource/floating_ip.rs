@@ -93,7 +93,17 @@ pub enum FloatingIpError {
 
 type Result<T> = std::result::Result<T, FloatingIpError>;
 
-fn hardware_text(address: HardwareAddress) -> String {
+/// Who else has the address, as a check finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// This node has it, or nobody.
+    NobodyElse,
+    /// The other node: the group runs there.
+    OtherNode,
+    Somebody(HardwareAddress),
+}
+
+pub fn hardware_text(address: HardwareAddress) -> String {
     address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -174,6 +184,29 @@ impl FloatingIp {
         }
     }
 
+    /// Asks the link, and changes nothing. `other_node`: its addresses, by which it is told from a stranger where
+    /// it is on the same link.
+    pub async fn holder(&self, other_node: &[IpAddr]) -> Result<Holder> {
+        let interface = self.look()?;
+        let Some(link) = interface.link.filter(|_| interface.is_up) else {
+            return Ok(Holder::NobodyElse);
+        };
+        if self.place()?.is_some() {
+            return Ok(Holder::NobodyElse);
+        }
+        let Some(holder) = self.ask(link, self.address).await? else {
+            return Ok(Holder::NobodyElse);
+        };
+        for address in other_node {
+            if address.is_ipv4() == self.address.is_ipv4()
+                && self.ask(link, *address).await? == Some(holder)
+            {
+                return Ok(Holder::OtherNode);
+            }
+        }
+        Ok(Holder::Somebody(holder))
+    }
+
     pub fn probe_state(&self) -> Result<Presence> {
         Ok(match self.place()? {
             Some(place) if place == self.interface => Presence::Online,
@@ -181,10 +214,9 @@ impl FloatingIp {
         })
     }
 
-    async fn refuse_if_taken(&self, link: Link, permit: &Permit) -> Result<()> {
-        let address = self.address;
-        let holder = self
-            .kernel
+    /// Who answers for an address.
+    async fn ask(&self, link: Link, address: IpAddr) -> Result<Option<HardwareAddress>> {
+        self.kernel
             .run(
                 "a look for other holders of an address",
                 LINK_LIMIT,
@@ -195,12 +227,15 @@ impl FloatingIp {
                 interface: self.interface.clone(),
                 address,
                 source,
-            })?;
-        let Some(holder) = holder else {
+            })
+    }
+
+    async fn refuse_if_taken(&self, link: Link, permit: &Permit) -> Result<()> {
+        let Some(holder) = self.ask(link, self.address).await? else {
             return Ok(());
         };
         let error = FloatingIpError::InUse {
-            address,
+            address: self.address,
             interface: self.interface.clone(),
             holder,
         };
@@ -305,16 +340,14 @@ impl FloatingIp {
                 .filter(|found| found.interface_name == self.interface)
         };
         let flags = own().fold(InterfaceFlags::empty(), |flags, found| flags | found.flags);
-        let hardware = own()
-            .filter_map(|found| found.address.as_ref()?.as_link_addr()?.addr())
+        let link = own()
+            .filter_map(|found| Link::new(found.address.as_ref()?.as_link_addr()?))
             .next();
         let is_mute = flags.intersects(InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_NOARP);
         Ok(Interface {
             index,
             is_up: flags.contains(InterfaceFlags::IFF_UP),
-            link: hardware
-                .filter(|_| !is_mute)
-                .map(|hardware| Link { index, hardware }),
+            link: link.filter(|_| !is_mute),
         })
     }
 

@@ -6,8 +6,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::LinkAddr;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 pub type HardwareAddress = [u8; 6];
@@ -37,6 +39,19 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 pub struct Link {
     pub index: u32,
     pub hardware: HardwareAddress,
+    /// As the kernel itself writes it.
+    address: LinkAddr,
+}
+
+impl Link {
+    /// None where there is no hardware to speak to.
+    pub fn new(address: &LinkAddr) -> Option<Self> {
+        Some(Self {
+            index: u32::try_from(address.ifindex()).ok()?,
+            hardware: address.addr()?,
+            address: *address,
+        })
+    }
 }
 
 /// The host that answers for an address, if one does. Takes up to 300 ms.
@@ -143,21 +158,8 @@ fn arp_socket(link: Link) -> io::Result<Socket> {
         Type::RAW,
         Some(Protocol::from(i32::from(ethertype))),
     )?;
-    // SAFETY: a sockaddr_ll consists of integers only, for which all-zero is a value.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
-    address.sll_protocol = ethertype;
-    address.sll_ifindex = i32::try_from(link.index).map_err(io::Error::other)?;
-    // SAFETY: the storage is large enough for any socket address and aligned for it; exactly one sockaddr_ll is
-    // written to it, and that is the length that is told.
-    let (_, address) = unsafe {
-        SockAddr::try_init(|storage, length| {
-            storage.cast::<libc::sockaddr_ll>().write(address);
-            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-            Ok(())
-        })?
-    };
-    socket.bind(&address)?;
+    // The address names the link and no protocol: that stays what the socket was made with.
+    nix::sys::socket::bind(socket.as_raw_fd(), &link.address)?;
     Ok(socket)
 }
 

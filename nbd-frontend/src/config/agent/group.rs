@@ -24,6 +24,10 @@ const FAILOVERS_RANGE: [u32; 2] = [0, 1000];
 const WINDOW_DEFAULT: Duration = Duration::from_secs(3600);
 const WINDOW_RANGE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30 * 86_400)];
 
+/// Zero: not by itself.
+const RESET_DEFAULT: Duration = Duration::from_secs(3600);
+const RESET_RANGE: [Duration; 2] = [Duration::ZERO, WINDOW_RANGE[1]];
+
 const ACTION_TIMEOUT_DEFAULT: Duration = Duration::from_secs(180);
 const ACTION_TIMEOUT_RANGE: [Duration; 2] =
     [Duration::from_millis(100), Duration::from_secs(86_400)];
@@ -47,6 +51,7 @@ pub struct DraftGroup {
     pub failback: bool,
     pub failovers_max: u32,
     pub failover_window: Duration,
+    pub failure_reset: Duration,
     pub final_action: FinalAction,
     pub resources: Vec<DraftResource>,
 }
@@ -122,6 +127,9 @@ impl DraftGroup {
         let failover_window = section.optional("failover_window", problems, |value| {
             duration(value, WINDOW_RANGE)
         });
+        let failure_reset = section.optional("failure_reset", problems, |value| {
+            duration(value, RESET_RANGE)
+        });
         let final_action = section.optional("final_action", problems, |value| {
             choice(value, &GROUP_ACTIONS)
         });
@@ -134,6 +142,7 @@ impl DraftGroup {
             failback: value_or(failback, false),
             failovers_max: value_or(failovers_max, FAILOVERS_DEFAULT),
             failover_window: value_or(failover_window, WINDOW_DEFAULT),
+            failure_reset: value_or(failure_reset, RESET_DEFAULT),
             final_action: value_or(final_action, FinalAction::StopGroup),
             resources: resources
                 .into_iter()
@@ -185,6 +194,7 @@ impl DraftGroup {
             failback: self.failback,
             failovers_max: self.failovers_max,
             failover_window: self.failover_window,
+            failure_reset: (!self.failure_reset.is_zero()).then_some(self.failure_reset),
             final_action: self.final_action,
             resources: resources.collect::<Option<_>>()?,
         })

@@ -16,6 +16,8 @@ use crate::config::value::{
 };
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
+/// Well within the time of any watchdog.
+const STALL_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const PERIOD_RANGE: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(86_400)];
 const RETRIES_DEFAULT: u32 = 1;
@@ -102,9 +104,13 @@ impl DraftMonitor {
         let count = |value: &DeValue| integer(value, COUNT_RANGE);
         let retries = section.optional("retries", problems, count);
         let interval = section.optional("interval", problems, period);
+        let interval_default = match &kind {
+            Some(kind) if kind.value == "stall" => STALL_INTERVAL_DEFAULT,
+            _ => INTERVAL_DEFAULT,
+        };
         let monitor = Self {
             name: section.required("name", "\"app\"", problems, name),
-            interval: super::partition::located_or(interval, INTERVAL_DEFAULT, line),
+            interval: super::partition::located_or(interval, interval_default, line),
             timeout: section.optional("timeout", problems, period),
             retries: value_or(retries, RETRIES_DEFAULT),
             group: section.optional("group", problems, name),

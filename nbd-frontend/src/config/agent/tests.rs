@@ -271,6 +271,11 @@ fn what_is_not_written_has_its_default() {
         (group.failovers_max, group.failover_window.as_secs()),
         (3, 3600)
     );
+    assert_eq!(group.failure_reset, Some(Duration::from_secs(3600)));
+    let named = "name = \"failover1\"";
+    let never = with(GOOD, named, &format!("{named}\nfailure_reset = \"0\""));
+    let never = parse(&never).unwrap().agent.unwrap();
+    assert_eq!(never.groups[0].failure_reset, None);
     assert_eq!(group.final_action, FinalAction::StopGroup);
     let disk = &group.resources[0];
     assert_eq!(disk.start_timeout, Duration::from_secs(7320));

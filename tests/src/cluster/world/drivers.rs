@@ -1,16 +1,22 @@
 //! Effects of an agent become calls that take their time.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 use agent::group::{Action, Failure};
 
 use super::*;
-use crate::cluster::settings::{APPLICATION, ASK_TIMEOUT_MS, DISK};
+use crate::cluster::settings::{APPLICATION, ASK_TIMEOUT_MS, DISK, PROBE_PORT};
 
 /// Longest that the driver waits for `mirrord`.
 const MIRROR_TIMEOUT_MS: u64 = 2_000;
+/// Datagrams that whoever sends them again keeps.
+const TAPE_MAX: usize = 500;
 /// Why a promotion is refused for a moment.
 const PASSING: [&str; 2] = ["busy", "the peer does not agree in time"];
 /// A resolver target that does not answer.
 const RESOLVE_TIMEOUT_MS: u64 = 400;
+/// Where datagrams come from: there is nobody else to answer.
+const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 29_002);
 /// A stopped node is on again after this; nobody is that fast.
 const BACK_MS: u64 = 8_000;
 
@@ -18,7 +24,8 @@ impl World {
     pub(super) fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Datagram { to, path, bytes } => {
-                self.hand_agent(to, Event::Received { path, bytes });
+                let from = ADDRESS;
+                self.hand_agent(to, Event::Received { path, from, bytes });
             }
             Happening::ToAgent { node, run, event } => {
                 if self.run_of(node) == Some(run) {
@@ -40,7 +47,9 @@ impl World {
                 late_ms,
             } => self.at_mirror(node, run, number, command, late_ms),
             Happening::Probe { node, run, number } => {
-                let well = self.machines[node].mounted && self.mirrors[node].is_in_service();
+                let well = self.machines[node].mounted
+                    && self.mirrors[node].is_in_service()
+                    && !self.machines[node].trouble.probe_fails;
                 let result = if well {
                     Ok(())
                 } else {
@@ -79,7 +88,7 @@ impl World {
 
     fn carry_out_one(&mut self, node: usize, run: u64, effect: Effect) {
         match effect {
-            Effect::Send { path, bytes } => self.send(node, path, bytes),
+            Effect::Send { path, bytes, .. } => self.send(node, path, bytes),
             Effect::Resolve { number, .. } => {
                 let (delay_ms, result) = if self.network.passes(Line::Target(node)) {
                     (self.random.between(1, 30), Ok(()))
@@ -167,6 +176,13 @@ impl World {
     }
 
     fn send(&mut self, from: usize, path: usize, bytes: Vec<u8>) {
+        self.record(path, &bytes);
+        if self.random.percent(self.network.again_percent) {
+            let at = self.random.below(self.tape.len() as u64) as usize;
+            let (path, bytes) = self.tape[at].clone();
+            let to = self.random.below(2) as usize;
+            self.after(1, Happening::Datagram { to, path, bytes });
+        }
         if !self.network.passes(Line::Beat { path, from })
             || self.random.percent(self.network.loss_percent)
         {
@@ -178,6 +194,17 @@ impl World {
             let bytes = bytes.clone();
             let to = 1 - from;
             self.after(delay_ms, Happening::Datagram { to, path, bytes });
+        }
+    }
+
+    /// Old ones are kept beside new ones.
+    fn record(&mut self, path: usize, bytes: &[u8]) {
+        let entry = (path, bytes.to_vec());
+        if self.tape.len() < TAPE_MAX {
+            self.tape.push(entry);
+        } else {
+            let at = self.random.below(TAPE_MAX as u64) as usize;
+            self.tape[at] = entry;
         }
     }
 
@@ -296,8 +323,7 @@ impl World {
     fn act(&mut self, node: usize, action: FinalAction) {
         self.say(|| format!("{node} acts: {action:?}"));
         match action {
-            FinalAction::None | FinalAction::StopGroup => {}
-            FinalAction::StopService => self.kill_agent(node, 5_000),
+            FinalAction::None | FinalAction::StopGroup | FinalAction::StopService => {}
             FinalAction::StopServiceAndShutdown => {
                 self.power_off(node);
                 self.machines[node].boot_ms = Some(self.now_ms + 60_000);
@@ -367,6 +393,10 @@ impl World {
                 }
                 Some(Ok(()))
             }
+            (Action::Start, PROBE_PORT) => {
+                self.machines[node].probe_port = true;
+                Some(Ok(()))
+            }
             (Action::Start, _) => self.start_disk(node, job),
             (Action::Stop { .. }, _) if trouble.stop_fails => Some(Err("it does not stop".into())),
             (Action::Stop { .. }, _) if trouble.stop_slow_ms > 0 && job.stage == Stage::Begin => {
@@ -377,6 +407,10 @@ impl World {
             }
             (Action::Stop { .. }, APPLICATION) => {
                 self.machines[node].application = false;
+                Some(Ok(()))
+            }
+            (Action::Stop { .. }, PROBE_PORT) => {
+                self.machines[node].probe_port = false;
                 Some(Ok(()))
             }
             (Action::Stop { force }, _) => {

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nbd_frontend::config::agent::{
     AgentConfig, Attach, Filesystem, ForcedStopKind, Fsck, Group, MirrorDisk, MonitorKind,
@@ -27,6 +28,9 @@ const UNIT_FOLDERS: [&str; 5] = [
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 ];
+
+/// What the kernel tells of watchdogs.
+const WATCHDOGS: &str = "/sys/class/watchdog";
 
 /// Adds what is missing or in the way for the node at `node`.
 pub fn look(agent: &AgentConfig, node: usize, run_dir: &Path, findings: &mut Findings) {
@@ -61,11 +65,12 @@ pub fn look(agent: &AgentConfig, node: usize, run_dir: &Path, findings: &mut Fin
             }
             MonitorKind::Stall {
                 watchdog: Some(device),
-            } if !device.exists() => findings.problem(
-                key("watchdog"),
-                format!("{} is not there", device.display()),
-                "load the driver of the machine's watchdog (or `modprobe softdog`), or remove the \
-                 key",
+            } => look_at_watchdog(
+                &key("watchdog"),
+                device,
+                monitor.interval,
+                Path::new(WATCHDOGS),
+                findings,
             ),
             _ => {}
         }
@@ -172,6 +177,48 @@ fn look_at_interface(key: &str, interface: &str, findings: &mut Findings) {
             format!("this machine has no network interface {interface:?}"),
             "write the name that `ip link` shows; where it differs by node, write interface.on = \
              { NODE = \"…\" } with one for each",
+        );
+    }
+}
+
+/// `watchdogs`: where the kernel tells of them.
+fn look_at_watchdog(
+    key: &str,
+    device: &Path,
+    interval: Duration,
+    watchdogs: &Path,
+    findings: &mut Findings,
+) {
+    if !device.exists() {
+        return findings.problem(
+            key,
+            format!("{} is not there", device.display()),
+            "load the driver of the machine's watchdog (or `modprobe softdog`), or remove the key",
+        );
+    }
+    // The first one has a second name.
+    let name = match device.file_name().and_then(|name| name.to_str()) {
+        Some("watchdog") => "watchdog0",
+        Some(name) => name,
+        None => return,
+    };
+    let seconds = fs::read_to_string(watchdogs.join(name).join("timeout"));
+    let Some(seconds) = seconds.ok().and_then(|text| text.trim().parse().ok()) else {
+        return;
+    };
+    let patience = Duration::from_secs(seconds);
+    if interval > patience / 2 {
+        findings.problem(
+            key,
+            format!(
+                "{} resets the machine after {seconds} s, and this monitor feeds it every {} only",
+                device.display(),
+                humantime::format_duration(interval)
+            ),
+            format!(
+                "write an interval of {} ms or less",
+                patience.as_millis() / 3
+            ),
         );
     }
 }
@@ -299,4 +346,31 @@ fn unescaped(text: &str) -> String {
         text = text.replace(escape, letter);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watchdog_is_fed_well_within_its_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("watchdog");
+        let found = |interval_ms| {
+            let mut findings = Findings::new(Path::new("cluster.toml"));
+            let interval = Duration::from_millis(interval_ms);
+            look_at_watchdog("key", &device, interval, folder.path(), &mut findings);
+            let mut problems = findings.problems.iter().map(ToString::to_string);
+            problems.next()
+        };
+        assert!(found(5_000).unwrap().contains("is not there"));
+        fs::write(&device, "").unwrap();
+        assert_eq!(found(30_000), None, "the kernel tells nothing");
+        fs::create_dir(folder.path().join("watchdog0")).unwrap();
+        fs::write(folder.path().join("watchdog0/timeout"), "30\n").unwrap();
+        assert_eq!(found(15_000), None);
+        let said = found(15_001).unwrap();
+        assert!(said.contains("resets the machine after 30 s"), "{said}");
+        assert!(said.contains("10000 ms or less"), "{said}");
+    }
 }

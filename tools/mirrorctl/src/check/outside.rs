@@ -1,12 +1,18 @@
 //! Whether what the agent needs from others would do its part now: the forced stop is tried in the way that
-//! stops nothing, the arbiter is greeted, and the resolvers' targets are asked. Each within its own time-out.
+//! stops nothing, the arbiter is greeted, the resolvers' targets are asked, and so are the links that floating addresses
+//! belong to. Each within its own time-out.
 
 use std::time::Duration;
+
+use std::net::IpAddr;
 
 use agent::io::arbiter::WitnessClient;
 use agent::io::forced_stop::{ForcedStopDriver, Servers};
 use agent::io::probe::ResolverProbe;
-use nbd_frontend::config::agent::{AgentConfig, Arbiter, ForcedStop, ForcedStopKind, Resolver};
+use agent::io::resource::floating_ip::{FloatingIp, FloatingIpError, Holder, hardware_text};
+use nbd_frontend::config::agent::{
+    AgentConfig, Arbiter, ForcedStop, ForcedStopKind, Resolver, ResourceKind,
+};
 use nbd_frontend::config::{ClusterKey, Config};
 use tokio::time::timeout;
 
@@ -26,13 +32,17 @@ pub fn look(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (stop, arbiter, silent) = runtime.block_on(async {
+    let (stop, arbiter, silent, addresses) = runtime.block_on(async {
         tokio::join!(
             try_stop(config, agent.forced_stop.as_ref(), node),
             greet(config, agent.arbiter.as_ref(), node, key),
             ask(&agent.partition.resolvers),
+            find_holders(agent, node),
         )
     });
+    for (key, address, holder) in addresses {
+        report_holder(&key, address, holder, &config.nodes[1 - node], findings);
+    }
     if let Some(fault) = stop {
         findings.problem(
             "forced_stop",
@@ -101,6 +111,58 @@ async fn greet(
     match client {
         Ok(client) => client.greet().await.err().map(|error| error.to_string()),
         Err(error) => Some(error.to_string()),
+    }
+}
+
+/// Each floating address that this node may have, and who has it.
+async fn find_holders(
+    agent: &AgentConfig,
+    node: usize,
+) -> Vec<(String, IpAddr, Result<Holder, FloatingIpError>)> {
+    let paths = agent.heartbeat.paths.iter();
+    let others: Vec<IpAddr> = paths.map(|path| path.addresses[1 - node].ip()).collect();
+    let mut found = Vec::new();
+    let groups = agent.groups.iter();
+    for group in groups.filter(|group| group.nodes.contains(&node)) {
+        for resource in &group.resources {
+            let ResourceKind::FloatingIp(config) = &resource.kind else {
+                continue;
+            };
+            let key = format!(
+                "group {:?} resource {:?} address",
+                group.name, resource.name
+            );
+            let holder = FloatingIp::new(config, node).holder(&others).await;
+            found.push((key, config.address, holder));
+        }
+    }
+    found
+}
+
+fn report_holder(
+    key: &str,
+    address: IpAddr,
+    holder: Result<Holder, FloatingIpError>,
+    other_node: &str,
+    findings: &mut Findings,
+) {
+    match holder {
+        Ok(Holder::NobodyElse | Holder::OtherNode) => {}
+        Ok(Holder::Somebody(hardware)) => findings.problem(
+            key,
+            format!(
+                "{address} is in use: the host {} answers for it, and it is not {other_node}",
+                hardware_text(hardware)
+            ),
+            "take it away there, or choose another address",
+        ),
+        // A finding of its own.
+        Err(FloatingIpError::NoInterface { .. }) => {}
+        Err(error) => findings.warning(
+            key,
+            format!("whether another host has {address} is not known: {error}"),
+            "run the check as root",
+        ),
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use agent::console::client::ClientError;
+use nbd_frontend::config::{Config, ConfigError};
 use nbd_frontend::control::client::Client;
 
 use super::{QUERY_TIMEOUT_DEFAULT, client, screen};
@@ -55,6 +56,7 @@ async fn mirrors_alone(global: &Global) -> Outcome {
             Err(_) => serde_json::json!({}),
         };
         report["agent"] = serde_json::Value::Null;
+        report["configuration"] = problems(global).into();
         writeln!(out, "{report}")?;
         return Ok(());
     }
@@ -70,7 +72,21 @@ async fn mirrors_alone(global: &Global) -> Outcome {
         }
         Err(error) => writeln!(out, "Neither the agent nor mirrord answers: {error}")?,
     }
+    if let Some(problems) = problems(global) {
+        writeln!(out, "\n{problems}")?;
+    }
     Ok(())
+}
+
+/// What is wrong with the file, where that keeps an agent from starting.
+fn problems(global: &Global) -> Option<String> {
+    match Config::load(&global.config) {
+        Ok(_) => None,
+        Err(ConfigError::Invalid(found)) => Some(format!(
+            "No agent starts with this configuration:\n{found}\n`mirrorctl check` looks at the rest, too."
+        )),
+        Err(error) => Some(format!("No agent starts: {error}")),
+    }
 }
 
 /// Warnings in bold red.

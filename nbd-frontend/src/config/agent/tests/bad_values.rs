@@ -233,6 +233,11 @@ fn durations_and_numbers_keep_within_their_range() {
             "failover_window = \"0\"",
             "between 1s and 30days",
         ),
+        (
+            "name = \"failover1\"",
+            "failure_reset = \"721h\"",
+            "between 0s and 30days",
+        ),
         (DISK, "start_timeout = \"1ms\"", "between 100ms and 1day"),
         (DISK, "stop_timeout = \"25h\"", "between 100ms and 1day"),
         (DISK, "start_retries = 101", "between 0 and 100"),

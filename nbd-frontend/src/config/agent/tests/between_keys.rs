@@ -266,3 +266,17 @@ fn a_monitor_without_a_group_says_nothing_about_one() {
     let text = with(GOOD, from, "restarts_max = 0\nfinal_action = \"reboot\"\n");
     assert_eq!(agent(&text).monitors[0].final_action, FinalAction::Reboot);
 }
+
+#[test]
+fn a_stall_is_of_the_agent_and_of_no_group() {
+    let stall = "[[monitor]]\nkind = \"stall\"\nname = \"stall\"\nwatchdog = \"/dev/watchdog\"\n";
+    let monitors = agent(&format!("{GOOD}{stall}")).monitors;
+    let interval = monitors.last().unwrap().interval;
+    assert_eq!(interval, std::time::Duration::from_secs(5));
+    let problems = parse(&format!("{GOOD}{stall}group = \"failover1\"\n"));
+    let problems = problems.unwrap_err().to_string();
+    assert!(
+        problems.contains("a stall is one of the agent itself"),
+        "{problems}"
+    );
+}

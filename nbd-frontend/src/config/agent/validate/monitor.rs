@@ -27,6 +27,14 @@ pub fn check(draft: &Draft, monitor: &DraftMonitor, problems: &mut Collector) {
         refuse_without_group(monitor, problems);
         return;
     };
+    if let Some(DraftMonitorKind::Stall { .. }) = monitor.kind {
+        problems.add(
+            Some(group.line),
+            format!("{} group", monitor.title()),
+            "a stall is one of the agent itself, wherever its groups run",
+            "remove the key",
+        );
+    }
     let groups = &draft.agent.groups;
     let named = |group: &&DraftGroup, name: &str| {
         let own = group.name.as_ref();

@@ -1,0 +1,74 @@
+//! A server that comes back alone, while the one that went on without it is away: its data may be old.
+
+use agent::alert;
+use agent::control::State;
+use anyhow::{Context, Result, ensure};
+use local_cluster::{Bed, Guard, Setup};
+use local_pair::Side;
+use mirror_core::control::Role;
+
+use crate::alerts::{find, wait_alert};
+use crate::writers::Writers;
+
+fn waits_for_whom_it_needs(guard: Guard) -> Result<()> {
+    let mut bed = Bed::running(Setup {
+        guard,
+        mounted: false,
+    })?;
+    let (newer, older) = (Side::First, Side::Second);
+    let mut writers = Writers::start(bed.pair())?;
+    bed.cut_power(older)?;
+    // From now on there are answers that only one of them has.
+    wait_alert(&mut bed, newer, alert::PEER_DOWN, &[])?;
+    let goal = writers.count(newer) + 50;
+    bed.until("answers without the other server", 60, |_| {
+        Ok((writers.count(newer) >= goal).then_some(()))
+    })?;
+    writers.stop()?;
+    bed.cut_power(newer)?;
+
+    bed.boot(older)?;
+    bed.start_server(older)?;
+    // First it waits for its start-up delay, and shows how long that is.
+    let delay_ms = match guard {
+        Guard::ForcedStop => 12_100,
+        _ => 2_100,
+    };
+    if guard == Guard::ForcedStop {
+        let startup = bed.status(older)?.startup.context("no start-up delay")?;
+        ensure!(startup.delay_ms == delay_ms && startup.remaining_ms <= delay_ms);
+        let screen = bed.ctl(older, &["status"]).done()?;
+        ensure!(screen.contains("Start-up delay : "), "{screen}");
+    }
+    let words = format!("No group starts for {delay_ms} ms");
+    wait_alert(&mut bed, older, alert::STARTUP_WAIT, &[&words])?;
+    wait_alert(&mut bed, older, alert::STARTUP_DONE, &[])?;
+    let waits_for = match guard {
+        Guard::Witness => "server1, which has newer data of md1",
+        _ => "server1, which may have newer data",
+    };
+    wait_alert(&mut bed, older, alert::GROUP_WAITS, &[waits_for])?;
+    let waits = bed.group(older)?.waits_for.unwrap_or_default();
+    ensure!(waits.contains(waits_for), "{waits}");
+    ensure!(bed.group(older)?.state == State::Offline);
+    ensure!(bed.pair().status(older)?.role == Role::Secondary);
+    ensure!(!bed.app_runs(older));
+
+    bed.boot(newer)?;
+    bed.start_server(newer)?;
+    bed.wait_group(newer, State::Online)?;
+    bed.wait_in_step()?;
+    let started = find(&bed.alerts(older), alert::GROUP_STARTING, 0);
+    ensure!(started.is_none(), "{:#?}", bed.alerts(older));
+    writers.check(bed.pair(), &[newer], newer)
+}
+
+#[test]
+fn without_an_arbiter_it_waits_for_the_other_server_and_says_so() -> Result<()> {
+    waits_for_whom_it_needs(Guard::ForcedStop)
+}
+
+#[test]
+fn with_an_arbiter_it_waits_for_the_other_server_and_says_so() -> Result<()> {
+    waits_for_whom_it_needs(Guard::Witness)
+}
