@@ -268,6 +268,8 @@ impl World {
                 .applied_at(unit, pending.tag)
                 .is_some_and(|at| at >= pending.submitted);
             let held = disk.current(unit);
+            // A resync that compared first had nothing to send where zeroes were to come over zeroes.
+            let same = held == pending.tag;
             // Tags grow with the writes; zeroes are everybody's.
             let is_later = held == content::ZEROES || held > pending.tag;
             let overwritten = elsewhere.applied_at(unit, pending.tag).is_some_and(|at| {
@@ -276,7 +278,7 @@ impl World {
                         .applied_at(unit, held)
                         .is_some_and(|later| later > at)
             });
-            got || overwritten
+            got || same || overwritten
         })
     }
 
