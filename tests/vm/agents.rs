@@ -1,20 +1,22 @@
 //! Whole clusters: agents on two machines, a witness on this host, and final actions that really end a machine.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use agent::control::{ClusterStatus, State};
+use agent::control::{ClusterStatus, NodeState, State};
 use anyhow::{Context, Result, ensure};
 use local_pair::Side::{self, First, Second};
 use local_pair::{Deadline, Programs};
 use tempfile::TempDir;
 
 use crate::bed::{Card, PATIENCE};
-use crate::servers::{Options, Servers};
+use crate::servers::{Daemon, Options, Servers};
 
 const GROUP: &str = "failover1";
+const EVERYBODY: [Card; 2] = [Card::Link, Card::Outside];
 
 /// The witness, as a process of this host. Machines reach it at 10.0.2.2.
 struct Witness {
@@ -77,7 +79,30 @@ impl Drop for Witness {
     }
 }
 
-fn sections(port: &str, action: &str) -> String {
+#[derive(Debug, Clone, Copy)]
+struct Setting {
+    /// What an isolated server does.
+    action: &'static str,
+    systemd: bool,
+    heartbeat_timeout: &'static str,
+}
+
+impl Setting {
+    fn with(action: &'static str) -> Self {
+        Self {
+            action,
+            systemd: false,
+            heartbeat_timeout: "20s",
+        }
+    }
+}
+
+fn sections(port: &str, setting: Setting) -> String {
+    let Setting {
+        action,
+        heartbeat_timeout,
+        ..
+    } = setting;
     format!(
         r#"
 [agent]
@@ -85,7 +110,7 @@ alert_log = "/run/alert.log"
 
 [heartbeat]
 interval = "500ms"
-timeout = "20s"
+timeout = "{heartbeat_timeout}"
 
 [[heartbeat.path]]
 name = "interconnect"
@@ -129,10 +154,11 @@ struct Cluster {
 
 impl Cluster {
     /// The group runs on the first server, with a data base at work on it.
-    fn at_work(action: &str) -> Result<Self> {
+    fn at_work(setting: Setting) -> Result<Self> {
         let (folder, port) = Witness::prepare()?;
         let mut servers = Servers::in_step(&Options {
             mirror: "peer_loss = \"hold\"".into(),
+            systemd: setting.systemd,
             ..Options::default()
         })?;
         // As an operator does it once, before the agents' time.
@@ -142,12 +168,11 @@ impl Cluster {
             servers.stop_mirrord(side)?;
         }
         let witness = Witness::start(folder, port, servers.key())?;
-        servers.add_to_config(&sections(&witness.port, action))?;
+        servers.add_to_config(&sections(&witness.port, setting))?;
         for side in Side::BOTH {
             servers.machine(side).run("load-softdog")?;
             servers.start_mirrord(side)?;
-            let script = "setsid mirror-agent >>/run/agent.log 2>&1 & echo $! >/run/agent.pid";
-            servers.machine(side).run(script)?;
+            servers.spawn(side, Daemon::Agent)?;
         }
         let cluster = Self { witness, servers };
         cluster.wait_online(First)?;
@@ -157,80 +182,187 @@ impl Cluster {
     }
 
     fn wait_online(&self, side: Side) -> Result<()> {
-        let machine = self.servers.machine(side);
-        let found = Deadline::after(PATIENCE).until("the group", || {
-            let ran = machine.try_run("mirrorctl --json status 2>/dev/null")?;
-            let Ok(status) = serde_json::from_str::<ClusterStatus>(&ran.said) else {
-                return Ok(None);
-            };
-            let mut groups = status.groups.iter();
-            let online = groups.any(|group| group.name == GROUP && group.state == State::Online);
-            Ok(online.then_some(()))
+        self.wait_status(side, "the group", |status| group(status) == State::Online)
+    }
+
+    /// Until the agent of that side answers, and this holds.
+    fn wait_status(
+        &self,
+        side: Side,
+        what: &str,
+        holds: impl Fn(&ClusterStatus) -> bool,
+    ) -> Result<()> {
+        let found = Deadline::after(PATIENCE).until(what, || {
+            let status = self.status(side)?;
+            Ok(status.filter(|status| holds(status)).map(drop))
         });
         found.with_context(|| self.story(side))
     }
 
+    /// Nothing if the agent of that side does not answer.
+    fn status(&self, side: Side) -> Result<Option<ClusterStatus>> {
+        let machine = self.servers.machine(side);
+        let ran = machine.try_run("mirrorctl --json status 2>/dev/null")?;
+        Ok(serde_json::from_str(&ran.said).ok())
+    }
+
+    /// The first server has taken its mirror back.
+    fn wait_retreat(&self) -> Result<()> {
+        let gone = "mirrorctl --json mdstat | grep -q '\"role\":\"secondary\"'";
+        let machine = self.servers.machine(First);
+        let found = machine.until("the first server's retreat", gone);
+        found.with_context(|| self.story(First)).map(drop)
+    }
+
+    fn set_links(&self, cards: &[Card], up: bool) -> Result<()> {
+        let machine = self.servers.machine(First);
+        cards
+            .iter()
+            .try_for_each(|card| machine.set_link(*card, up))
+    }
+
+    /// The first server is cut off from everybody. It ends itself, and the other one goes on.
+    fn expect_the_end_of_first(mut self, trace: &str) -> Result<()> {
+        self.set_links(&EVERYBODY, false)?;
+        let ended = self.servers.machine_mut(First).wait_end(41);
+        ended.with_context(|| self.witness.log())?;
+        let console = self.servers.machine(First).console();
+        ensure!(console.contains(trace), "nothing says {trace:?}: {console}");
+        let acknowledged = self.servers.acknowledged(First);
+        self.expect_service_on_second(&acknowledged)
+    }
+
+    /// Systemd starts what was killed on the first server, and the group goes on there.
+    fn expect_return(&self, daemon: Daemon) -> Result<()> {
+        let program = daemon.program();
+        let back = format!(
+            "test $(systemctl show --property NRestarts --value {program}) = 1 && systemctl is-active {program}"
+        );
+        let found = self.servers.machine(First).until(program, &back);
+        found.with_context(|| self.story(First))?;
+        self.wait_online(First)?;
+        self.expect_progress_on_first()
+    }
+
+    fn expect_progress_on_first(&self) -> Result<()> {
+        let before = self.servers.acknowledged(First).len();
+        let went_on = self.servers.wait_commits(First, before + 3);
+        went_on.with_context(|| self.story(First))
+    }
+
+    /// The second server serves all that the first one acknowledged, and more.
+    fn expect_service_on_second(&self, acknowledged: &BTreeSet<u64>) -> Result<()> {
+        self.wait_online(Second)?;
+        let kept = self.servers.expect_commits(Second, acknowledged);
+        kept.with_context(|| self.story(Second))?;
+        self.servers.start_commits(Second)?;
+        self.servers.wait_commits(Second, 3)
+    }
+
     fn story(&self, side: Side) -> String {
-        let script = "tail -n 30 /run/agent.log; tail -n 20 /run/alert.log; mirrorctl status";
-        let ran = self.servers.machine(side).try_run(script);
+        let script = format!(
+            "tail -n 30 {}; tail -n 20 /run/alert.log; mirrorctl status",
+            Daemon::Agent.log()
+        );
+        let ran = self.servers.machine(side).try_run(&script);
         let said = ran.map_or_else(|error| format!("{error:#}"), |ran| ran.said);
         let witness = self.witness.log();
         format!("{said}\n{}\n-- witness:\n{witness}", self.servers.log(side))
     }
 }
 
+/// On the node that answers.
+fn group(status: &ClusterStatus) -> State {
+    let found = status.groups.iter().find(|group| group.name == GROUP);
+    found.map_or(State::Failed, |group| group.state)
+}
+
 /// The first server is cut off from everybody. It ends itself as it was told, and the other one goes on.
-pub fn an_isolated_server_ends_itself(action: &str, trace: &str) -> Result<()> {
-    let mut cluster = Cluster::at_work(action)?;
-    for card in [Card::Link, Card::Outside] {
-        cluster.servers.machine(First).set_link(card, false)?;
-    }
-    let ended = cluster.servers.machine_mut(First).wait_end(41);
-    ended.with_context(|| cluster.witness.log())?;
-    let console = cluster.servers.machine(First).console();
-    ensure!(console.contains(trace), "nothing says {trace:?}: {console}");
-    let acknowledged = cluster.servers.acknowledged(First);
-    cluster.wait_online(Second)?;
-    let kept = cluster.servers.expect_commits(Second, &acknowledged);
-    kept.with_context(|| cluster.story(Second))
+pub fn an_isolated_server_ends_itself(action: &'static str, trace: &str) -> Result<()> {
+    Cluster::at_work(Setting::with(action))?.expect_the_end_of_first(trace)
+}
+
+/// As on servers: systemd starts the daemons by their units, brings back what is killed, and shuts the machine down.
+pub fn systemd_brings_back_what_is_killed_and_shuts_a_server_down() -> Result<()> {
+    let cluster = Cluster::at_work(Setting {
+        action: "stop-service-and-shutdown",
+        systemd: true,
+        // An agent that comes back in time is what it is about.
+        heartbeat_timeout: "90s",
+    })?;
+    let servers = &cluster.servers;
+    servers.kill_mirrord_at_work(First)?;
+    cluster.expect_return(Daemon::Mirrord)?;
+    servers
+        .machine(First)
+        .run("kill -9 $(pidof mirror-agent)")?;
+    cluster.expect_return(Daemon::Agent)?;
+    servers.expect_no_errors(First)?;
+    cluster.expect_the_end_of_first("reboot: Power down")
+}
+
+/// The cable between the servers is cut, and the owner goes on, with the word of the witness. Then the owner is cut
+/// off from everybody, and gives way; when it is back, it follows.
+pub fn a_server_that_is_cut_off_gives_way_and_follows_when_it_is_back() -> Result<()> {
+    let cluster = Cluster::at_work(Setting::with("none"))?;
+    let servers = &cluster.servers;
+    cluster.set_links(&[Card::Link], false)?;
+    cluster.wait_status(Second, "the loss of the first server", |status| {
+        status.nodes[0].state == NodeState::Lost
+    })?;
+    cluster.expect_progress_on_first()?;
+    let status = cluster.status(Second)?.context("its agent answers")?;
+    ensure!(
+        group(&status) == State::Offline,
+        "{}",
+        cluster.story(Second)
+    );
+    cluster.set_links(&[Card::Link], true)?;
+    servers.wait_synced()?;
+
+    cluster.set_links(&EVERYBODY, false)?;
+    cluster.wait_retreat()?;
+    let acknowledged = servers.acknowledged(First);
+    cluster.expect_service_on_second(&acknowledged)?;
+    cluster.set_links(&EVERYBODY, true)?;
+    servers.wait_synced()?;
+    ensure!(
+        servers.acknowledged(First) == acknowledged,
+        "it acknowledged more after {acknowledged:?}"
+    );
+    servers.expect_equal(Second)
 }
 
 /// The first server is paused from outside for longer than its lease, so that the other one takes over. When it goes
 /// on, it has no time to notice before it could answer, and it must not.
 pub fn a_machine_paused_past_its_lease_answers_nothing_alone() -> Result<()> {
-    let cluster = Cluster::at_work("none")?;
-    cluster.servers.machine(First).pause()?;
-    let before = cluster.servers.acknowledged(First);
-    cluster.wait_online(Second)?;
-    cluster.servers.start_commits(Second)?;
-    cluster.servers.wait_commits(Second, 3)?;
-    cluster.servers.machine(First).go_on()?;
+    let cluster = Cluster::at_work(Setting::with("none"))?;
+    let servers = &cluster.servers;
+    servers.machine(First).pause()?;
+    let before = servers.acknowledged(First);
+    cluster.expect_service_on_second(&before)?;
+    servers.machine(First).go_on()?;
     // It finds out, and takes itself back.
-    let gone = "mirrorctl --json mdstat | grep -q '\"role\":\"secondary\"'";
-    let found = cluster
-        .servers
-        .machine(First)
-        .until("the first server's retreat", gone);
-    found.with_context(|| cluster.story(First))?;
-    let after = cluster.servers.acknowledged(First);
+    cluster.wait_retreat()?;
+    let after = servers.acknowledged(First);
     ensure!(
         after.difference(&before).count() <= 1,
         "it acknowledged {after:?} after {before:?}"
     );
-    let count = cluster.servers.acknowledged(Second).len();
-    cluster.servers.wait_commits(Second, count + 3)?;
-    cluster.servers.expect_commits(Second, &before)
+    let count = servers.acknowledged(Second).len();
+    servers.wait_commits(Second, count + 3)?;
+    servers.expect_commits(Second, &before)
 }
 
 /// Leases, heartbeats and time-outs count another clock: whoever sets the wall clock of a server, by however much and in
 /// either direction, changes nothing.
 pub fn a_wall_clock_that_is_stepped_is_noticed_by_nobody() -> Result<()> {
     const DAY_SECONDS: i64 = 24 * 60 * 60;
-    let cluster = Cluster::at_work("none")?;
+    let cluster = Cluster::at_work(Setting::with("none"))?;
     // A busy host lets machines stand still, which the arbiter's alerts tell of; no group may move or start again.
     let moves = |side| {
         let machine = cluster.servers.machine(side);
-        machine.run("grep -c ' 14[0-9][0-9] ' /run/alert.log || true", 60)
+        machine.run("grep -c ' 14[0-9][0-9] ' /run/alert.log || true")
     };
     let before = [moves(First)?, moves(Second)?];
     for (side, seconds) in [
@@ -243,14 +375,14 @@ pub fn a_wall_clock_that_is_stepped_is_noticed_by_nobody() -> Result<()> {
             "was=$(date +%s); date -s @$((was + {seconds})); is=$(date +%s); \
              test $(((is - was) / 3600)) -ne 0"
         );
-        machine.run(&step, 60)?;
-        // Longer than the lease and the time-out of the heartbeat.
-        let since = machine.run("cut -d. -f1 /proc/uptime", 60)?;
+        machine.run(&step)?;
+        // Longer than the lease and the time-out of the heartbeat, 20 s.
+        let since = machine.run("cut -d. -f1 /proc/uptime")?;
         let later = format!(
-            "test $(cut -d. -f1 /proc/uptime) -ge $(({} + 8))",
+            "test $(cut -d. -f1 /proc/uptime) -ge $(({} + 25))",
             since.trim()
         );
-        machine.until("the end of every time-out", &later, 90)?;
+        machine.until("the end of every time-out", &later)?;
         let count = cluster.servers.acknowledged(First).len();
         cluster.servers.wait_commits(First, count + 3)?;
     }

@@ -9,6 +9,7 @@ const MIB: usize = 1 << 20;
 fn spec() -> Spec {
     Spec {
         memory_mib: 256,
+        systemd: false,
         disk_bytes: vec![64 * MIB],
     }
 }

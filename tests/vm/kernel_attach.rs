@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use local_pair::Side::{First, Second};
 
-use crate::load::Load;
+use crate::load::{Load, expect_built, longest_wait_ms};
 use crate::servers::{MIB, Options, Servers};
 
 fn mount(servers: &Servers, filesystem: &str) -> Result<()> {
@@ -16,6 +16,23 @@ fn mount(servers: &Servers, filesystem: &str) -> Result<()> {
     servers.machine(First).run(&script).map(drop)
 }
 
+/// Kills `mirrord` three times while writes of the load are under way. Gives what the load's end gives.
+fn kill_mirrord_under(servers: &Servers, load: Load) -> Result<u32> {
+    for _ in 0..3 {
+        servers.kill_mirrord_at_work(First)?;
+        servers.start_mirrord(First)?;
+        servers.wait_attached(First)?;
+    }
+    let rounds = load.finish(servers)?;
+    servers.expect_no_errors(First)?;
+    let resumed = servers
+        .machine(First)
+        .run("grep 'nbd0 goes on' /run/mirrord.log")?;
+    ensure!(resumed.lines().count() == 3, "{resumed}");
+    eprintln!("{resumed}");
+    Ok(rounds)
+}
+
 fn survives_restarts(filesystem: &str) -> Result<()> {
     let mut options = Options::default();
     if filesystem == "xfs" {
@@ -24,21 +41,12 @@ fn survives_restarts(filesystem: &str) -> Result<()> {
     }
     let servers = Servers::in_step(&options)?;
     mount(&servers, filesystem)?;
-    let load = Load::start(&servers)?;
-    for _ in 0..3 {
-        servers.kill_mirrord_at_work(First)?;
-        servers.start_mirrord(First)?;
-        servers.wait_attached(First)?;
-    }
-    let longest_ms = load.finish(&servers)?;
-    servers.expect_no_errors(First)?;
-    let resumed = servers
-        .machine(First)
-        .run("grep 'nbd0 goes on' /run/mirrord.log")?;
-    ensure!(resumed.lines().count() == 3, "{resumed}");
-    eprintln!("{resumed}{filesystem}: longest wait of a request: {longest_ms:.0} ms");
+    let load = Load::random_writes(&servers)?;
+    let rounds = kill_mirrord_under(&servers, load)?;
+    let longest_ms = longest_wait_ms(&servers, rounds)?;
+    eprintln!("{filesystem}: longest wait of a request: {longest_ms:.0} ms");
     servers.machine(First).run("umount /mnt")?;
-    servers.expect_equal()?;
+    servers.expect_equal(First)?;
     servers.ctl(First, "demote md1")?;
     let said = servers.machine(First).run("cat /sys/block/nbd0/size")?;
     ensure!(
@@ -46,6 +54,20 @@ fn survives_restarts(filesystem: &str) -> Result<()> {
         "the device is gone with the role: {said}"
     );
     Ok(())
+}
+
+pub fn what_is_compiled_on_the_mirror_is_right() -> Result<()> {
+    let servers = Servers::in_step(&Options::default())?;
+    mount(&servers, "ext4")?;
+    let load = Load::builds(&servers)?;
+    let rounds = kill_mirrord_under(&servers, load)?;
+    eprintln!("built {rounds} times");
+    servers
+        .machine(First)
+        .run("umount /mnt && e2fsck -f -n /dev/nbd0 && mount /dev/nbd0 /mnt")?;
+    expect_built(&servers)?;
+    servers.machine(First).run("umount /mnt")?;
+    servers.expect_equal(First)
 }
 
 #[test]
@@ -65,7 +87,7 @@ pub fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {
     })?;
     mount(&servers, "ext4")?;
     let first = servers.machine(First);
-    let load = Load::start(&servers)?;
+    let load = Load::random_writes(&servers)?;
     for side in [First, Second] {
         servers.machine(side).run("fallocate -l 96m /srv/data")?;
     }
@@ -77,7 +99,7 @@ pub fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {
     load.finish(&servers)?;
     servers.expect_no_errors(First)?;
     first.run("umount /mnt && e2fsck -f -n /dev/nbd0")?;
-    servers.expect_equal()
+    servers.expect_equal(First)
 }
 
 pub fn what_cannot_be_attached_or_detached_is_said_with_a_remedy() -> Result<()> {
@@ -95,7 +117,7 @@ pub fn what_cannot_be_attached_or_detached_is_said_with_a_remedy() -> Result<()>
         &["/dev/nbd0 is in use", "mounted on /mnt"],
     )?;
     // A stop is refused as well, and it serves on.
-    first.run("kill $(cat /run/mirrord.pid)")?;
+    first.run("kill $(pidof mirrord)")?;
     first.until(
         "the refusal to stop",
         "grep -q 'not stopping.*umount /mnt' /run/mirrord.log",

@@ -11,6 +11,11 @@ fn xfs_sees_a_pause_and_no_error_when_mirrord_is_killed_under_load() -> Result<(
 }
 
 #[test]
+fn what_is_compiled_on_the_mirror_is_right_when_mirrord_is_killed_meanwhile() -> Result<()> {
+    kernel_attach::what_is_compiled_on_the_mirror_is_right()
+}
+
+#[test]
 fn a_secondary_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
     power::a_secondary_that_loses_its_power_is_missed_by_nobody()
 }
@@ -43,6 +48,21 @@ fn an_isolated_server_panics_by_sysrq_and_the_other_one_goes_on() -> Result<()> 
 #[test]
 fn an_isolated_server_is_reset_by_its_watchdog_and_the_other_one_goes_on() -> Result<()> {
     agents::an_isolated_server_ends_itself("watchdog-reset", "softdog: Initiating system reboot")
+}
+
+#[test]
+fn an_isolated_server_reboots_without_a_service_manager_and_the_other_one_goes_on() -> Result<()> {
+    agents::an_isolated_server_ends_itself("reboot", "reboot: Restarting system")
+}
+
+#[test]
+fn systemd_brings_back_what_is_killed_and_shuts_an_isolated_server_down() -> Result<()> {
+    agents::systemd_brings_back_what_is_killed_and_shuts_a_server_down()
+}
+
+#[test]
+fn a_server_that_is_cut_off_gives_way_and_follows_when_it_is_back() -> Result<()> {
+    agents::a_server_that_is_cut_off_gives_way_and_follows_when_it_is_back()
 }
 
 #[test]

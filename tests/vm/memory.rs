@@ -31,11 +31,11 @@ pub fn writes_more_than_memory(seconds: u64) -> Result<()> {
     }
     eprintln!("{rounds} rounds of 448 MiB in {:?}", begun.elapsed());
     servers.expect_no_errors(First)?;
-    let locked = first.run("grep VmLck /proc/$(cat /run/mirrord.pid)/status")?;
+    let locked = first.run("grep VmLck /proc/$(pidof mirrord)/status")?;
     ensure!(
         !locked.contains(" 0 kB"),
         "its memory is not locked: {locked}"
     );
     first.run("umount /mnt")?;
-    servers.expect_equal()
+    servers.expect_equal(First)
 }

@@ -31,7 +31,7 @@ fn mount(servers: &Servers, side: Side) -> Result<()> {
 fn the_other_side_has_every_commit_when_the_primary_loses_its_power() -> Result<()> {
     // What the primary answers alone, because it misses the other side for a moment, nobody else can have.
     let mut servers = with_commits("hold")?;
-    let loss = servers.machine_mut(First).cut_power(11)?;
+    let loss = servers.machine_mut(First).cut_power_at_work(11)?;
     let acknowledged = servers.acknowledged(First);
     eprintln!("{} commits acknowledged, {loss:?}", acknowledged.len());
     servers.take_over(Second)?;
@@ -43,7 +43,7 @@ fn the_other_side_has_every_commit_when_the_primary_loses_its_power() -> Result<
     // It comes back, follows, and takes over in turn with all of both.
     servers.boot(First)?;
     servers.wait_synced()?;
-    servers.machine_mut(Second).cut_power(12)?;
+    servers.machine_mut(Second).cut_power_at_work(12)?;
     let mut all = acknowledged;
     all.extend(servers.acknowledged(Second));
     servers.take_over(First)?;
@@ -53,7 +53,7 @@ fn the_other_side_has_every_commit_when_the_primary_loses_its_power() -> Result<
 
 pub fn a_secondary_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
     let mut servers = with_commits("continue")?;
-    servers.machine_mut(Second).cut_power(21)?;
+    servers.machine_mut(Second).cut_power_at_work(21)?;
     let before = servers.acknowledged(First).len();
     servers.wait_commits(First, before + 5)?;
     servers.boot(Second)?;
@@ -61,7 +61,7 @@ pub fn a_secondary_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
     let between = servers.acknowledged(First).len();
     servers.wait_commits(First, between + 5)?;
     servers.expect_no_errors(First)?;
-    servers.machine_mut(First).cut_power(22)?;
+    servers.machine_mut(First).cut_power_at_work(22)?;
     let acknowledged = servers.acknowledged(First);
     servers.take_over(Second)?;
     mount(&servers, Second)?;
@@ -71,7 +71,7 @@ pub fn a_secondary_that_loses_its_power_is_missed_by_nobody() -> Result<()> {
 /// The one that is cut last had all to itself for a moment, and is the one to begin again.
 pub fn both_lose_their_power(order: [Side; 2]) -> Result<()> {
     let mut servers = with_commits("continue")?;
-    servers.machine_mut(order[0]).cut_power(31)?;
+    servers.machine_mut(order[0]).cut_power_at_work(31)?;
     let acknowledged = servers.acknowledged(First);
     servers.machine_mut(order[1]).cut_power(32)?;
     let mut all = acknowledged;
@@ -83,5 +83,5 @@ pub fn both_lose_their_power(order: [Side; 2]) -> Result<()> {
     servers.ctl(First, "promote md1")?;
     mount(&servers, First)?;
     servers.expect_commits(First, &all)?;
-    servers.expect_equal()
+    servers.expect_equal(First)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use local_pair::Side;
+use local_pair::{Deadline, Side};
 
 use crate::bed::{Bed, Machine, PATIENCE, Spec};
 
@@ -15,10 +15,14 @@ const KEY: &str = "/etc/mirror/cluster.key";
 const WAIT: &str = "9m";
 /// What the load writes there when a commit is acknowledged: outside of all that loses its power.
 const ACKNOWLEDGED: &str = "acknowledged ";
+/// Whoever opens it last for the moment has it to itself for a moment.
+const SQLITE: &str = r#"sqlite3 -cmd ".timeout 600000" /mnt/ledger"#;
 
 #[derive(Debug, Clone)]
 pub struct Options {
     pub memory_mib: u32,
+    /// Starts the daemons, by their units.
+    pub systemd: bool,
     pub data_bytes: usize,
     /// The data is a file of so many MiB on the disk, which can grow.
     pub file_mib: Option<u32>,
@@ -32,6 +36,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             memory_mib: 384,
+            systemd: false,
             // Small: after a crash all that was written to lately is compared, by emulated processors.
             data_bytes: 64 * MIB,
             file_mib: None,
@@ -41,9 +46,33 @@ impl Default for Options {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemon {
+    Mirrord,
+    Agent,
+}
+
+impl Daemon {
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Mirrord => "mirrord",
+            Self::Agent => "mirror-agent",
+        }
+    }
+
+    /// As `bed/init.sh` names them to systemd.
+    pub fn log(self) -> &'static str {
+        match self {
+            Self::Mirrord => "/run/mirrord.log",
+            Self::Agent => "/run/mirror-agent.log",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Servers {
     bed: Bed,
+    systemd: bool,
     config: String,
     key: String,
 }
@@ -62,6 +91,7 @@ impl Servers {
     pub fn connected(options: &Options) -> Result<Self> {
         let spec = Spec {
             memory_mib: options.memory_mib,
+            systemd: options.systemd,
             disk_bytes: vec![options.data_bytes, METADATA_BYTES],
         };
         let bed = Bed::start(2, &spec)?;
@@ -70,6 +100,7 @@ impl Servers {
         let key = key.lines().last().context("keygen wrote a key")?.to_owned();
         let servers = Self {
             bed,
+            systemd: options.systemd,
             config: config(options),
             key,
         };
@@ -118,14 +149,17 @@ impl Servers {
     }
 
     /// Without waiting for an answer.
-    pub fn spawn_mirrord(&self, side: Side) -> Result<()> {
-        let script = "ulimit -l unlimited; setsid mirrord >>/run/mirrord.log 2>&1 &
-                      echo $! >/run/mirrord.pid";
-        self.machine(side).run(script).map(drop)
+    pub fn spawn(&self, side: Side, daemon: Daemon) -> Result<()> {
+        let (program, log) = (daemon.program(), daemon.log());
+        let script = match self.systemd {
+            true => format!("systemctl start --no-block {program}"),
+            false => format!("ulimit -l unlimited; setsid {program} >>{log} 2>&1 &"),
+        };
+        self.machine(side).run(&script).map(drop)
     }
 
     pub fn start_mirrord(&self, side: Side) -> Result<()> {
-        self.spawn_mirrord(side)?;
+        self.spawn(side, Daemon::Mirrord)?;
         let machine = self.machine(side);
         let answered = machine.until("the start of mirrord", "mirrorctl --json mdstat");
         answered.with_context(|| self.log(side)).map(drop)
@@ -134,8 +168,8 @@ impl Servers {
     /// A clean stop.
     pub fn stop_mirrord(&self, side: Side) -> Result<()> {
         let machine = self.machine(side);
-        machine.run("kill $(cat /run/mirrord.pid)")?;
-        let gone = machine.until("the end of mirrord", "! kill -0 $(cat /run/mirrord.pid)");
+        machine.run("kill $(pidof mirrord)")?;
+        let gone = machine.until("the end of mirrord", "! pidof mirrord");
         gone.with_context(|| self.log(side)).map(drop)
     }
 
@@ -161,7 +195,7 @@ impl Servers {
         let went_on = machine.until("more writes", &more);
         went_on.with_context(|| self.log(side))?;
         let kill = "read -r reads writes </sys/block/nbd0/inflight
-            [ $writes -gt 0 ] && kill -9 $(cat /run/mirrord.pid)";
+            [ $writes -gt 0 ] && kill -9 $(pidof mirrord)";
         machine.until("writes under way", kill).map(drop)
     }
 
@@ -201,7 +235,7 @@ impl Servers {
     }
 
     pub fn log(&self, side: Side) -> String {
-        let script = "tail -n 40 /run/mirrord.log; dmesg | tail -n 15";
+        let script = "tail -n 40 /run/mirrord.log; tail -n 5 /run/commits.log; dmesg | tail -n 15";
         let ran = self.machine(side).try_run(script);
         let said = ran.map_or_else(|error| format!("{error:#}"), |ran| ran.said);
         format!("-- {side:?} says last:\n{said}")
@@ -220,37 +254,40 @@ impl Servers {
         Ok(())
     }
 
-    /// Both sides hold the same, byte for byte.
-    pub fn expect_equal(&self) -> Result<()> {
+    /// Both sides hold the same, byte for byte. This one is primary.
+    pub fn expect_equal(&self, side: Side) -> Result<()> {
         self.wait_synced()?;
-        let said = self.ctl(Side::First, &format!("verify md1 --timeout {WAIT}"))?;
+        let said = self.ctl(side, &format!("verify md1 --timeout {WAIT}"))?;
         ensure!(said.contains("hold the same data"), "{said}");
         Ok(())
     }
 
     // ---- A data base with a ledger
 
-    /// Commits transactions one after the other for ever; what was acknowledged is told outside.
+    /// Commits transactions one after the other until one fails; what was acknowledged is told outside.
     pub fn start_commits(&self, side: Side) -> Result<()> {
         let script = format!(
-            "sqlite3 /mnt/ledger 'pragma journal_mode=wal; create table if not exists t (i integer primary key, filler blob)'
+            "{SQLITE} 'pragma journal_mode=wal; create table if not exists t (i integer primary key, filler blob)'
              setsid sh -c '
-                i=$(sqlite3 /mnt/ledger \"select coalesce(max(i), 0) from t\")
-                while i=$((i + 1)); do
-                    sqlite3 /mnt/ledger \"pragma synchronous=full; insert into t values ($i, randomblob(20000))\" &&
-                        echo {ACKNOWLEDGED}$i >/dev/ttyS0
+                i=$({SQLITE} \"select coalesce(max(i), 0) from t\")
+                i=$((i + 1))
+                while {SQLITE} \"pragma synchronous=full; insert into t values ($i, randomblob(20000))\"; do
+                    echo {ACKNOWLEDGED}$i >/dev/ttyS0
+                    i=$((i + 1))
                 done' >/run/commits.log 2>&1 &
              # What nobody asks to be durable.
-             setsid sh -c 'while :; do dd if=/dev/urandom of=/mnt/noise bs=64k count=16 conv=notrunc oflag=direct; usleep 300000; done' >/dev/null 2>&1 &"
+             setsid sh -c 'while dd if=/dev/urandom of=/mnt/noise bs=64k count=16 conv=notrunc oflag=direct; do
+                usleep 300000; done' >/dev/null 2>&1 &"
         );
         self.machine(side).run(&script).map(drop)
     }
 
     /// So many of a machine's present start.
     pub fn wait_commits(&self, side: Side, count: usize) -> Result<()> {
-        local_pair::Deadline::after(PATIENCE).until("acknowledged commits", || {
+        let found = Deadline::after(PATIENCE).until("acknowledged commits", || {
             Ok((self.acknowledged(side).len() >= count).then_some(()))
-        })
+        });
+        found.with_context(|| self.log(side))
     }
 
     /// Acknowledged since the machine was switched on.
@@ -265,8 +302,8 @@ impl Servers {
 
     /// The data base that is mounted there is in order and has all of these.
     pub fn expect_commits(&self, side: Side, acknowledged: &BTreeSet<u64>) -> Result<()> {
-        let script = "sqlite3 /mnt/ledger 'pragma integrity_check; select i from t'";
-        let said = self.machine(side).run(script)?;
+        let script = format!("{SQLITE} 'pragma integrity_check; select i from t'");
+        let said = self.machine(side).run(&script)?;
         let mut lines = said.lines();
         ensure!(lines.next() == Some("ok"), "the data base: {said}");
         let found: BTreeSet<u64> = lines.filter_map(|line| line.parse().ok()).collect();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nbd_frontend::config::agent::FinalAction;
+use nix::sys::reboot::RebootMode;
 
 const SYSRQ: &str = "/proc/sys/kernel/sysrq";
 const SYSRQ_TRIGGER: &str = "/proc/sysrq-trigger";
@@ -33,8 +34,8 @@ impl Machine {
         }
         match action {
             FinalAction::None | FinalAction::StopGroup | FinalAction::StopService => Ok(()),
-            FinalAction::StopServiceAndShutdown => system("poweroff"),
-            FinalAction::Reboot => reboot(),
+            FinalAction::StopServiceAndShutdown => end("poweroff", RebootMode::RB_POWER_OFF),
+            FinalAction::Reboot => end("reboot", RebootMode::RB_AUTOBOOT),
             FinalAction::SysrqPanic => {
                 // The trigger works whatever is set, unless the kernel has none at all.
                 let _ = fs::write(SYSRQ, "1");
@@ -44,7 +45,7 @@ impl Machine {
             // A `stall` monitor may hold the device, and only one may.
             FinalAction::WatchdogReset => reset_by_watchdog().or_else(|error| {
                 tracing::error!("{error:#}; rebooting instead");
-                reboot()
+                end("reboot", RebootMode::RB_AUTOBOOT)
             }),
         }
     }
@@ -57,10 +58,10 @@ fn record(file: &PathBuf, action: FinalAction) -> anyhow::Result<()> {
 }
 
 /// Not after a `sync`: that hangs where a file system does, which may be why this is called.
-fn reboot() -> anyhow::Result<()> {
-    system("reboot").or_else(|error| {
-        tracing::error!("{error:#}; rebooting without the service manager");
-        let never = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT);
+fn end(verb: &str, mode: RebootMode) -> anyhow::Result<()> {
+    system(verb).or_else(|error| {
+        tracing::error!("{error:#}; doing without the service manager");
+        let never = nix::sys::reboot::reboot(mode);
         never.map(drop).context("reboot(2)")
     })
 }

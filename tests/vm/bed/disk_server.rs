@@ -82,6 +82,10 @@ impl DiskServer {
         &self.socket
     }
 
+    pub fn is_at_risk(&self) -> bool {
+        lock(&self.disk).is_at_risk()
+    }
+
     /// After its machine is gone: what was on its way is taken in first, then what is not durable goes.
     pub fn cut_power(&self, seed: u64) -> Result<Loss> {
         Deadline::after(PATIENCE).until("the end of a disk's connection", || {

@@ -2,7 +2,8 @@
 //!
 //! The programs, ours and Debian's, lie on a disk that is only read and that all machines share, so that they take no
 //! memory of a small machine and nothing of the time in which it starts. Kernel and busybox come from packages that
-//! `cargo xtask` unpacks; tools are those of this system, with the libraries that they need.
+//! `cargo xtask` unpacks; tools are those of this system, with the libraries that they need, and so is what a machine
+//! compiles ([`compiler`]) and the service manager that it may have ([`systemd`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::PATIENCE;
 use super::cpio::Cpio;
-use super::modules;
+use super::{compiler, modules, systemd};
 
 /// Names the folder of unpacked packages. `cargo xtask` sets it.
 const SYSTEM_VARIABLE: &str = "MIRROR_VM_SYSTEM";
@@ -37,7 +38,7 @@ const ON_DEMAND: [&str; 6] = [
 ];
 
 /// Of this system. The names behind the first are links to it.
-const TOOLS: [&[&str]; 9] = [
+const TOOLS: [&[&str]; 11] = [
     &["fio"],
     &["flock"],
     &["mke2fs", "mkfs.ext4"],
@@ -47,6 +48,8 @@ const TOOLS: [&[&str]; 9] = [
     &["xfs_repair"],
     &["xfs_io"],
     &["sqlite3"],
+    &["systemctl"],
+    &["tcc"],
 ];
 /// Not in a user's search path as a rule.
 const FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -122,6 +125,7 @@ fn initial(system: &Path) -> Result<Vec<u8>> {
     for path in ["lib64", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"] {
         cpio.link(path, "/tools/lib");
     }
+    cpio.link("lib/systemd", "/tools/systemd");
     for path in ["sbin", "usr/bin", "usr/sbin"] {
         cpio.link(path, "/bin");
     }
@@ -166,6 +170,8 @@ struct Sources {
     /// With the names that it has there.
     tools: Vec<(PathBuf, &'static [&'static str])>,
     libraries: BTreeSet<PathBuf>,
+    /// With where they go.
+    others: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Sources {
@@ -186,7 +192,9 @@ impl Sources {
             tools.push((found, names));
         }
         let mut libraries = BTreeSet::new();
-        for program in ours.iter().chain(tools.iter().map(|(path, _)| path)) {
+        let managers = systemd::programs();
+        let found = tools.iter().map(|(path, _)| path);
+        for program in ours.iter().chain(found).chain(&managers) {
             let listed = run_tool("ldd", &[&program.display().to_string()], PATIENCE)?;
             let paths = listed
                 .split_whitespace()
@@ -197,18 +205,21 @@ impl Sources {
             ours,
             tools,
             libraries,
+            others: [compiler::files()?, systemd::files()?].concat(),
         })
     }
 
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let tools = self.tools.iter().map(|(path, _)| path);
-        self.ours.iter().chain(tools).chain(&self.libraries)
+        let programs = self.ours.iter().chain(tools).chain(&self.libraries);
+        programs.chain(self.others.iter().map(|(path, _)| path))
     }
 
     /// Differs when any of them does, or what is made of them.
     fn stamp(&self, kernel: &Path) -> Result<String> {
         let mut hasher = DefaultHasher::new();
         (INIT, ALWAYS, ON_DEMAND, TOOLS).hash(&mut hasher);
+        compiler::sources().hash(&mut hasher);
         for path in self.files().chain([&kernel.to_path_buf()]) {
             let found =
                 fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
@@ -244,6 +255,13 @@ impl Sources {
         for path in &self.libraries {
             fs::copy(path, lib.join(name_of(path)?))?;
         }
+        for (path, to) in &self.others {
+            let to = place_of(folder.path(), to)?;
+            fs::copy(path, to).with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+        for (to, text) in compiler::sources() {
+            fs::write(place_of(folder.path(), &to)?, text)?;
+        }
         let bytes: u64 = self
             .files()
             .map(|path| fs::metadata(path).map_or(0, |found| found.len()))
@@ -269,6 +287,15 @@ impl Sources {
         )?;
         Ok(())
     }
+}
+
+/// The place of a file below the root, in a folder that is there.
+fn place_of(root: &Path, file: &Path) -> Result<PathBuf> {
+    let path = root.join(file);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    Ok(path)
 }
 
 fn name_of(path: &Path) -> Result<&std::ffi::OsStr> {

@@ -10,6 +10,8 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
 use local_pair::Deadline;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::PATIENCE;
@@ -51,6 +53,7 @@ pub struct Machine {
     /// The other machine's end of the cable.
     far_end: PathBuf,
     memory_mib: u32,
+    systemd: bool,
     disks: Vec<DiskServer>,
     running: Option<Running>,
     starts: u32,
@@ -68,6 +71,8 @@ struct Running {
 pub struct Spec {
     /// Kernel and initial file system are in it, too.
     pub memory_mib: u32,
+    /// Is its first process, with the units of our daemons.
+    pub systemd: bool,
     /// `/dev/vdb` and on.
     pub disk_bytes: Vec<usize>,
 }
@@ -87,6 +92,7 @@ impl Machine {
             folder,
             far_end: bed.join((3 - number).to_string()).join("link"),
             memory_mib: spec.memory_mib,
+            systemd: spec.systemd,
             disks,
             running: None,
             starts: 0,
@@ -168,8 +174,10 @@ impl Machine {
         add(
             "-append",
             format!(
-                "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off bed.name={} bed.link={} bed.outside=10.0.2.15",
-                self.name, self.address
+                "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off bed.name={} bed.link={} bed.outside=10.0.2.15 {}",
+                self.name,
+                self.address,
+                if self.systemd { "bed.systemd" } else { "" },
             ),
         );
         add("-display", "none".into());
@@ -293,6 +301,21 @@ impl Machine {
             all.sectors_lost += loss.sectors_lost;
         }
         Ok(all)
+    }
+
+    /// The power goes at a moment at which a disk has something to lose.
+    pub fn cut_power_at_work(&mut self, seed: u64) -> Result<Loss> {
+        let process = Pid::from_raw(i32::try_from(self.running()?.process.id())?);
+        Deadline::after(PATIENCE).until("writes that are not flushed", || {
+            // QEMU's own pause would flush its disks.
+            kill(process, Signal::SIGSTOP)?;
+            if self.disks.iter().any(DiskServer::is_at_risk) {
+                return Ok(Some(()));
+            }
+            kill(process, Signal::SIGCONT)?;
+            Ok(None)
+        })?;
+        self.cut_power(seed)
     }
 
     fn end_process(&mut self) -> Result<()> {

@@ -6,6 +6,7 @@
 //! much slower depends on what else this host does, and nothing here measures it ([`PATIENCE`]).
 
 mod cleaner;
+mod compiler;
 pub mod cpio;
 mod disk_server;
 mod image;
@@ -13,6 +14,7 @@ mod machine;
 mod modules;
 mod port;
 mod qmp;
+mod systemd;
 mod volatile_disk;
 
 use std::time::Duration;
@@ -21,6 +23,7 @@ use anyhow::Result;
 use cleaner::Cleaner;
 use tempfile::TempDir;
 
+pub use compiler::TREE;
 pub use machine::{Card, Machine, Spec};
 pub use port::Job;
 

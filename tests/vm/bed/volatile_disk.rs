@@ -127,6 +127,11 @@ impl VolatileDisk {
         }
     }
 
+    /// Something was written since the last flush.
+    pub fn is_at_risk(&self) -> bool {
+        !self.unflushed.is_empty()
+    }
+
     /// The power goes, and what is on the medium is all there is.
     pub fn cut_power(&mut self, seed: u64) -> Loss {
         let mut random = Random::new(seed);

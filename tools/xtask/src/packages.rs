@@ -34,7 +34,7 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 20] = [
+const NEEDED: [Needed; 21] = [
     // Takes the symbols out of what goes into machines.
     needed("binutils", &["strip"], &[Vm]),
     needed(
@@ -84,8 +84,10 @@ const NEEDED: [Needed; 20] = [
     needed("sqlite3", &["sqlite3"], &[Vm]),
     // Which system calls a daemon makes.
     needed("strace", &["strace"], &[Tests]),
-    // Reads our units.
-    needed("systemd", &["systemd-analyze"], &[Tests]),
+    // Reads our units, and runs them in machines.
+    needed("systemd", &["systemd-analyze"], &[Tests, Vm]),
+    // Small enough for a machine of the tests.
+    needed("tcc", &["tcc"], &[Vm]),
     // What machines of the tests are made of.
     needed(
         "util-linux",
