@@ -76,7 +76,7 @@ pub(super) struct Agent {
     wanted: u64,
     unknown: bool,
     recorded_both: bool,
-    /// The arbiter knows its node under a later epoch than the mirror has.
+    /// The arbiter knows its node under a later epoch than the mirror has, or as nobody who holds one.
     refused: bool,
     /// The operator told its mirror to hold or to fail what it is asked.
     pub(super) ordered: bool,
@@ -391,6 +391,7 @@ impl World {
         } else {
             sent_ms + plan.held_ms()
         };
+        let agent_epoch = self.status(node).map_or(0, |status| status.epoch);
         let agent = &mut self.arbiter.agents[node];
         match (reply, question) {
             (Reply::Renewed { both }, Question::Renew { epoch, wanted }) => {
@@ -427,6 +428,8 @@ impl World {
                 self.give(node, Command::PeerDown);
             }
             (Reply::Superseded { epoch }, _) => {
+                // Nobody has a later one: it knows of no holder any more.
+                agent.refused = epoch <= agent_epoch;
                 self.give(node, Command::EpochSeen { epoch });
             }
             (Reply::Unknown, _) => {
