@@ -310,3 +310,32 @@ fn a_limited_line_takes_what_it_may_and_no_more() {
     assert!((300..700).contains(&ms), "it took {ms} ms");
     world.end_well();
 }
+
+#[test]
+fn a_disk_that_failed_since_vouches_for_nothing_that_the_peer_has_only_received() {
+    let mut world = pair(Mode::Semisync);
+    hold_writes(&mut world);
+    let durable = Asked::Write {
+        units: 0..1,
+        fua: true,
+    };
+    let write = world.submit(0, durable);
+    world.run_for(MOMENT_MS);
+    let flush = world.submit(0, Asked::Flush);
+    world.run_for(MOMENT_MS);
+    // Both are done here and on their way when this disk turns out to be lost.
+    world.nodes[0].fail_next_write = true;
+    world.nodes[1].hangs = true;
+    world.submit(0, Asked::write(1..2));
+    world.until("the failed disk", |world| {
+        world.nodes[0].has_noticed("disk-failed")
+    });
+    world.network.hold = None;
+    world.run_for(MOMENT_MS);
+    assert!(!is_answered(&world, write) && !is_answered(&world, flush));
+    world.nodes[1].hangs = false;
+    world.until("answers by the peer's disk", |world| {
+        is_answered(world, write) && is_answered(world, flush)
+    });
+    world.assert_sound();
+}

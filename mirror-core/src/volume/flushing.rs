@@ -152,16 +152,10 @@ impl Volume {
         if result.is_err() {
             self.on_local_disk_failed("a flush failed");
         }
-        if self.disk_usable() {
-            if let Some(ahead) = &mut self.flushing.ahead {
-                ahead.done_here = true;
-            }
-            self.advance_flush_ahead();
-        } else if let Some(ahead) = self.flushing.ahead.take() {
-            // What this disk has flushed says nothing any more.
-            self.take_round(ahead.waiters);
-            self.pump_flush_ahead();
+        if let Some(ahead) = &mut self.flushing.ahead {
+            ahead.done_here = true;
         }
+        self.advance_flush_ahead();
     }
 
     pub(super) fn on_flush_received(&mut self, sequence: Sequence) {
@@ -175,6 +169,14 @@ impl Volume {
 
     fn advance_flush_ahead(&mut self) {
         let in_line = self.config.mode == Mode::Async;
+        if !self.disk_usable()
+            && let Some(ahead) = self.flushing.ahead.take_if(|ahead| ahead.done_here)
+        {
+            // What this disk has flushed says nothing any more.
+            self.take_round(ahead.waiters);
+            self.pump_flush_ahead();
+            return;
+        }
         let Some(ahead) = self
             .flushing
             .ahead

@@ -710,7 +710,9 @@ impl Volume {
             return;
         }
         if write.peer == Leg::Running {
-            let done_here = write.local == Leg::Done && write.failure.is_none();
+            // A disk that failed since says nothing for what it had done; the peer's is the only one then.
+            let done_here =
+                write.local == Leg::Done && write.failure.is_none() && self.disk_usable();
             if done_here && self.is_enough(write.received) {
                 self.answer_ahead(owner);
             }
