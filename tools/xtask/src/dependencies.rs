@@ -5,12 +5,14 @@
 //! `[sources] allow-registry` and `[advisories] ignore`. The advisories are those of [`advisories`].
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::advisories;
 use crate::command::{cargo, root};
+use crate::fuzz;
 
 #[derive(Debug, Deserialize)]
 struct Policy {
@@ -75,18 +77,10 @@ pub fn check() -> Result<()> {
         fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let policy: Policy =
         toml::from_str(&text).with_context(|| format!("cannot parse {}", file.display()))?;
-    let output = cargo()
-        .args(["metadata", "--format-version", "1", "--locked"])
-        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
-        .output()
-        .context("cannot start cargo metadata")?;
-    if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
+    let metadata: Metadata =
+        serde_json::from_slice(&locked_metadata(&root())?).context("cargo metadata")?;
+    // A lock file of its own, which a new dependency of the workspace leaves behind.
+    locked_metadata(&fuzz::folder())?;
     let problems: Vec<String> = metadata
         .packages
         .iter()
@@ -106,6 +100,25 @@ pub fn check() -> Result<()> {
         .map(|ignored| ignored.id)
         .collect();
     advisories::check(&ignored)
+}
+
+/// Fails where the lock file of that folder is not up to date.
+fn locked_metadata(folder: &Path) -> Result<Vec<u8>> {
+    let output = cargo()
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .arg("--manifest-path")
+        .arg(folder.join("Cargo.toml"))
+        .output()
+        .context("cannot start cargo metadata")?;
+    if !output.status.success() {
+        let folder = folder.display();
+        bail!(
+            "cargo metadata in {folder}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(output.stdout)
 }
 
 fn problems_of(package: &Package, policy: &Policy) -> Vec<String> {
