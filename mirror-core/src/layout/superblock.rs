@@ -98,7 +98,7 @@ pub struct Flags {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerSlot {
     pub node: Uuid,
-    /// Incarnation that data was last exchanged with.
+    /// Incarnation that data was last exchanged with. None after a promotion without the peer.
     pub incarnation: Uuid,
     /// The full copy that the two are in, until it ends. On the source: the bitmap says all that a
     /// target of this copy lacks. On the target: nothing but this copy has written here since it began.
