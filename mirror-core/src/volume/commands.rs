@@ -41,6 +41,9 @@ pub(super) struct Leaving {
 pub(super) struct Commands {
     deferred: VecDeque<(CommandId, Command, u64)>,
     pub(super) promoting: Option<Promoting>,
+    /// A grant that this side asked its peer about and never became primary by: the peer may have recorded its
+    /// epoch, so that this side sees it elsewhere, and it is still nobody else's.
+    pub(super) unused_grant: Option<u64>,
     pub(super) leaving: Option<Leaving>,
     pub(super) resizing: Option<Resizing>,
     /// What the finished command says, while its record becomes durable.
@@ -224,6 +227,7 @@ impl Volume {
             .filter(|promoting| !promoting.recording)
         {
             self.commands.promoting = None;
+            self.commands.unused_grant = promoting.grant.map(|grant| grant.epoch);
             self.refuse(
                 promoting.id,
                 "peer-lost",

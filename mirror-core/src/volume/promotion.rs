@@ -131,6 +131,11 @@ impl Volume {
                 "ask the arbiter again",
             ),
             (Some(grant), true) if grant.epoch > own => return false,
+            (Some(grant), true)
+                if grant.epoch == own && self.commands.unused_grant == Some(own) =>
+            {
+                return false;
+            }
             (Some(grant), true) => self.refuse(
                 id,
                 "grant-is-old",
@@ -440,6 +445,7 @@ impl Volume {
             again,
             recording: true,
         });
+        self.commands.unused_grant = None;
         if force {
             self.force_truth();
         }
