@@ -102,10 +102,10 @@ fn a_wrong_configuration_is_named_line_by_line() {
 }
 
 #[test]
-fn what_is_not_served_is_refused() {
+fn what_a_mode_may_lose_is_said_at_the_start() {
     let site = Site::new();
     site.edit("mode = \"sync\"", "mode = \"async\"");
-    site.check(&["mode \"async\" is not served", "mode = \"sync\""]);
+    site.check(&["a failover loses the last of", "mode = \"sync\""]);
 }
 
 #[test]
