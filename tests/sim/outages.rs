@@ -128,6 +128,31 @@ fn a_flush_under_which_the_last_disk_fails_is_answered() {
     assert!(world.answer_to(flush).is_some(), "a client waits for ever");
 }
 
+/// What the failed disk had done is worth nothing, and the peer never said that it has it.
+#[test]
+fn what_only_a_failed_disk_had_done_fails_with_the_peer_that_serves() {
+    let mut world = pair(17);
+    world.nodes[1].hangs = true;
+    let write = world.submit(0, Asked::write(0..8));
+    let flush = world.submit(0, Asked::Flush);
+    world.run_for(10);
+    world.nodes[0].fail_next_write = true;
+    world.submit(0, Asked::write(16..24));
+    world.until("the peer serves", |world| {
+        world.nodes[1].has_noticed("peer-disk-failed")
+    });
+    world.run_for(10);
+    assert_eq!(
+        world.answers.get(&write),
+        None,
+        "the peer still works on it"
+    );
+    world.crash(1, Crash::Kill);
+    assert_eq!(world.answer_to(write), Some(Answer::Failed(Failure::Io)));
+    assert_eq!(world.answer_to(flush), Some(Answer::Failed(Failure::Io)));
+    world.assert_sound();
+}
+
 #[test]
 fn under_hold_a_clean_stop_of_the_peer_is_word_enough() {
     let settings = Settings {

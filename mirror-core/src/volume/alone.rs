@@ -166,14 +166,16 @@ impl Volume {
     /// Open legs toward the peer are lost; what hangs on them goes on.
     pub(super) fn on_peer_gone(&mut self) {
         self.sent.clear();
+        // First of all: what only the failed disk had done may not be answered on the word of the peer
+        // that served.
+        let served_from_peer = std::mem::take(&mut self.alone.detach) != Detach::Attached;
         self.release_strays();
         if self.role == Role::Primary {
             self.give_up_recheck();
         }
         self.on_writes_lost_peer();
         self.on_flush_lost_peer();
-        if self.alone.detach != Detach::Attached {
-            self.alone.detach = Detach::Attached;
+        if served_from_peer {
             self.save_lost();
             self.fail_all(Answer::Failed(Failure::Io));
         }

@@ -138,6 +138,9 @@ impl World {
         if !matches!(answer, Answer::Failed(_)) {
             self.check_authority(node, id, &pending);
             self.check_device(node);
+            if std::mem::take(&mut self.nodes[node].unproven) {
+                self.take_over(node);
+            }
         }
         match answer {
             Answer::Failed(failure) => self.on_failed(id, &pending, failure),
@@ -371,6 +374,7 @@ impl World {
     pub(super) fn on_serve(&mut self, node: NodeIndex, serving: bool) {
         self.trace(|| format!("node {node} serving: {serving}"));
         self.nodes[node].serving = serving;
+        self.nodes[node].unproven = false;
         if !serving {
             self.note_fall(node);
             return;
@@ -398,6 +402,20 @@ impl World {
             );
             return;
         }
+        if self.nodes[node].goes_on && self.has_arbiter() {
+            // Its gate is shut, maybe for good, so that only an answer is wrong.
+            let lost = self.excused_before(node);
+            self.nodes[node].durable();
+            self.nodes[node].unproven = self.judge_survivor(node, lost).is_some();
+            if self.nodes[node].unproven {
+                return;
+            }
+        }
+        self.take_over(node);
+    }
+
+    /// What the node has is what counts from now on.
+    fn take_over(&mut self, node: NodeIndex) {
         if let Some(old) = self.last_served.filter(|old| *old != node) {
             self.note_fall(old);
         }
@@ -417,7 +435,6 @@ impl World {
             self.nodes[node].overtaken = false;
             self.nodes[other(node)].overtaken = true;
         } else if !self.has_arbiter() {
-            // Under an arbiter its gate is shut, maybe for good, so that only an answer is wrong.
             self.check_device(node);
         }
     }

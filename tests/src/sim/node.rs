@@ -30,6 +30,8 @@ pub struct SimNode {
     pub serving: bool,
     /// It serves for the kernel device of before its crash, whose page cache is of then.
     pub goes_on: bool,
+    /// It goes on under an arbiter with data of the past, and has answered nothing yet: it never may.
+    pub unproven: bool,
     /// The other side was primary since this one was promoted: what such a device has cached is of the past.
     pub overtaken: bool,
     /// The operator told this node that its peer is down, and the peer is not whole again
@@ -80,6 +82,7 @@ impl SimNode {
             broken: 0,
             serving: false,
             goes_on: false,
+            unproven: false,
             overtaken: false,
             told_down: false,
             superseded: false,

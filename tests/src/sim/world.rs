@@ -510,6 +510,7 @@ impl World {
         state.volume = None;
         state.serving = false;
         state.goes_on = false;
+        state.unproven = false;
         state.life += 1;
         state.broken = now;
         let paused_us = state
