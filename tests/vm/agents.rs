@@ -16,6 +16,8 @@ use crate::bed::{Card, PATIENCE};
 use crate::servers::{Daemon, Options, Servers};
 
 const GROUP: &str = "failover1";
+const LEASE_SECONDS: u64 = 30;
+const HEARTBEAT_TIMEOUT_SECONDS: u64 = 30;
 const EVERYBODY: [Card; 2] = [Card::Link, Card::Outside];
 
 /// The witness, as a process of this host. Machines reach it at 10.0.2.2.
@@ -84,7 +86,7 @@ struct Setting {
     /// What an isolated server does.
     action: &'static str,
     systemd: bool,
-    heartbeat_timeout: &'static str,
+    heartbeat_timeout_seconds: u64,
 }
 
 impl Setting {
@@ -92,7 +94,7 @@ impl Setting {
         Self {
             action,
             systemd: false,
-            heartbeat_timeout: "20s",
+            heartbeat_timeout_seconds: HEARTBEAT_TIMEOUT_SECONDS,
         }
     }
 }
@@ -100,7 +102,7 @@ impl Setting {
 fn sections(port: &str, setting: Setting) -> String {
     let Setting {
         action,
-        heartbeat_timeout,
+        heartbeat_timeout_seconds,
         ..
     } = setting;
     format!(
@@ -110,7 +112,7 @@ alert_log = "/run/alert.log"
 
 [heartbeat]
 interval = "500ms"
-timeout = "{heartbeat_timeout}"
+timeout = "{heartbeat_timeout_seconds}s"
 
 [[heartbeat.path]]
 name = "interconnect"
@@ -125,8 +127,8 @@ kind = "witness"
 
 [arbiter]
 url = "http://10.0.2.2:{port}"
-lease = "15s"
-timeout = "4s"
+lease = "{LEASE_SECONDS}s"
+timeout = "10s"
 
 [[group]]
 name = "{GROUP}"
@@ -138,9 +140,9 @@ name = "disk"
 mirror = "md1"
 attach = "kernel"
 mount = "/mnt"
-start_timeout = "5m"
-stop_timeout = "2m"
-fsck_timeout = "2m"
+start_timeout = "10m"
+stop_timeout = "5m"
+fsck_timeout = "10m"
 unmount_interval = "500ms"
 "#
     )
@@ -288,7 +290,7 @@ pub fn systemd_brings_back_what_is_killed_and_shuts_a_server_down() -> Result<()
         action: "stop-service-and-shutdown",
         systemd: true,
         // An agent that comes back in time is what it is about.
-        heartbeat_timeout: "90s",
+        heartbeat_timeout_seconds: 90,
     })?;
     let servers = &cluster.servers;
     servers.kill_mirrord_at_work(First)?;
@@ -376,10 +378,10 @@ pub fn a_wall_clock_that_is_stepped_is_noticed_by_nobody() -> Result<()> {
              test $(((is - was) / 3600)) -ne 0"
         );
         machine.run(&step)?;
-        // Longer than the lease and the time-out of the heartbeat, 20 s.
+        let long_enough = LEASE_SECONDS.max(HEARTBEAT_TIMEOUT_SECONDS) + 5;
         let since = machine.run("cut -d. -f1 /proc/uptime")?;
         let later = format!(
-            "test $(cut -d. -f1 /proc/uptime) -ge $(({} + 25))",
+            "test $(cut -d. -f1 /proc/uptime) -ge $(({} + {long_enough}))",
             since.trim()
         );
         machine.until("the end of every time-out", &later)?;

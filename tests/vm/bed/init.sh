@@ -68,6 +68,8 @@ for program in mirrord mirror-agent; do
 [Service]
 StandardOutput=append:/run/$program.log
 StandardError=inherit
+# Of which emulated processors may need any.
+TimeoutStartSec=infinity
 END
 done
 cat >/etc/systemd/system/bed.service <<END

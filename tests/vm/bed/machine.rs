@@ -22,7 +22,7 @@ use super::qmp::Qmp;
 use super::volatile_disk::Loss;
 
 /// Lines of the console that an error carries.
-const CONSOLE_LINES_SHOWN: usize = 40;
+const CONSOLE_LINES_SHOWN: usize = 80;
 
 /// The two cards of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,7 +162,10 @@ impl Machine {
         let at = |name: &str| self.folder.join(name).display().to_string();
         let mut words: Vec<String> = Vec::new();
         let mut add = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
-        add("-accel", "tcg,thread=multi".into());
+        // Its processors take turns. With a thread each, QEMU before 8.1 may translate code for one while the other
+        // writes it: where the kernel patches itself, that one runs into a breakpoint of which nobody knows any more,
+        // and the kernel panics. Mostly that is at boot, and the more often the busier the host is.
+        add("-accel", "tcg,thread=single".into());
         add("-cpu", "max".into());
         add("-smp", "2".into());
         add("-m", self.memory_mib.to_string());
