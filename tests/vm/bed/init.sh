@@ -61,8 +61,9 @@ echo 300 >/proc/sys/kernel/hung_task_timeout_secs
 grep -q bed.systemd /proc/cmdline || serve_port
 
 echo 6d6972726f720000000000000000beda >/etc/machine-id
+# Where units look for programs.
+ln -sf /tools/bin/* /bin/
 for program in mirrord mirror-agent; do
-    ln -s "/tools/bin/$program" "/bin/$program"
     mkdir -p "/etc/systemd/system/$program.service.d"
     cat >"/etc/systemd/system/$program.service.d/bed.conf" <<END
 [Service]
