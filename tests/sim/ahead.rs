@@ -244,6 +244,32 @@ fn a_primary_that_leaves_with_what_the_peer_lacks_is_not_taken_for_its_equal() {
     world.end_well();
 }
 
+/// Whatever it answered last, only the peer that served has it, and that one has a generation of its own.
+#[test]
+fn a_primary_without_its_disk_leaves_with_no_history_of_its_own() {
+    let mut world = pair(Mode::Async);
+    world.nodes[1].hangs = true;
+    world.write(0, 0..8);
+    world.nodes[0].fail_next_write = true;
+    world.submit(0, Asked::write(40..44));
+    world.until("the peer serves", |world| {
+        world.nodes[1].has_noticed("peer-disk-failed")
+    });
+    world.run_for(MOMENT_MS);
+    world.crash(1, Crash::PowerLoss);
+    world.until("node 0 misses its peer", |world| {
+        world.nodes[0].has_noticed("peer-lost")
+    });
+    let demoted = world.command(0, Command::Demote);
+    assert!(matches!(demoted, Some(Ok(_))), "{demoted:?}");
+    world.crash(0, Crash::Kill);
+    world.nodes[1].hangs = false;
+    world.start(0);
+    world.start(1);
+    world.until("both are in sync again", |world| world.is_settled());
+    world.end_well();
+}
+
 #[test]
 fn an_answer_that_waits_for_the_line_to_be_cut_waits_for_the_word_about_the_peer() {
     let mut world = pair(Mode::Async);

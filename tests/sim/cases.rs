@@ -165,6 +165,29 @@ fn a_kernel_device_is_gone_on_with_unless_the_other_side_was_primary_meanwhile()
     }
 }
 
+/// It has heard of the later epoch, and its record says that it was primary.
+#[test]
+fn a_primary_that_died_is_not_reinstated_in_the_epoch_of_the_other_side() {
+    let mut world = pair(4);
+    world.write(0, 0..8);
+    world.crash(0, Crash::Kill);
+    world.until("the loss", |world| !world.is_connected(1));
+    world.promote(1, true, false).expect("the peer is down");
+    world.write(1, 4..12);
+    world.start(0);
+    world.until("it is told to be the target", |world| {
+        world.nodes[0].has_noticed("resync-started")
+    });
+    world.crash(0, Crash::Kill);
+    world.crash(1, Crash::Kill);
+    world.start(0);
+    world.start(1);
+    world.until("both are in sync", |world| world.is_settled());
+    let refusal = reinstate(&mut world).expect_err("the other side was primary since");
+    assert_eq!(refusal.rule, NOT_REINSTATED);
+    world.end_well();
+}
+
 /// The primary crashes while a write to that part of its metadata is under way.
 fn check_crash_during(region: Region, mut bring_about: impl FnMut(&mut World)) {
     for fate in FATES {

@@ -3,10 +3,11 @@
 
 use mirror_core::request::{Answer, Failure};
 use mirror_core::units::RequestId;
-use mirror_core::volume::config::LeaseCheck;
+use mirror_core::volume::config::{LeaseCheck, PeerLoss};
 use mirror_core::volume::event::{Command, Grant};
-use mirror_core::wire::message::{DiskState, Mode, Role};
+use mirror_core::wire::message::{DiskState, Message, Mode, Role};
 use mirror_tests::sim::client::Asked;
+use mirror_tests::sim::disk::Crash;
 use mirror_tests::sim::network::{NodeIndex, other};
 use mirror_tests::sim::run::{Kind, run_seed};
 use mirror_tests::sim::settings::Settings;
@@ -17,6 +18,8 @@ const FIXED: std::ops::Range<u64> = 0..150;
 const FIXED_AHEAD: std::ops::Range<u64> = 0..75;
 /// Longer than a lease and every word of a peer.
 const LONG_MS: u64 = 4_000;
+/// Long enough for whatever needs nobody else.
+const MOMENT_MS: u64 = 20;
 
 /// Two nodes in sync under an arbiter, and the one that serves.
 fn pair(seed: u64, check: LeaseCheck) -> (World, NodeIndex) {
@@ -116,6 +119,76 @@ fn sleep_through(seed: u64, check: LeaseCheck, stops_clock: bool) {
         stops_clock || early.iter().all(failed),
         "{check:?} answers after it slept"
     );
+    world.end_well();
+}
+
+/// The peer has recorded that it is inconsistent, and nobody knows how long a resync takes.
+#[test]
+fn what_waited_for_proof_when_the_line_was_cut_does_not_wait_for_a_resync() {
+    let mut settings = Settings::arbitrated(LeaseCheck::RoundTrip);
+    settings.mode = Mode::Semisync;
+    settings.peer_loss = PeerLoss::Hold;
+    let (mut world, node) = World::arbitrated_pair(9, settings);
+    let peer = other(node);
+    world.arbiter.up = false;
+    world.network.hold = Some(Box::new(|_, message: &Message| {
+        matches!(message, Message::Ack { .. } | Message::Confirmed { .. })
+    }));
+    world.run_for(LONG_MS);
+    let id = world.submit(node, Asked::write(0..4));
+    world.run_for(MOMENT_MS);
+    assert_eq!(answered(&world, id), None, "nobody has proved the lease");
+    world.network.hold = Some(Box::new(|_, message: &Message| {
+        matches!(message, Message::ResyncData { .. })
+    }));
+    world.cut(&[0, 1], None);
+    world.until("the loss is noticed", |world| {
+        !world.is_connected(node) && !world.is_connected(peer)
+    });
+    world.heal();
+    world.until("the resync runs", |world| {
+        world
+            .status(node)
+            .is_some_and(|status| status.sync.is_some())
+    });
+    let now_us = world.arbiter_us();
+    world.arbiter.restart(now_us);
+    world.until("the answer", |world| answered(world, id).is_some());
+    assert_eq!(answered(&world, id), Some(Answer::Done));
+    let status = world.status(node).expect("it runs");
+    assert!(status.sync.is_some() && status.peer_outdated);
+    world.network.hold = None;
+    world.end_well();
+}
+
+/// It goes on with its gate shut, and nobody else can say what its peer lacks.
+#[test]
+fn an_async_primary_that_died_knows_of_its_tail_when_it_is_reinstated_alone() {
+    let mut settings = Settings::arbitrated(LeaseCheck::Clock);
+    settings.mode = Mode::Async;
+    let (mut world, node) = World::arbitrated_pair(10, settings);
+    world.network.hold = Some(Box::new(move |from, message: &Message| {
+        from == node && matches!(message, Message::Write { .. })
+    }));
+    world.write(node, 0..4);
+    let tag = world.read(node, 2);
+    world.arbiter.up = false;
+    world.cut(&[0, 1], None);
+    world.crash(node, Crash::Kill);
+    world.network.hold = None;
+    world.start(node);
+    done(&mut world, node, Command::Reinstate { alone: true });
+    let lag = world.status(node).map(|status| status.lag_bytes);
+    assert!(lag >= Some(4 * 4096), "{lag:?}");
+    done(&mut world, node, Command::Demote);
+    world.heal();
+    let now_us = world.arbiter_us();
+    world.arbiter.restart(now_us);
+    world.until("they are in sync and one serves", |world| {
+        world.serving().is_some() && world.is_settled()
+    });
+    let serving = world.serving().expect("one serves");
+    assert_eq!(world.read(serving, 2), tag);
     world.end_well();
 }
 

@@ -94,18 +94,16 @@ impl Volume {
         }
         self.alone.durable = true;
         self.backlog.note_alone(self.now.monotonic_ms);
-        if self.on_behind_recorded() {
-            self.release_held();
-            self.unpark();
-            return;
+        // A peer that is being copied to has been told of already.
+        if !self.on_behind_recorded() && !self.has_follower() {
+            self.report(Notice::warning(
+                "went-alone",
+                format!(
+                    "answering without {}: it is outdated from generation {} on",
+                    self.config.peer_name, self.superblock.generations.current
+                ),
+            ));
         }
-        self.report(Notice::warning(
-            "went-alone",
-            format!(
-                "answering without {}: it is outdated from generation {} on",
-                self.config.peer_name, self.superblock.generations.current
-            ),
-        ));
         self.release_held();
         self.unpark();
     }
@@ -335,10 +333,18 @@ impl Volume {
     }
 
     /// A primary that leaves while the peer lacks what was answered says so of itself: it has a history of its
-    /// own, and no handshake may take the two for equal (D10).
+    /// own, and no handshake may take the two for equal (D10). Without its disk it has nothing of its own.
     pub(super) fn own_tail(&mut self) {
-        if self.backlog.is_behind() && !self.is_replicating() && !self.alone.durable {
+        let has_tail = self.backlog.is_behind() && self.disk_usable();
+        if has_tail && !self.is_replicating() && !self.alone.durable {
             self.go_alone();
+        }
+    }
+
+    /// What this side answered before it died, the peer may lack, and where answers run ahead nobody knows more.
+    pub(super) fn note_old_tail(&mut self) {
+        if self.runs_ahead() {
+            self.backlog.note_alone(self.now.monotonic_ms);
         }
     }
 

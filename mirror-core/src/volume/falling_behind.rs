@@ -62,9 +62,10 @@ impl Volume {
         self.begin_walk(Stage::Starting, self.superblock.peer.full_sync);
     }
 
-    /// The peer of a walk that begins has recorded that it is inconsistent.
+    /// The peer of a walk that begins has recorded that it is inconsistent. Answers that the last line was cut
+    /// under need not wait for the end of the walk either.
     pub(super) fn on_peer_inconsistent(&mut self) {
-        if self.backlog.degrading {
+        if self.backlog.degrading || self.requests.has_overtaken() {
             self.record_behind();
         }
     }

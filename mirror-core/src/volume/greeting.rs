@@ -307,6 +307,10 @@ impl Volume {
         let peer_epoch = self.link().map_or(Epoch(0), |link| link.peer_epoch);
         self.peering.peer_seen = true;
         self.superblock.flags.doubtful = false;
+        if peer_epoch > self.superblock.epoch && self.role != Role::Primary {
+            // It was primary of an earlier epoch when it died. The next run would take it for the primary of this one.
+            self.superblock.flags.primary = false;
+        }
         self.superblock.epoch = self.superblock.epoch.max(peer_epoch);
         self.superblock.peer.node = hello.node;
         self.superblock.peer.incarnation = hello.incarnation;

@@ -518,6 +518,9 @@ impl Volume {
         self.role = Role::Primary;
         self.serving = true;
         self.end_alone();
+        if self.reinstatable.is_some() && !self.link_ready() && !self.bitmap.is_clean() {
+            self.note_old_tail();
+        }
         self.fx.push(Effect::Serve { serving: true });
         let tail = match self.config.mode {
             Mode::Async if !self.link_ready() => format!(

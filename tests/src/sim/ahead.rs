@@ -182,6 +182,8 @@ impl World {
         let disk = &self.nodes[node].data;
         let tail = self.truths[line].tail(|unit| disk.current(unit), excused);
         self.truths[line].give_up(&tail.lost);
-        self.fall = None;
+        if self.last_served != Some(node) {
+            self.fall = None;
+        }
     }
 }

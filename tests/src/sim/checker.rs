@@ -423,15 +423,19 @@ impl World {
         self.last_served = Some(node);
     }
 
-    /// A promotion makes the kernel device anew; a reinstatement goes on with the one of before.
+    /// A promotion makes the kernel device anew; a reinstatement goes on with the one of the same epoch.
     fn begin_device(&mut self, node: NodeIndex) {
         let reinstated = self
             .outstanding
             .values()
             .any(|(at, command)| *at == node && matches!(command, Command::Reinstate { .. }));
+        let epoch = self.nodes[node].durable().map(|view| view.superblock.epoch);
+        // A device carries the epoch that it was made in, and the kernel compares it.
+        let found = epoch.is_some() && self.nodes[node].device == epoch;
         let kept = self.settings.mutation == Some(Mutation::KeepDevice);
-        self.nodes[node].goes_on = reinstated || kept;
+        self.nodes[node].goes_on = (reinstated && found) || kept;
         if !self.nodes[node].goes_on {
+            self.nodes[node].device = epoch;
             self.nodes[node].overtaken = false;
             self.nodes[other(node)].overtaken = true;
         } else if !self.has_arbiter() {
@@ -512,6 +516,7 @@ impl World {
             node.cache_lost = lost;
             node.superseded = false;
         }
+        self.fall = None;
     }
 
     /// A disk lost its cache. If it was the only one with the newest data, so did the mirror.

@@ -1,6 +1,6 @@
 //! One node: its disks always, its volume only while it runs.
 
-use mirror_core::units::Uuid;
+use mirror_core::units::{Epoch, Uuid};
 use mirror_core::volume::Volume;
 use mirror_core::volume::config::VolumeConfig;
 
@@ -28,6 +28,8 @@ pub struct SimNode {
     pub broken: Order,
     /// Clients are let in.
     pub serving: bool,
+    /// The epoch in which its kernel device was made.
+    pub device: Option<Epoch>,
     /// It serves for the kernel device of before its crash, whose page cache is of then.
     pub goes_on: bool,
     /// It goes on under an arbiter with data of the past, and has answered nothing yet: it never may.
@@ -81,6 +83,7 @@ impl SimNode {
             cache_lost: 0,
             broken: 0,
             serving: false,
+            device: None,
             goes_on: false,
             unproven: false,
             overtaken: false,

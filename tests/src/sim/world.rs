@@ -11,7 +11,7 @@ use mirror_core::volume::config::Seed;
 use mirror_core::volume::effect::Effect;
 use mirror_core::volume::event::{Command, Event, TICK_MS};
 use mirror_core::volume::refusal::Refusal;
-use mirror_core::wire::message::Envelope;
+use mirror_core::wire::message::{Envelope, Role};
 
 use crate::random::Random;
 use crate::sim::ahead::{Fall, Travelling};
@@ -499,7 +499,9 @@ impl World {
         if !self.nodes[node].is_up() {
             return;
         }
-        if self.nodes[node].serving {
+        // One that is being demoted lets nobody in, and still answers.
+        let status = self.status(node);
+        if status.is_some_and(|status| status.role == Role::Primary) {
             self.note_fall(node);
         }
         self.order += 1;
