@@ -1,7 +1,7 @@
 //! Two mirrors with real disks and sockets in one process: what one side answers is on the other.
 
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,13 +47,9 @@ struct Running {
     requests: mpsc::Sender<Asked>,
 }
 
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
-}
-
 fn pair(encrypted: bool, internal: bool) -> [Node; 2] {
-    let addresses = [free_address(), free_address()];
+    let addresses = local_pair::loopback_addresses().unwrap();
+    let addresses = addresses.map(|address| address.parse().unwrap());
     [0, 1].map(|index| {
         let node = Node {
             index,

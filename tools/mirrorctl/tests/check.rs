@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output};
 
+use local_pair::loopback_addresses;
+
 const CONFIG: &str = r#"
 [cluster]
 name = "test"
@@ -28,7 +30,7 @@ replication = "127.0.0.1:29052"
 [heartbeat]
 [[heartbeat.path]]
 name = "first"
-on = { a = "127.0.0.1:HEARTBEAT", b = "127.0.0.2:HEARTBEAT" }
+on = { a = "HEARTBEAT", b = "127.0.0.2:29053" }
 
 [[partition.resolver]]
 kind = "ping"
@@ -60,7 +62,7 @@ stop = ["FOLDER/mnt/bin/stop"]
 [[group.resource]]
 kind = "probe-port"
 name = "probe"
-tcp = "127.0.0.1:PROBE"
+tcp = "PROBE"
 
 [[monitor]]
 kind = "disk"
@@ -71,19 +73,17 @@ folder = "FOLDER/watched"
 /// A machine on which everything is in its place, but for what a test changes.
 struct Site {
     folder: tempfile::TempDir,
-    heartbeat: u16,
-    probe: u16,
+    heartbeat: String,
+    probe: String,
 }
 
 impl Site {
     fn new() -> Self {
-        let free = |bound: std::io::Result<std::net::SocketAddr>| bound.unwrap().port();
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let [heartbeat, probe] = loopback_addresses().unwrap();
         let site = Self {
             folder: tempfile::tempdir().unwrap(),
-            heartbeat: free(udp.local_addr()),
-            probe: free(tcp.local_addr()),
+            heartbeat,
+            probe,
         };
         for program in ["stop", "app"] {
             site.write(program, 0o755);
@@ -110,8 +110,8 @@ impl Site {
     fn write_config(&self, change: impl FnOnce(String) -> String) {
         let text = CONFIG
             .replace("FOLDER", self.folder.path().to_str().unwrap())
-            .replace("HEARTBEAT", &self.heartbeat.to_string())
-            .replace("PROBE", &self.probe.to_string());
+            .replace("HEARTBEAT", &self.heartbeat)
+            .replace("PROBE", &self.probe);
         fs::write(self.path("cluster.toml"), change(text)).unwrap();
     }
 
@@ -259,29 +259,29 @@ fn interfaces_and_addresses_must_be_those_of_this_machine() {
         "ip link",
     ]);
     site.write_config(|text| {
-        text.replace("a = \"127.0.0.1:", "a = \"192.0.2.5:")
-            .replace("b = \"127.0.0.2:", "b = \"192.0.2.6:")
+        text.replace(&site.heartbeat, "192.0.2.5:29053")
+            .replace("127.0.0.2:29053", "192.0.2.6:29053")
     });
     site.refused(&[
         "heartbeat.path \"first\"",
         "192.0.2.5 is no address of this machine",
     ]);
     // A floating address comes with the group.
-    site.write_config(|text| text.replace("tcp = \"127.0.0.1:", "tcp = \"192.0.2.100:"));
+    site.write_config(|text| text.replace(&site.probe, "192.0.2.100:80"));
     assert!(site.found()[0].is_empty(), "{:#?}", site.found());
 }
 
 #[test]
 fn ports_are_free_unless_the_agent_runs() {
     let site = Site::new();
-    let heartbeat = UdpSocket::bind(("127.0.0.1", site.heartbeat)).unwrap();
+    let heartbeat = UdpSocket::bind(&site.heartbeat).unwrap();
     site.refused(&[
         "heartbeat.path \"first\"",
         "(UDP) is in use by another program",
         "ss -ulpn",
     ]);
     drop(heartbeat);
-    let probe = TcpListener::bind(("127.0.0.1", site.probe)).unwrap();
+    let probe = TcpListener::bind(&site.probe).unwrap();
     site.refused(&[
         "resource \"probe\"",
         "(TCP) is in use by another program",
