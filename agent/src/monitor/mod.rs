@@ -9,8 +9,8 @@
 //! - A monitor has one probe open at most. One that is not answered in time is a fault, and another one
 //!   for each interval that passes; the next probe waits for the answer, so that probes that hang on a
 //!   dead device never pile up.
-//! - A monitor that rests asks for nothing and does nothing: those of a group unless that group is online here, and
-//!   while suspended all but the one of the agent itself.
+//! - A monitor that rests asks for nothing and does nothing: those of a group unless that group is online here and the
+//!   mirrors under it answer, and while suspended all but the one of the agent itself.
 //! - A pause of this node is no fault of what is watched: what was open across it is asked again.
 //!
 //! `docs/groups.md` has the table.
@@ -63,6 +63,14 @@ pub enum Event {
     GroupGone {
         group: usize,
     },
+    /// A mirror under it holds its answers until its rights, or the fate of its peer, are known: what waits for it
+    /// is no fault, and a restart would wait as well.
+    GroupHeld {
+        group: usize,
+    },
+    GroupReleased {
+        group: usize,
+    },
     Suspend,
     Resume,
     /// Time passed. Expected several times an interval.
@@ -100,17 +108,23 @@ pub enum Effect {
 pub struct Monitors {
     watches: Vec<Watch>,
     /// By group; longer as groups come up.
-    groups_online: Vec<bool>,
+    groups: Vec<GroupState>,
     suspended: bool,
     next_number: u64,
     stepped_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct GroupState {
+    online: bool,
+    held: bool,
 }
 
 impl Monitors {
     pub fn new(configs: Vec<MonitorConfig>) -> Self {
         Self {
             watches: configs.into_iter().map(Watch::new).collect(),
-            groups_online: Vec::new(),
+            groups: Vec::new(),
             suspended: false,
             next_number: 1,
             stepped_ms: None,
@@ -123,7 +137,11 @@ impl Monitors {
 
     pub fn health(&self, monitor: usize) -> Health {
         let watch = &self.watches[monitor];
-        if self.suspended && !watch.config.is_own {
+        let held = watch
+            .config
+            .group
+            .is_some_and(|group| self.group(group).held);
+        if (self.suspended && !watch.config.is_own) || held {
             return Health::Suspend;
         }
         watch.health()
@@ -138,8 +156,10 @@ impl Monitors {
         self.notice_pause(now_ms);
         match event {
             Event::Probed { number, result } => self.on_probed(now_ms, number, result, out),
-            Event::GroupOnline { group } => self.set_online(group, true),
-            Event::GroupGone { group } => self.set_online(group, false),
+            Event::GroupOnline { group } => self.group_mut(group).online = true,
+            Event::GroupGone { group } => self.group_mut(group).online = false,
+            Event::GroupHeld { group } => self.group_mut(group).held = true,
+            Event::GroupReleased { group } => self.group_mut(group).held = false,
             Event::Suspend => self.suspended = true,
             Event::Resume => self.suspended = false,
             Event::Tick => {}
@@ -181,18 +201,26 @@ impl Monitors {
         }
     }
 
-    fn set_online(&mut self, group: usize, online: bool) {
-        if self.groups_online.len() <= group {
-            self.groups_online.resize(group + 1, false);
+    fn group(&self, group: usize) -> GroupState {
+        self.groups.get(group).copied().unwrap_or_default()
+    }
+
+    fn group_mut(&mut self, group: usize) -> &mut GroupState {
+        if self.groups.len() <= group {
+            self.groups.resize(group + 1, GroupState::default());
         }
-        self.groups_online[group] = online;
+        &mut self.groups[group]
     }
 
     fn wake_or_rest(&mut self, now_ms: u64, index: usize) {
+        let config = &self.watches[index].config;
+        let suspended = self.suspended && !config.is_own;
+        let answers = |group| {
+            let GroupState { online, held } = self.group(group);
+            online && !held
+        };
+        let awake = !suspended && config.group.is_none_or(answers);
         let watch = &mut self.watches[index];
-        let is_online = |group: usize| self.groups_online.get(group) == Some(&true);
-        let suspended = self.suspended && !watch.config.is_own;
-        let awake = !suspended && watch.config.group.is_none_or(is_online);
         if awake && !watch.is_awake() {
             watch.wake(now_ms);
         } else if !awake && watch.is_awake() {

@@ -292,6 +292,21 @@ fn while_suspended_nothing_is_asked_and_nothing_done() {
 }
 
 #[test]
+fn what_waits_for_a_mirror_that_holds_its_answers_is_no_fault() {
+    let mut bench = Bench::awake(config());
+    bench.wait(INTERVAL_MS);
+    bench.step(Event::GroupHeld { group: GROUP });
+    bench.wait(60 * INTERVAL_MS);
+    assert_eq!(bench.monitors.health(0), Health::Suspend);
+    // It hung as long as the mirror did, and then ran into its time-out.
+    bench.answer(Err("no answer within 400 ms"));
+    bench.step(Event::GroupReleased { group: GROUP });
+    assert_eq!(bench.said(), []);
+    bench.probe(Err("500"));
+    assert_eq!(bench.said(), [restart()]);
+}
+
+#[test]
 fn the_agent_s_own_monitor_begins_at_once_and_goes_on_while_the_others_are_suspended() {
     let own = MonitorConfig {
         group: None,

@@ -38,6 +38,8 @@ pub(super) struct Control {
     /// The decision to start it without a word from the other must stand this long.
     pub(super) decided: Option<(Cause, u64)>,
     was_online: bool,
+    /// A mirror of it holds its answers.
+    was_held: bool,
     /// It came here by a failover; whether it may go back has been so since.
     pub(super) failback: Option<Failback>,
     /// Of a monitor: taken once it has stopped, or does not stop, and why.
@@ -72,6 +74,7 @@ impl Control {
             moving: None,
             decided: None,
             was_online: false,
+            was_held: false,
             failback: None,
             action_due: None,
             stop_failed_ms: None,
@@ -157,6 +160,24 @@ impl Node {
             monitor::Event::GroupOnline { group }
         } else {
             monitor::Event::GroupGone { group }
+        });
+    }
+
+    /// What monitors would find while a mirror holds its answers tells nothing of what they watch.
+    pub(super) fn note_held(&mut self, group: usize) {
+        let holds = |mirror: usize| {
+            self.mirrors[mirror]
+                .view
+                .is_some_and(|view| view.primary && (view.suspended || view.frozen))
+        };
+        let held = self.group_mirrors(group).into_iter().any(holds);
+        if held == std::mem::replace(&mut self.controls[group].was_held, held) {
+            return;
+        }
+        self.monitor_step(if held {
+            monitor::Event::GroupHeld { group }
+        } else {
+            monitor::Event::GroupReleased { group }
         });
     }
 

@@ -90,6 +90,9 @@ impl Node {
             }
             (None, None) => {}
         }
+        for group in 0..self.controls.len() {
+            self.note_held(group);
+        }
     }
 
     fn tell_changes(&mut self, name: &str, before: MirrorView, view: MirrorView, first: bool) {
