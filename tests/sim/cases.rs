@@ -188,6 +188,31 @@ fn a_primary_that_died_is_not_reinstated_in_the_epoch_of_the_other_side() {
     world.end_well();
 }
 
+/// Without an arbiter each side counts by itself, and both may come to the same epoch.
+#[test]
+fn a_primary_that_died_is_not_reinstated_after_the_other_side_in_an_epoch_of_the_same_number() {
+    let mut world = pair(6);
+    world.write(0, 0..8);
+    world.command(0, Command::Stop).expect("it ends").unwrap();
+    world.crash(0, Crash::Kill);
+    world.until("the loss", |world| !world.is_connected(1));
+    world.promote(1, false, false).expect("the peer left");
+    world.crash(1, Crash::Kill);
+    world.start(0);
+    world.promote(0, false, true).expect("it is forced");
+    world.write(0, 4..12);
+    world.start(1);
+    world.until("both are in sync", |world| world.is_settled());
+    world.command(0, Command::Demote).expect("it ends").unwrap();
+    let epochs = [0, 1].map(|node| world.status(node).map(|status| status.epoch));
+    assert_eq!(epochs[0], epochs[1], "they say nothing");
+    let command = Command::Reinstate { alone: false };
+    let refusal = world.command(1, command).expect("it ends");
+    let refusal = refusal.expect_err("the other side was primary since");
+    assert_eq!(refusal.rule, NOT_REINSTATED);
+    world.end_well();
+}
+
 /// The primary crashes while a write to that part of its metadata is under way.
 fn check_crash_during(region: Region, mut bring_about: impl FnMut(&mut World)) {
     for fate in FATES {

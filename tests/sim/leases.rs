@@ -193,6 +193,25 @@ fn an_async_primary_that_died_knows_of_its_tail_when_it_is_reinstated_alone() {
 }
 
 #[test]
+fn an_async_primary_that_is_superseded_still_says_what_its_peer_lacks() {
+    let mut settings = Settings::arbitrated(LeaseCheck::Clock);
+    settings.mode = Mode::Async;
+    let (mut world, node) = World::arbitrated_pair(11, settings);
+    world.network.hold = Some(Box::new(move |from, message: &Message| {
+        from == node && matches!(message, Message::Write { .. })
+    }));
+    world.write(node, 0..4);
+    let lag = |world: &World| world.status(node).map(|status| status.lag_bytes);
+    assert_eq!(lag(&world), Some(4 * 4096));
+    let epoch = world.status(node).expect("it runs").epoch + 1;
+    world.give(node, Command::EpochSeen { epoch });
+    world.until("it stops", |world| {
+        world.nodes[node].has_noticed("superseded")
+    });
+    assert_eq!(lag(&world), Some(4 * 4096));
+}
+
+#[test]
 fn a_node_that_slept_past_its_lease_answers_nothing() {
     for check in CHECKS {
         for seed in 10..20 {

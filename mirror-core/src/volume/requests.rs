@@ -481,6 +481,8 @@ impl Volume {
 
     /// Every request gets the same answer: this side will not serve any more.
     pub(super) fn fail_all(&mut self, answer: Answer) {
+        // What was answered and leaves the table now is no less behind for that.
+        self.backlog.note_cut();
         self.clear_log_waiters();
         self.requests.parked.clear();
         self.requests.held.clear();

@@ -51,13 +51,19 @@ impl Volume {
         self.record_discard(scope);
         let incarnation = self.incarnation;
         let current = self.superblock.generations.current;
-        let same_line = self.peering.last_hello.as_ref().is_some_and(|hello| {
-            hello.generations.current == current && hello.peer_incarnation_seen == incarnation
-        });
+        let hello = self.peering.last_hello.as_ref();
+        let same_generation = hello.is_some_and(|hello| hello.generations.current == current);
+        let same_line = same_generation
+            && hello.is_some_and(|hello| hello.peer_incarnation_seen == incarnation);
         // A side that restarted may lack what it acknowledged and had not flushed. Once the source
         // has met this run of it, nothing else would say so.
         if !same_line || self.superblock.flags.primary {
             self.superblock.flags.outdated = true;
+        }
+        if !same_generation {
+            // The other side was primary since, whatever its epoch says: without an arbiter two may be alike.
+            self.superblock.flags.primary = false;
+            self.reinstatable = None;
         }
         let pace = self.new_pace();
         self.target = Some(Target {

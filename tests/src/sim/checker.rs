@@ -516,7 +516,6 @@ impl World {
             node.cache_lost = lost;
             node.superseded = false;
         }
-        self.fall = None;
     }
 
     /// A disk lost its cache. If it was the only one with the newest data, so did the mirror.
@@ -635,6 +634,7 @@ impl World {
             let lost = self.excused_before(0);
             self.check_nothing_lost(lost);
             self.forget_tail(0, lost);
+            self.fall = None;
             let line = self.line[0];
             self.truths[line].excuse_unflushed(lost);
         }

@@ -355,6 +355,13 @@ impl SimDisk {
         self.in_flight.values()
     }
 
+    /// The operation is a flush that will fail, and drop what is cached.
+    pub fn is_failing_flush(&self, number: u64) -> bool {
+        self.in_flight.get(&number).is_some_and(|operation| {
+            matches!(operation.task, Task::Flush) && operation.fault.is_some()
+        })
+    }
+
     /// Units of a write in flight.
     pub fn write_in_flight(&self, number: u64) -> Option<std::ops::Range<Unit>> {
         self.in_flight

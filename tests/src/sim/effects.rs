@@ -170,10 +170,7 @@ impl World {
             Task::Write { .. } if std::mem::take(&mut state.full_next_write) => {
                 Some(DiskFault::NoSpace)
             }
-            Task::Flush if std::mem::take(&mut state.fail_next_flush) => {
-                self.on_cache_lost(node);
-                Some(DiskFault::Io)
-            }
+            Task::Flush if std::mem::take(&mut state.fail_next_flush) => Some(DiskFault::Io),
             _ => None,
         };
         self.nodes[node].doomed |= fault.is_some();

@@ -4,7 +4,7 @@
 use mirror_core::layout::geometry::{Geometry, METADATA_BLOCK_BYTES, SUPERBLOCK_OFFSETS};
 
 use mirror_core::volume::config::LeaseCheck;
-use mirror_core::wire::message::DiskState;
+use mirror_core::wire::message::{DiskState, Mode};
 
 use crate::sim::disk::Crash;
 use crate::sim::network::{NodeIndex, other};
@@ -199,7 +199,11 @@ impl World {
 
     /// Damages one superblock copy or one bitmap page of a node that is down.
     fn corrupt_while_down(&mut self, node: NodeIndex) {
-        if self.nodes[node].is_up() {
+        // In async nobody else may have what was flushed here, if the other disk lost its cache.
+        let sole = self.settings.mode == Mode::Async
+            && self.last_served == Some(node)
+            && self.nodes[other(node)].cache_lost > 0;
+        if self.nodes[node].is_up() || sole {
             return;
         }
         let Ok(loaded) = crate::sim::durable::load(self.nodes[node].metadata.image()) else {

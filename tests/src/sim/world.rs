@@ -599,9 +599,13 @@ impl World {
                     self.order += 1;
                     let now = self.order;
                     let written = self.nodes[node].data.write_in_flight(number);
+                    let drops = self.nodes[node].data.is_failing_flush(number);
                     let done = self.nodes[node]
                         .data
                         .complete(number, now, &mut self.random);
+                    if drops {
+                        self.on_cache_lost(node);
+                    }
                     if let Some((io, result)) = done {
                         self.answer_ungated(node, io, &result);
                         if result.is_err() {
