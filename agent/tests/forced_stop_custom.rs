@@ -229,3 +229,28 @@ fn a_cloud_that_is_not_built_in_is_refused_with_what_to_do() {
         assert!(error.to_string().contains("--features aws"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_script_that_others_may_change_is_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("ran");
+    let text = format!("#!/bin/sh\ntouch {}\n", mark.display());
+    let script = write_script(folder.path(), "775", &text);
+    let driver = driver(&script, LONG);
+    let errors = [
+        driver.check(0).await.unwrap_err(),
+        driver.stop(0).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert!(
+            matches!(error, StopError::ScriptExposed { .. }),
+            "{error:?}"
+        );
+        let text = error.to_string();
+        assert!(
+            text.contains("has mode 0775, so others may change it; run `chmod go-w "),
+            "{text}"
+        );
+    }
+    assert!(!mark.exists());
+}

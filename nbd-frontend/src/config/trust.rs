@@ -1,4 +1,4 @@
-//! Who else may read or change a file that a daemon relies on: a key, the configuration, a socket's folder.
+//! Who else may read or change a file that a daemon relies on: a key, the configuration, a program, a socket's folder.
 //!
 //! What the file system says of owners and modes becomes an [`Exposure`] with the command that mends it. A file is
 //! as good as the folders above it: who may write to one of them can put another file in its place. Root relies
@@ -115,8 +115,8 @@ pub fn check_unchanged(path: &Path, metadata: &Metadata) -> Result<(), Exposure>
     check_folders(path)
 }
 
-/// For a folder whose files are the daemon's alone.
-pub fn check_folder(path: &Path) -> io::Result<Result<(), Exposure>> {
+/// As [`check_unchanged`], for what is not opened: a folder whose files are the daemon's alone, a program that it runs.
+pub fn check_path(path: &Path) -> io::Result<Result<(), Exposure>> {
     let metadata = std::fs::metadata(path)?;
     Ok(check_unchanged(path, &metadata))
 }

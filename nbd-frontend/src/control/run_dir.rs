@@ -61,7 +61,7 @@ impl RunDir {
             .create(path)
             .map_err(failed)?;
         // Whoever may write there could put links in the way of lock and sockets.
-        trust::check_folder(path)
+        trust::check_path(path)
             .map_err(failed)?
             .map_err(|exposure| RunDirError::Exposed {
                 path: path.into(),

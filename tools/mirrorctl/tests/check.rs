@@ -204,12 +204,52 @@ fn programs_must_be_there_and_nobody_elses_to_change() {
     site.write("stop", 0o644);
     site.refused(&["forced_stop script", "cannot be executed", "chmod +x"]);
     site.write("stop", 0o777);
-    site.refused(&["forced_stop script", "everybody may change", "chmod o-w"]);
+    site.refused(&[
+        "forced_stop script",
+        "mode 0777",
+        "others may change",
+        "chmod go-w",
+    ]);
+    site.write("stop", 0o775);
+    site.refused(&[
+        "forced_stop script",
+        "mode 0775",
+        "others may change",
+        "chmod go-w",
+    ]);
     site.write("stop", 0o755);
     fs::remove_file(site.path("app")).unwrap();
     site.refused(&["group \"g\" resource \"app\" start", "No such file"]);
     fs::create_dir(site.path("app")).unwrap();
     site.refused(&["group \"g\" resource \"app\" start", "is not a file"]);
+}
+
+#[test]
+fn programs_that_others_own_or_could_replace_are_named_and_not_run() {
+    // Only root relies on owners and on the folders above.
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    const STRANGER: u32 = 65_533;
+    let site = Site::new();
+    let mark = site.path("ran");
+    let script = format!("#!/bin/sh\ntouch {}\n", mark.display());
+    fs::write(site.path("stop"), script).unwrap();
+    std::os::unix::fs::chown(site.path("stop"), Some(STRANGER), None).unwrap();
+    site.refused(&["forced_stop script", "belongs to user 65533", "chown 0"]);
+    let [problems, _] = site.found_with(&[]);
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    assert!(!mark.exists(), "a check ran what is not root's");
+    std::os::unix::fs::chown(site.path("stop"), Some(0), None).unwrap();
+    fs::create_dir(site.path("open")).unwrap();
+    fs::rename(site.path("app"), site.path("open/app")).unwrap();
+    fs::set_permissions(site.path("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    site.write_config(|text| text.replace("/app\"", "/open/app\""));
+    site.refused(&[
+        "group \"g\" resource \"app\" start",
+        "others may replace it",
+        "chmod go-w",
+    ]);
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nbd_frontend::config::trust;
+
 use super::{ScriptFault, Servers, StopError};
 use crate::io::command::{CommandError, Invocation};
 
@@ -43,8 +45,15 @@ impl Custom {
         }
     }
 
-    /// Exit code 0 is yes: in mode `stop` the node is down now, in mode `check` a stop would work.
+    /// Exit code 0 is yes: in mode `stop` the node is down now, in mode `check` a stop would work. A script that others
+    /// may change is not run in either mode, so that the checks tell of it long before it is needed.
     pub async fn run(&self, target: usize, mode: Mode) -> Result<(), StopError> {
+        if let Ok(Err(exposure)) = trust::check_path(&self.script) {
+            return Err(StopError::ScriptExposed {
+                script: self.script.clone(),
+                exposure,
+            });
+        }
         let Servers {
             cluster,
             nodes,

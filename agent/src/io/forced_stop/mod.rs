@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nbd_frontend::config::agent::{ForcedStop, ForcedStopKind};
+use nbd_frontend::config::trust::Exposure;
 
 use crate::fencing::Stopped;
 use crate::io::command::code_text;
@@ -38,6 +39,8 @@ pub enum StopError {
         fault: ScriptFault,
         source: std::io::Error,
     },
+    #[error("the forced stop script {} {exposure}; {}", script.display(), exposure.remedy(script))]
+    ScriptExposed { script: PathBuf, exposure: Exposure },
     #[error(
         "the forced stop script {} ended with {} in mode {mode}{}",
         script.display(),

@@ -2,7 +2,6 @@
 //! and addresses. It only looks; what a group has mounted or holds while it runs here is no finding.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use nbd_frontend::config::agent::{
     AgentConfig, Attach, Filesystem, ForcedStopKind, Fsck, Group, MirrorDisk, MonitorKind,
     ResourceKind,
 };
+use nbd_frontend::config::trust;
 use nix::unistd::{AccessFlags, access};
 
 use super::findings::Findings;
@@ -161,11 +161,11 @@ fn look_at_program(key: &str, program: &Path, findings: &mut Findings) {
             format!("run `chmod +x {shown}`"),
         );
     }
-    if metadata.permissions().mode() & 0o002 != 0 {
+    if let Err(exposure) = trust::check_unchanged(program, &metadata) {
         findings.problem(
             key,
-            format!("everybody may change {shown}, which the agent runs with its own rights"),
-            format!("run `chmod o-w {shown}`"),
+            format!("{shown} {exposure}, and the agent runs it with its own rights"),
+            exposure.remedy(program),
         );
     }
 }
