@@ -2,7 +2,7 @@
 //! else. A value that could not be read is absent here and a problem already.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mirror_core::control::{InitialSync, Mode};
@@ -10,8 +10,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::agent::draft::AgentDraft;
 use super::machine::Machine;
+use super::parts::{Parts, Sieve};
 use super::places::Places;
-use super::problem::{Collector, Located, Problem};
+use super::problem::{Collector, Located};
 use super::section::{
     Complaint, Lines, Section, article, boolean, table, tables, text, wrong_shape,
 };
@@ -19,7 +20,7 @@ use super::value::{address, choice, duration, integer, name, path, value_or};
 use crate::kernel::found::DeviceNumber;
 
 use super::{
-    Config, Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, QueueFull, Side, units,
+    Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, QueueFull, Side, units,
 };
 
 const PEER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6);
@@ -107,8 +108,9 @@ impl DraftMirror {
     }
 }
 
-/// Reads the whole text. Syntax errors are problems too; what could be read is read anyway.
-pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
+/// Reads the whole text. `None` where it is not TOML: of the rest no more than a part is known then, and what it
+/// lacks may only be missing because of that.
+pub(super) fn read(source: &str, problems: &mut Collector) -> Option<Draft> {
     let (table, errors) = DeTable::parse_recoverable(source);
     let lines = Lines(source);
     for error in &errors {
@@ -120,7 +122,7 @@ pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
         );
     }
     if !errors.is_empty() {
-        return Draft::default();
+        return None;
     }
     let mut root = Section::new("", 1, lines, table.get_ref());
     let mut draft = Draft {
@@ -143,7 +145,7 @@ pub(super) fn read(source: &str, problems: &mut Collector) -> Draft {
     }
     draft.agent = AgentDraft::read(&mut root, problems);
     root.refuse_unknown_keys(problems);
-    draft
+    Some(draft)
 }
 
 fn read_cluster(root: &mut Section, lines: Lines, problems: &mut Collector, draft: &mut Draft) {
@@ -429,67 +431,67 @@ fn memory(value: &DeValue, range: [u64; 2], remedy: &'static str) -> Result<u64,
 }
 
 impl Draft {
-    /// The checked configuration; `None` if anything is missing, which a check has reported then.
-    pub(super) fn finish(
-        self,
-        file: &Path,
-        machine: Machine,
-        warnings: Vec<Problem>,
-    ) -> Option<Config> {
-        let names = self.nodes.iter().map(|node| node.value.clone());
-        let nodes: [String; 2] = names.collect::<Vec<_>>().try_into().ok()?;
-        let peer_losses: Vec<_> = self
-            .mirrors
-            .iter()
-            .map(|mirror| self.peer_loss(mirror))
-            .collect();
-        let mirrors = self
-            .mirrors
-            .into_iter()
-            .zip(peer_losses)
-            .map(|(mirror, peer_loss)| finish_mirror(mirror, peer_loss, &nodes))
-            .collect::<Option<_>>()?;
-        let nbd_tls = match self.nbd_tls {
-            None => None,
-            Some(tls) => Some(NbdTls {
-                certificate_file: tls.certificate_file?,
-                key_file: tls.key_file?,
-                client_ca_file: tls.client_ca_file,
-            }),
-        };
-        let agent = match self.agent.heartbeat {
-            None => None,
-            Some(_) => Some(self.agent.finish(&nodes, machine)?),
-        };
-        Some(Config {
-            path: file.into(),
-            cluster: self.cluster?.value,
-            key_file: self.key_file?.value,
-            mirrors,
+    /// All that is whole; what is not, a check has reported.
+    pub(super) fn finish(self, machine: Machine) -> Parts {
+        let mut sieve = Sieve::default();
+        let nodes = sieve.one(self.node_pair());
+        let nbd_tls = self
+            .nbd_tls
+            .as_ref()
+            .and_then(|tls| sieve.one(finish_tls(tls)));
+        let mut parts = Parts {
+            cluster: self.cluster.as_ref().map(|name| name.value.clone()),
+            key_file: self.key_file.as_ref().map(|path| path.value.clone()),
             nbd_tls,
-            agent,
-            nodes,
-            warnings,
-            places: self.places,
-        })
+            ..Parts::default()
+        };
+        if let Some(nodes) = nodes {
+            let mirrors = self.mirrors.iter();
+            parts.mirrors = sieve
+                .all(mirrors.map(|mirror| finish_mirror(mirror, self.peer_loss(mirror), &nodes)));
+            parts.agent = self.agent.finish(&nodes, machine, &mut sieve);
+            parts.nodes = Some(nodes);
+        }
+        parts.left_out = sieve.left_out;
+        parts
+    }
+
+    /// The nodes, if they are two.
+    pub fn node_pair(&self) -> Option<[String; 2]> {
+        match &self.nodes[..] {
+            [first, second] if first.value != second.value => {
+                Some([first.value.clone(), second.value.clone()])
+            }
+            _ => None,
+        }
     }
 }
 
-fn finish_mirror(mirror: DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2]) -> Option<Mirror> {
-    let mut sides = mirror.sides;
-    let mut side = |node: &str| {
-        let position = sides.iter().position(|side| side.node.value == node)?;
-        let side = sides.swap_remove(position);
+fn finish_tls(tls: &DraftNbdTls) -> Option<NbdTls> {
+    Some(NbdTls {
+        certificate_file: tls.certificate_file.clone()?,
+        key_file: tls.key_file.clone()?,
+        client_ca_file: tls.client_ca_file.clone(),
+    })
+}
+
+fn finish_mirror(mirror: &DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2]) -> Option<Mirror> {
+    let side = |node: &str| {
+        let mut sides = mirror.sides.iter();
+        let side = sides.find(|side| side.node.value == node)?;
         Some(Side {
-            data: side.data?.value,
-            metadata: side.metadata?.value,
-            replication: side.replication?.value,
-            device: side.device.map(|device| device.value),
-            nbd: side.nbd.into_iter().map(|export| export.value).collect(),
+            data: side.data.as_ref()?.value.clone(),
+            metadata: side.metadata.as_ref()?.value.clone(),
+            replication: side.replication.as_ref()?.value,
+            device: side.device.as_ref().map(|device| device.value),
+            nbd: side.nbd.iter().map(|export| export.value).collect(),
         })
     };
+    let value_of = |written: &Option<Located<u64>>, default| {
+        written.as_ref().map_or(default, |written| written.value)
+    };
     Some(Mirror {
-        name: mirror.name?.value,
+        name: mirror.name.as_ref()?.value.clone(),
         mode: mirror.mode.value,
         initial_sync: mirror.initial_sync,
         peer_loss,
@@ -497,9 +499,12 @@ fn finish_mirror(mirror: DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2]) 
         peer_timeout: mirror.peer_timeout,
         resync_rate_max: mirror.resync_rate_max,
         buffer_memory: mirror.buffer_memory,
-        queue_size: value_or(mirror.queue_size, QUEUE_SIZE_DEFAULT),
-        queue_full: value_or(mirror.queue_full, QueueFull::Block),
-        bandwidth_max: value_or(mirror.bandwidth_max, 0),
+        queue_size: value_of(&mirror.queue_size, QUEUE_SIZE_DEFAULT),
+        queue_full: mirror
+            .queue_full
+            .as_ref()
+            .map_or(QueueFull::Block, |full| full.value),
+        bandwidth_max: value_of(&mirror.bandwidth_max, 0),
         stop_timeout: mirror.stop_timeout,
         device_timeout: mirror.device_timeout,
         device_connections: mirror.device_connections,

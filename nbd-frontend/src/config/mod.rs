@@ -13,6 +13,7 @@ mod convert;
 mod draft;
 pub mod key;
 mod machine;
+mod parts;
 mod places;
 mod problem;
 mod section;
@@ -36,6 +37,7 @@ use crate::nbd::tls::ServerTls;
 use agent::AgentConfig;
 pub use key::{ClusterKey, KeyError};
 pub use machine::Machine;
+pub use parts::{Examined, Parts};
 pub use places::Places;
 pub use problem::{Located, Problem, Problems};
 pub use tls::NbdTls;
@@ -184,41 +186,43 @@ impl Config {
 
     /// Checks `text` with the defaults that are right on `machine`.
     pub fn parse_for(machine: Machine, path: &Path, text: &str) -> Result<Self, Problems> {
-        let mut problems = problem::Collector::new(path);
-        let draft = draft::read(text, &mut problems);
-        validate::check(&draft, &mut problems);
-        let mut warnings = problem::Collector::new(path);
-        validate::find_weaknesses(&draft, machine, &mut warnings);
-        Problems::none_in(problems.into_vec())?;
-        Ok(draft
-            .finish(path, machine, warnings.into_vec())
+        let found = Self::examine_for(machine, path, text);
+        Problems::none_in(found.problems)?;
+        Ok(found
+            .parts
+            .into_config(path, found.places, found.warnings)
             .expect("a draft without problems is complete"))
+    }
+
+    /// Reads the file at `path` for all that is wrong with it and all that is good.
+    pub fn examine(path: &Path) -> Result<Examined, ConfigError> {
+        let text = read_text(path)?;
+        Ok(Self::examine_for(Machine::of_this_host(), path, &text))
+    }
+
+    fn examine_for(machine: Machine, path: &Path, text: &str) -> Examined {
+        let mut problems = problem::Collector::new(path);
+        let mut warnings = problem::Collector::new(path);
+        // Of a file that is not TOML nothing more is known, so that nothing more is said.
+        let draft = match draft::read(text, &mut problems) {
+            Some(draft) => {
+                validate::check(&draft, &mut problems);
+                validate::find_weaknesses(&draft, machine, &mut warnings);
+                draft
+            }
+            None => draft::Draft::default(),
+        };
+        Examined {
+            problems: problems.into_vec(),
+            warnings: warnings.into_vec(),
+            places: draft.places.clone(),
+            parts: draft.finish(machine),
+        }
     }
 
     /// Which of the two nodes this is: the one named, else the one with the name of the host.
     pub fn node_index(&self, named: Option<&str>) -> Result<usize, ConfigError> {
-        let host;
-        let name = match named {
-            Some(name) => name,
-            None => {
-                host = nix::unistd::gethostname()
-                    .map_err(|errno| ConfigError::HostName(errno.into()))?
-                    .to_string_lossy()
-                    .into_owned();
-                &host
-            }
-        };
-        self.nodes
-            .iter()
-            .position(|node| node == name)
-            .ok_or_else(|| {
-                ConfigError::UnknownNode(Box::new(UnknownNode {
-                    node: name.into(),
-                    from_host_name: named.is_none(),
-                    path: self.path.clone(),
-                    nodes: self.nodes.clone(),
-                }))
-            })
+        node_index(&self.path, &self.nodes, named)
     }
 
     /// Reads the files of `[nbd.tls]`, where it is there.
@@ -230,6 +234,33 @@ impl Config {
     pub fn mirror(&self, name: &str) -> Option<&Mirror> {
         self.mirrors.iter().find(|mirror| mirror.name == name)
     }
+}
+
+/// Which of `nodes`, those of the file at `file`, this is.
+pub fn node_index(
+    file: &Path,
+    nodes: &[String; 2],
+    named: Option<&str>,
+) -> Result<usize, ConfigError> {
+    let host;
+    let name = match named {
+        Some(name) => name,
+        None => {
+            host = nix::unistd::gethostname()
+                .map_err(|errno| ConfigError::HostName(errno.into()))?
+                .to_string_lossy()
+                .into_owned();
+            &host
+        }
+    };
+    nodes.iter().position(|node| node == name).ok_or_else(|| {
+        ConfigError::UnknownNode(Box::new(UnknownNode {
+            node: name.into(),
+            from_host_name: named.is_none(),
+            path: file.into(),
+            nodes: nodes.clone(),
+        }))
+    })
 }
 
 /// Refuses a configuration file that anybody but this user and root may change.

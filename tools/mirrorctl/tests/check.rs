@@ -351,6 +351,48 @@ fn a_kernel_without_the_driver_of_a_disk_is_named() {
 }
 
 #[test]
+fn a_file_with_problems_is_looked_at_as_far_as_it_is_good() {
+    let site = Site::new();
+    fs::remove_file(site.path("stop")).unwrap();
+    fs::remove_dir(site.path("mnt")).unwrap();
+    site.write_config(|text| {
+        text.replace(
+            "name = \"md1\"",
+            "name = \"md1\"\npeer_loss = \"continue\"\npeer_los = 1",
+        )
+        .replace("[heartbeat]", "[heartbeat]\ntime_out = \"90s\"")
+        // A resource and a monitor that cannot be read, beside those that can.
+        .replace("interface = \"lo\"", "interface = 3")
+        .replace("kind = \"disk\"", "kind = \"dis\"")
+    });
+    let [problems, warnings] = site.found();
+    let named = |list: &[String], parts: &[&str]| {
+        let all = |entry: &&String| parts.iter().all(|part| entry.contains(part));
+        assert!(
+            list.iter().any(|entry| all(&entry)),
+            "{parts:?} in {list:#?}"
+        );
+    };
+    named(&problems, &["did you mean \"peer_loss\"?"]);
+    named(&problems, &["heartbeat time_out"]);
+    named(&problems, &["resource \"address\" interface"]);
+    named(&problems, &["monitor \"disk\" kind"]);
+    named(&problems, &["forced_stop script", "stop: No such file"]);
+    named(&problems, &["resource \"disk\" mount", "mkdir -p"]);
+    assert_eq!(problems.len(), 6, "{problems:#?}");
+    named(&warnings, &["peer_loss", "continue"]);
+    // The name of a node that the file does not have is no reason to be silent about the rest.
+    let done = site.run(&["check", "--offline", "--node", "c"]);
+    let out = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{out}");
+    assert!(out.contains("did you mean \"peer_loss\"?"), "{out}");
+    assert!(
+        out.contains("note: this host is none of the nodes"),
+        "{out}"
+    );
+}
+
+#[test]
 fn what_is_missing_on_the_machine_is_shown_with_its_line() {
     let site = Site::new();
     fs::remove_file(site.path("stop")).unwrap();

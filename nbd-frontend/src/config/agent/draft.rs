@@ -11,6 +11,7 @@ use super::monitor::DraftMonitor;
 use super::partition::{DraftHeartbeat, DraftPartition};
 use super::{AgentConfig, delay};
 use crate::config::Machine;
+use crate::config::parts::Sieve;
 use crate::config::problem::{Collector, Located};
 use crate::config::section::{Section, text};
 use crate::config::value::{duration, path, value_or};
@@ -68,27 +69,30 @@ impl AgentDraft {
         self.heartbeat.is_some() && (self.arbiter.is_some() || self.forced_stop.is_some())
     }
 
-    /// The checked settings; `None` if anything is missing, which a check has reported then.
-    pub fn finish(self, nodes: &[String; 2], machine: Machine) -> Option<AgentConfig> {
-        let heartbeat = self.heartbeat?.finish(nodes)?;
-        let forced_stop = match self.forced_stop {
-            None => None,
-            Some(stop) => Some(stop.finish(nodes, &heartbeat)?),
-        };
-        let arbiter = match self.arbiter {
-            None => None,
-            Some(arbiter) => Some(arbiter.finish(machine)?),
-        };
-        let finished = self.groups.iter().map(|group| group.finish(nodes));
-        let groups: Vec<_> = finished.collect::<Option<_>>()?;
-        let finished = self
-            .monitors
-            .iter()
-            .map(|monitor| monitor.finish(nodes, &groups));
-        let monitors = finished.collect::<Option<_>>()?;
+    /// The checked settings, less what is not whole; `None` without heartbeats.
+    pub fn finish(
+        self,
+        nodes: &[String; 2],
+        machine: Machine,
+        sieve: &mut Sieve,
+    ) -> Option<AgentConfig> {
+        let heartbeat = self.heartbeat?.finish(nodes, sieve);
+        let forced_stop = self
+            .forced_stop
+            .and_then(|stop| sieve.one(stop.finish(nodes, &heartbeat)));
+        let arbiter = self
+            .arbiter
+            .and_then(|arbiter| sieve.one(arbiter.finish(machine)));
+        let mut groups = Vec::new();
+        for group in &self.groups {
+            let finished = group.finish(nodes, sieve);
+            groups.extend(sieve.one(finished));
+        }
+        let monitors = self.monitors.iter();
+        let monitors = sieve.all(monitors.map(|monitor| monitor.finish(nodes, &groups)));
         let needed = delay::Sum::of(forced_stop.as_ref(), &heartbeat).total();
         Some(AgentConfig {
-            partition: self.partition.finish(&heartbeat)?,
+            partition: self.partition.finish(&heartbeat, sieve),
             heartbeat,
             forced_stop,
             arbiter,

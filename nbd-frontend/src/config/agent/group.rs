@@ -12,6 +12,7 @@ use super::{
     ResourceKind,
 };
 use crate::config::by_node::ByNode;
+use crate::config::parts::Sieve;
 use crate::config::problem::{Collector, Located};
 use crate::config::section::{Complaint, Section, boolean, text};
 use crate::config::value::{
@@ -172,7 +173,7 @@ impl DraftGroup {
         names.position(|found| found.as_ref().is_some_and(|found| found.value == name))
     }
 
-    pub fn finish(&self, nodes: &[String; 2]) -> Option<Group> {
+    pub fn finish(&self, nodes: &[String; 2], sieve: &mut Sieve) -> Option<Group> {
         let own = match &self.nodes {
             None => vec![0, 1],
             Some(list) => list
@@ -186,6 +187,13 @@ impl DraftGroup {
             .iter()
             .enumerate()
             .map(|(position, resource)| resource.finish(self, position, nodes));
+        let mut resources = sieve.all(resources);
+        if resources.len() < self.resources.len() {
+            // The positions are those of the file, where there are more.
+            for resource in &mut resources {
+                resource.depends_on.clear();
+            }
+        }
         Some(Group {
             name: self.name.as_ref()?.value.clone(),
             nodes: own,
@@ -196,7 +204,7 @@ impl DraftGroup {
             failover_window: self.failover_window,
             failure_reset: (!self.failure_reset.is_zero()).then_some(self.failure_reset),
             final_action: self.final_action,
-            resources: resources.collect::<Option<_>>()?,
+            resources,
         })
     }
 }

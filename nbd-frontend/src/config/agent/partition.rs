@@ -7,6 +7,7 @@ use toml::de::DeValue;
 
 use super::{FinalAction, Heartbeat, HeartbeatPath, Need, Partition, Resolver, ResolverKind};
 use crate::config::by_node::ByNode;
+use crate::config::parts::Sieve;
 use crate::config::problem::{Collector, Located};
 use crate::config::section::{Complaint, Section, text};
 use crate::config::value::{address, choice, duration, ip, name, url, value_or};
@@ -67,18 +68,18 @@ impl DraftHeartbeat {
         })
     }
 
-    pub fn finish(self, nodes: &[String; 2]) -> Option<Heartbeat> {
+    pub fn finish(self, nodes: &[String; 2], sieve: &mut Sieve) -> Heartbeat {
         let finish = |path: DraftPath| {
             Some(HeartbeatPath {
                 name: path.name?.value,
                 addresses: path.on?.in_order(nodes)?,
             })
         };
-        Some(Heartbeat {
+        Heartbeat {
             interval: self.interval.value,
             timeout: self.timeout.value,
-            paths: self.paths.into_iter().map(finish).collect::<Option<_>>()?,
-        })
+            paths: sieve.all(self.paths.into_iter().map(finish)),
+        }
     }
 }
 
@@ -166,7 +167,7 @@ impl DraftPartition {
         partition
     }
 
-    pub fn finish(self, heartbeat: &Heartbeat) -> Option<Partition> {
+    pub fn finish(self, heartbeat: &Heartbeat, sieve: &mut Sieve) -> Partition {
         let finish = |resolver: DraftResolver| {
             Some(Resolver {
                 name: resolver.name?.value,
@@ -175,16 +176,12 @@ impl DraftPartition {
                 timeout: value_or(resolver.timeout, heartbeat.interval),
             })
         };
-        Some(Partition {
-            resolvers: self
-                .resolvers
-                .into_iter()
-                .map(finish)
-                .collect::<Option<_>>()?,
+        Partition {
+            resolvers: sieve.all(self.resolvers.into_iter().map(finish)),
             need: value_or(self.need, Need::Any),
             isolation_timeout: value_or(self.isolation_timeout, ISOLATION_TIMEOUT_DEFAULT),
             action: value_or(self.action, FinalAction::StopService),
-        })
+        }
     }
 }
 

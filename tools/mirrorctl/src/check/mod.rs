@@ -1,13 +1,15 @@
 //! `mirrorctl check`: every problem of the file at once, every choice with a price, and what of both
 //! this machine shows. The file is judged by the parser; where this host is one of the nodes, [`machine`]
-//! looks at it and [`outside`] asks what the agent will rely on elsewhere.
+//! looks at it and [`outside`] asks what the agent will rely on elsewhere. A file with problems is no reason
+//! to say less: what is good of it is looked at all the same.
 
 mod findings;
 mod machine;
 mod outside;
 mod ports;
 
-use nbd_frontend::config::{Config, ConfigError, key};
+use agent::io::forced_stop::Servers;
+use nbd_frontend::config::{Config, Examined, key, node_index};
 
 use crate::arguments::Global;
 use crate::outcome::{Failure, Outcome};
@@ -18,42 +20,57 @@ pub fn run(global: &Global, offline: bool) -> Outcome {
     let mut findings = Findings::new(&global.config);
     let mut startup_delay = None;
     let mut notes = Vec::new();
-    match Config::load(&global.config) {
-        Ok(config) => {
-            let node = this_node(global, &config)?;
-            findings.places = config.places.clone();
-            findings.warnings.extend(config.warnings.iter().cloned());
-            let key = key::load(&config.key_file);
-            if let Err(error) = &key {
-                let remedy = "every node needs the same key";
-                findings.problem("cluster key_file", error.to_string(), remedy);
-            }
-            if let Err(found) = config.load_nbd_tls() {
-                findings.problems.extend(found.into_vec());
-            }
-            if let Some(agent) = &config.agent {
-                match node {
-                    Some(node) => {
-                        machine::look(agent, node, &global.run_dir, &mut findings);
-                        if !offline {
-                            let key = key.as_ref().ok();
-                            outside::look(&config, agent, node, key, &mut findings)?;
-                        }
-                    }
-                    None => notes.push(
-                        "this host is none of the nodes, so that only the file was looked at; say \
-                         which node it is with --node",
-                    ),
-                }
-                startup_delay = Some((
-                    agent.startup_delay_explained(),
-                    agent.startup_delay,
-                    agent.startup_delay_needed,
-                ));
+    let Examined {
+        problems,
+        warnings,
+        places,
+        parts,
+    } = Config::examine(&global.config).map_err(anyhow::Error::from)?;
+    let file_is_good = problems.is_empty();
+    findings.problems = problems;
+    findings.warnings = warnings;
+    findings.places = places;
+    let key = parts.key_file.as_deref().map(key::load);
+    if let Some(Err(error)) = &key {
+        let remedy = "every node needs the same key";
+        findings.problem("cluster key_file", error.to_string(), remedy);
+    }
+    let tls = parts.nbd_tls.as_ref();
+    if let Some(Err(found)) = tls.map(|tls| tls.load(&global.config)) {
+        findings.problems.extend(found.into_vec());
+    }
+    if let Some(nodes) = &parts.nodes {
+        let node = this_node(global, nodes, file_is_good)?;
+        if let (Some(node), Some(agent)) = (node, &parts.agent) {
+            machine::look(agent, node, &global.run_dir, &mut findings);
+            if let Some(cluster) = &parts.cluster
+                && !offline
+            {
+                let key = key.as_ref().and_then(|key| key.as_ref().ok());
+                let servers = Servers {
+                    cluster: cluster.clone(),
+                    nodes: nodes.clone(),
+                    local: node,
+                };
+                outside::look(servers, agent, key, &mut findings)?;
             }
         }
-        Err(ConfigError::Invalid(found)) => findings.problems.extend(found.into_vec()),
-        Err(error) => return Err(anyhow::Error::from(error).into()),
+        if node.is_none() && parts.agent.is_some() {
+            notes.push(
+                "this host is none of the nodes, so that only the file was looked at; say which node \
+                 it is with --node",
+            );
+        }
+    }
+    if let Some(agent) = &parts.agent
+        // The sum of what the file does not say would be wrong.
+        && file_is_good
+    {
+        startup_delay = Some((
+            agent.startup_delay_explained(),
+            agent.startup_delay,
+            agent.startup_delay_needed,
+        ));
     }
     findings.problems.sort_by_key(|problem| problem.line);
     findings.warnings.sort_by_key(|warning| warning.line);
@@ -106,11 +123,17 @@ pub fn run(global: &Global, offline: bool) -> Outcome {
     )))
 }
 
-/// The node that was named, or that has the name of this host. A file may be checked elsewhere, too.
-fn this_node(global: &Global, config: &Config) -> Result<Option<usize>, anyhow::Error> {
-    match (config.node_index(global.node.as_deref()), &global.node) {
-        (Ok(node), _) => Ok(Some(node)),
-        (Err(_), None) => Ok(None),
-        (Err(error), Some(_)) => Err(error.into()),
+/// The node that was named, or that has the name of this host. A file may be checked elsewhere, too; and where it has
+/// problems, a name that it does not have may be one of them.
+fn this_node(
+    global: &Global,
+    nodes: &[String; 2],
+    file_is_good: bool,
+) -> Result<Option<usize>, anyhow::Error> {
+    let named = global.node.as_deref();
+    match node_index(&global.config, nodes, named) {
+        Ok(node) => Ok(Some(node)),
+        Err(error) if named.is_some() && file_is_good => Err(error.into()),
+        Err(_) => Ok(None),
     }
 }

@@ -13,7 +13,7 @@ use agent::io::resource::floating_ip::{FloatingIp, FloatingIpError, Holder, hard
 use nbd_frontend::config::agent::{
     AgentConfig, Arbiter, ForcedStop, ForcedStopKind, Resolver, ResourceKind,
 };
-use nbd_frontend::config::{ClusterKey, Config, trust};
+use nbd_frontend::config::{ClusterKey, trust};
 use tokio::time::timeout;
 
 use super::findings::Findings;
@@ -23,25 +23,25 @@ const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
 /// `key`: the cluster's, where it could be read.
 pub fn look(
-    config: &Config,
+    servers: Servers,
     agent: &AgentConfig,
-    node: usize,
     key: Option<&ClusterKey>,
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let node = servers.local;
     let (stop, arbiter, silent, addresses) = runtime.block_on(async {
         tokio::join!(
-            try_stop(config, agent.forced_stop.as_ref(), node),
-            greet(config, agent.arbiter.as_ref(), node, key),
+            try_stop(&servers, agent.forced_stop.as_ref()),
+            greet(&servers, agent.arbiter.as_ref(), key),
             ask(&agent.partition.resolvers),
             find_holders(agent, node),
         )
     });
     for (key, address, holder) in addresses {
-        report_holder(&key, address, holder, &config.nodes[1 - node], findings);
+        report_holder(&key, address, holder, &servers.nodes[1 - node], findings);
     }
     if let Some(fault) = stop {
         findings.problem(
@@ -68,7 +68,7 @@ pub fn look(
     Ok(())
 }
 
-async fn try_stop(config: &Config, stop: Option<&ForcedStop>, node: usize) -> Option<String> {
+async fn try_stop(servers: &Servers, stop: Option<&ForcedStop>) -> Option<String> {
     let stop = stop?;
     // A script that is not there, or not root's alone, is a finding of its own, and is not run.
     if let ForcedStopKind::Custom { script } = &stop.kind
@@ -76,16 +76,11 @@ async fn try_stop(config: &Config, stop: Option<&ForcedStop>, node: usize) -> Op
     {
         return None;
     }
-    let servers = Servers {
-        cluster: config.cluster.clone(),
-        nodes: config.nodes.clone(),
-        local: node,
-    };
-    let driver = match ForcedStopDriver::new(stop, servers) {
+    let driver = match ForcedStopDriver::new(stop, servers.clone()) {
         Ok(driver) => driver,
         Err(error) => return Some(error.to_string()),
     };
-    match timeout(stop.timeout, driver.check(1 - node)).await {
+    match timeout(stop.timeout, driver.check(1 - servers.local)).await {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
         Err(_) => Some(format!("no answer within {}", shown(stop.timeout))),
@@ -93,17 +88,16 @@ async fn try_stop(config: &Config, stop: Option<&ForcedStop>, node: usize) -> Op
 }
 
 async fn greet(
-    config: &Config,
+    servers: &Servers,
     arbiter: Option<&Arbiter>,
-    node: usize,
     key: Option<&ClusterKey>,
 ) -> Option<String> {
     let (arbiter, key) = (arbiter?, key?);
     let lease_ms = u64::try_from(arbiter.lease.as_millis()).unwrap_or(u64::MAX);
     let client = WitnessClient::new(
         &arbiter.url,
-        &config.cluster,
-        &config.nodes[node],
+        &servers.cluster,
+        &servers.nodes[servers.local],
         key,
         arbiter.timeout.max(GREETING_LIMIT),
         lease_ms,
