@@ -14,7 +14,7 @@ use super::parts::{Parts, Sieve};
 use super::places::Places;
 use super::problem::{Collector, Located};
 use super::section::{
-    Complaint, Lines, Section, article, boolean, table, tables, text, wrong_shape,
+    Complaint, Lines, Section, article, boolean, parse, table, tables, text, wrong_shape,
 };
 use super::value::{address, choice, duration, integer, name, path, value_or};
 use crate::kernel::found::DeviceNumber;
@@ -111,19 +111,8 @@ impl DraftMirror {
 /// Reads the whole text. `None` where it is not TOML: of the rest no more than a part is known then, and what it
 /// lacks may only be missing because of that.
 pub(super) fn read(source: &str, problems: &mut Collector) -> Option<Draft> {
-    let (table, errors) = DeTable::parse_recoverable(source);
+    let table = parse(source, problems)?;
     let lines = Lines(source);
-    for error in &errors {
-        problems.add(
-            error.span().map(|span| lines.at(span.start)),
-            "",
-            format!("this is not TOML: {}", error.message().trim()),
-            "mend the line",
-        );
-    }
-    if !errors.is_empty() {
-        return None;
-    }
     let mut root = Section::new("", 1, lines, table.get_ref());
     let mut draft = Draft {
         places: Places::of(table.get_ref(), lines),

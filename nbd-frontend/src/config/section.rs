@@ -38,6 +38,23 @@ impl Lines<'_> {
     }
 }
 
+/// The text as TOML. Where it is none, the first error alone is a problem: what the parser made of the rest is not what its
+/// author meant, and what is missing from that, or doubled, may only follow from the error.
+pub(super) fn parse<'i>(source: &'i str, problems: &mut Collector) -> Option<Spanned<DeTable<'i>>> {
+    let (table, errors) = DeTable::parse_recoverable(source);
+    let start = |error: &toml::de::Error| error.span().map(|span| span.start);
+    let Some(error) = errors.iter().min_by_key(|error| start(error)) else {
+        return Some(table);
+    };
+    problems.add(
+        start(error).map(|start| Lines(source).at(start)),
+        "",
+        format!("this is not TOML: {}", error.message().trim()),
+        "mend the line, and check again: the rest is not looked at before",
+    );
+    None
+}
+
 /// One table under the name that problems give it, for example `mirror "md1"`.
 #[derive(Debug)]
 pub(super) struct Section<'a, 'i> {
@@ -285,16 +302,19 @@ pub(super) fn wrong_shape(
 /// "did you mean …" where something is near, else what there is.
 pub(super) fn nearest_of<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
     let known: Vec<_> = known.collect();
-    let nearest = known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
-        .min();
-    match nearest {
-        Some((distance, candidate)) if distance <= 1 + name.len() / 3 => {
-            format!("did you mean {candidate:?}?")
-        }
-        _ => format!("known here: {}", known.join(", ")),
+    match near(name, &known) {
+        Some(candidate) => format!("did you mean {candidate:?}?"),
+        None => format!("known here: {}", known.join(", ")),
     }
+}
+
+/// What `name` may be a slip of.
+pub(super) fn near<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    let distances = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate));
+    let (distance, candidate) = distances.min()?;
+    (distance <= 1 + name.len() / 3).then_some(candidate)
 }
 
 /// A string, not empty.

@@ -71,6 +71,40 @@ fn a_good_file_is_taken_with_its_defaults() {
 }
 
 #[test]
+fn a_file_that_is_not_toml_has_that_problem_alone() {
+    for (from, to, line) in [
+        ("[cluster]", "[cluster", "cluster.toml:2"),
+        (
+            "mode = \"sync\"",
+            "mode = \"sync\"\nmode = \"sync\"",
+            "cluster.toml:14",
+        ),
+        ("key_file = ", "key_file ", "cluster.toml:4"),
+    ] {
+        let problems = parse(&GOOD.replacen(from, to, 1)).unwrap_err().into_vec();
+        let [problem] = &problems[..] else {
+            panic!("{problems:#?}")
+        };
+        let problem = problem.to_string();
+        assert!(
+            problem.starts_with(&format!("{line}: this is not TOML")),
+            "{problem}"
+        );
+    }
+}
+
+#[test]
+fn nodes_with_one_name_are_the_one_problem_as_long_as_they_have_it() {
+    let text = GOOD.replacen("\"server2\"", "\"server1\"", 1);
+    let problems = parse(&text).unwrap_err().into_vec();
+    let [problem] = &problems[..] else {
+        panic!("{problems:#?}")
+    };
+    assert!(problem.message.contains("is the name of the node on line"));
+    assert!(problem.remedy.contains("give each node its own name"));
+}
+
+#[test]
 fn an_unknown_key_names_its_line_and_the_nearest_one() {
     check(
         "peer_timeout =",

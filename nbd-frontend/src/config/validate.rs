@@ -18,12 +18,18 @@ pub(super) fn check(draft: &Draft, problems: &mut Collector) {
     check_nodes(draft, problems);
     check_mirror_names(draft, problems);
     for mirror in &draft.mirrors {
-        check_sides_are_the_nodes(draft, mirror, problems);
         check_sides_differ(mirror, problems);
         for side in &mirror.sides {
             check_paths(mirror, side, problems);
             check_exports(draft, mirror, side, problems);
         }
+    }
+    // As long as it is not clear which the two nodes are, every name of one would be held against the wrong list.
+    if draft.node_pair().is_none() {
+        return;
+    }
+    for mirror in &draft.mirrors {
+        check_sides_are_the_nodes(draft, mirror, problems);
     }
     for node in &draft.nodes {
         check_addresses(draft, &node.value, problems);
@@ -137,7 +143,7 @@ fn check_nodes(draft: &Draft, problems: &mut Collector) {
                     "{:?} is the name of the node on line {} too",
                     node.value, first.line
                 ),
-                "give each node its own name",
+                "give each node its own name, and check again: the rest of the file goes by them",
             );
         }
     }

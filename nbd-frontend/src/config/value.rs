@@ -8,7 +8,7 @@ use hyper::Uri;
 use toml::de::DeValue;
 
 use super::problem::Located;
-use super::section::{Complaint, article, nearest_of, text};
+use super::section::{Complaint, article, near, text};
 use super::units;
 
 /// Longest name of anything in the file.
@@ -62,6 +62,15 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, Complaint> {
 }
 
 pub(super) fn choice<T: Copy>(value: &DeValue, choices: &[(&str, T)]) -> Result<T, Complaint> {
+    choice_or(value, choices, |_| "write one of these")
+}
+
+/// As [`choice`]; `advice` says what to write instead of a word that is like none of them.
+pub(super) fn choice_or<T: Copy>(
+    value: &DeValue,
+    choices: &[(&str, T)],
+    advice: impl FnOnce(&str) -> &'static str,
+) -> Result<T, Complaint> {
     let text = text(value)?;
     choices
         .iter()
@@ -71,7 +80,10 @@ pub(super) fn choice<T: Copy>(value: &DeValue, choices: &[(&str, T)]) -> Result<
             let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
             Complaint::new(
                 format!("{text:?} is none of {}", names.join(", ")),
-                nearest_of(text, names.into_iter()),
+                match near(text, &names) {
+                    Some(name) => format!("did you mean {name:?}?"),
+                    None => advice(text).into(),
+                },
             )
         })
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::problem::Collector;
-use super::section::{Lines, Section, text};
+use super::section::{Lines, Section, parse, text};
 use super::value::{address, name, path};
 use super::{ConfigError, Located, Problems, read_text, refuse_exposed};
 
@@ -58,23 +58,10 @@ impl WitnessConfig {
 
 /// What could be read; worth nothing if there are problems.
 fn read(source: &str, problems: &mut Collector) -> WitnessConfig {
-    let (table, errors) = DeTable::parse_recoverable(source);
-    let lines = Lines(source);
-    for error in &errors {
-        problems.add(
-            error.span().map(|span| lines.at(span.start)),
-            "",
-            format!("this is not TOML: {}", error.message().trim()),
-            "mend the line",
-        );
-    }
-    // What the parser made of a broken line is not what its author meant.
+    let parsed = parse(source, problems);
     let nothing = DeTable::new();
-    let table = match &errors[..] {
-        [] => table.get_ref(),
-        _ => &nothing,
-    };
-    let mut root = Section::new("", 1, lines, table);
+    let table = parsed.as_ref().map_or(&nothing, |table| table.get_ref());
+    let mut root = Section::new("", 1, Lines(source), table);
     let listen = root.optional("listen", problems, |value| address(text(value)?));
     let state_file = root.optional("state_file", problems, path);
     let mut clusters: Vec<(Located<String>, PathBuf)> = Vec::new();
@@ -99,7 +86,7 @@ fn read(source: &str, problems: &mut Collector) -> WitnessConfig {
         }
         section.refuse_unknown_keys(problems);
     }
-    if none && errors.is_empty() {
+    if none && parsed.is_some() {
         problems.add(
             None,
             "cluster",

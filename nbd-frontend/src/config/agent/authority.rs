@@ -11,7 +11,7 @@ use crate::config::Machine;
 use crate::config::by_node::{ByNode, Entry};
 use crate::config::problem::{Collector, Located};
 use crate::config::section::{Section, article, boolean, text};
-use crate::config::value::{choice, duration, instance, integer, path, url, value_or};
+use crate::config::value::{choice, choice_or, duration, instance, integer, path, url, value_or};
 
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
@@ -71,7 +71,10 @@ impl DraftForcedStop {
         let mut section = root.section("forced_stop", "[forced_stop]", problems)?;
         let line = section.line;
         let kind = section.required("kind", "\"custom\"", problems, |value| {
-            choice(value, &[("custom", "custom"), ("aws", "aws")])
+            choice_or(value, &[("custom", "custom"), ("aws", "aws")], |_| {
+                "for every other way to stop a node, write kind = \"custom\" and a script that takes it \
+                 (docs/forced-stop.md has its contract)"
+            })
         });
         let timeout = section.optional("timeout", problems, |value| {
             duration(value, STOP_TIMEOUT_RANGE)

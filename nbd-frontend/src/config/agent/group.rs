@@ -16,8 +16,8 @@ use crate::config::parts::Sieve;
 use crate::config::problem::{Collector, Located};
 use crate::config::section::{Complaint, Section, boolean, text};
 use crate::config::value::{
-    address, choice, command, duration, integer, interface, ip_with_prefix, name, path, unit,
-    value_or,
+    address, choice, choice_or, command, duration, integer, interface, ip_with_prefix, name, path,
+    unit, value_or,
 };
 
 const FAILOVERS_DEFAULT: u32 = 3;
@@ -219,7 +219,7 @@ impl DraftResource {
                 "systemd",
                 "probe-port",
             ];
-            choice(value, &kinds.map(|kind| (kind, kind)))
+            choice_or(value, &kinds.map(|kind| (kind, kind)), other_name)
         });
         let timeout = |value: &DeValue| duration(value, ACTION_TIMEOUT_RANGE);
         let start_retries = section.optional("start_retries", problems, |value| {
@@ -266,6 +266,25 @@ impl DraftResource {
             },
             start_retries: self.start_retries,
         })
+    }
+}
+
+/// What others call the kinds of resources.
+fn other_name(kind: &str) -> &'static str {
+    match kind {
+        "virtual-ip" | "vip" | "fip" | "ip" | "ip-address" | "IPaddr2" => {
+            "write \"floating-ip\" for an address that moves with the group"
+        }
+        "disk" | "mirror" | "md" | "volume" | "filesystem" | "mount" => {
+            "write \"mirror-disk\" for a mirror and the file system on it"
+        }
+        "service" | "unit" => "write \"systemd\" for a unit of systemd",
+        "script" | "command" | "process" | "program" => {
+            "write \"exec\" for commands that start and stop something"
+        }
+        _ => {
+            "write one of these; \"exec\", with a command to start and one to stop, is for all else"
+        }
     }
 }
 

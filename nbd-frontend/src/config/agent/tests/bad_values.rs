@@ -85,10 +85,32 @@ fn unknown_kinds_name_the_nearest_one_and_nothing_else() {
         let text = problem.to_string();
         assert!(text.contains(&format!("did you mean {near:?}?")), "{text}");
     }
-    refused(
-        STOP,
-        "kind = \"ipmi\"",
-        &["\"ipmi\" is none of custom, aws"],
+    for kind in ["ipmi", "azure"] {
+        let parts = [
+            &format!("{kind:?} is none of custom, aws; ")[..],
+            "write kind = \"custom\" and a script",
+            "docs/forced-stop.md",
+        ];
+        refused(STOP, &format!("kind = {kind:?}"), &parts);
+    }
+    for (kind, other) in [
+        ("virtual-ip", "write \"floating-ip\""),
+        ("filesystem", "write \"mirror-disk\""),
+        ("service", "write \"systemd\""),
+        ("script", "write \"exec\""),
+        ("database", "\"exec\", with a command to start"),
+    ] {
+        let none = format!("{kind:?} is none of mirror-disk, floating-ip, ");
+        refused(
+            "kind = \"floating-ip\"",
+            &format!("kind = {kind:?}"),
+            &[&none, other],
+        );
+    }
+    refused_below(
+        DISK,
+        "fsck = \"perhaps\"",
+        &["is none of always, auto, never; write one of these"],
     );
     refused(PING, "kind = 3", &["an integer, not a string"]);
 }
