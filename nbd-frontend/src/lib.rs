@@ -1,6 +1,7 @@
 //! What stands between clients and the engine on one node: the configuration, the NBD server, the
 //! control API and the `mirrord` daemon that ties them together.
 
+pub mod chain;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]

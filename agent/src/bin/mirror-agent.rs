@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use agent::io::driver::{self, Options};
 use agent::io::final_action::Machine;
 use clap::Parser;
+use nbd_frontend::chain;
 use nbd_frontend::config::{PATH_DEFAULT, RUN_DIR_DEFAULT};
 use nbd_frontend::daemon::log;
 
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
     match driver::run(&options, machine) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mirror-agent: {error:#}");
+            eprintln!("mirror-agent: {}", chain::text(error.as_ref()));
             ExitCode::FAILURE
         }
     }

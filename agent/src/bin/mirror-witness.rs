@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use agent::io::witness::{self, Options, PATH_DEFAULT};
 use clap::{Parser, Subcommand};
+use nbd_frontend::chain;
 use nbd_frontend::daemon::log;
 
 /// Grant epochs and leases to the nodes of clusters, and record who holds current data.
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mirror-witness: {error:#}");
+            eprintln!("mirror-witness: {}", chain::text(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nbd_frontend::chain;
 use nbd_frontend::config::{PATH_DEFAULT, RUN_DIR_DEFAULT};
 use nbd_frontend::daemon::{self, Options, log};
 
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
     match daemon::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mirrord: {error:#}");
+            eprintln!("mirrord: {}", chain::text(error.as_ref()));
             ExitCode::FAILURE
         }
     }

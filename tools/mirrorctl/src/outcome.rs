@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use mirror_core::control::Refusal;
+use nbd_frontend::chain;
 use nbd_frontend::control::client::ClientError;
 
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -31,7 +32,7 @@ impl Failure {
         };
         let (reason, remedy) = match self {
             Self::Refused(refusal) => (refusal.reason.clone(), Some(refusal.remedy.clone())),
-            Self::Failed(error) | Self::Unreachable(error) => (format!("{error:#}"), None),
+            Self::Failed(error) | Self::Unreachable(error) => (chain::text(error.as_ref()), None),
             Self::TimedOut(reason) => (reason.clone(), None),
         };
         if json {

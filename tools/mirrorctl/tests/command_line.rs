@@ -188,6 +188,15 @@ fn a_daemon_that_breaks_off_is_exit_code_1() {
 #[test]
 fn a_good_file_checks_out() {
     let folder = folder();
+    let path = folder.path().join("cluster.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, "").unwrap();
+    let [address] = local_pair::loopback_addresses().unwrap();
+    let text = text
+        .replace("/nonexistent/a", disk.to_str().unwrap())
+        .replace("127.0.0.1:29051", &address);
+    fs::write(&path, text).unwrap();
     check(folder.path(), &["check"], 0, "stdout", &["no problems"]);
     check(
         folder.path(),
@@ -236,6 +245,30 @@ fn check_prints_every_problem_and_fails() {
         1,
         "stderr",
         &["cannot read", "--config"],
+    );
+    // What the system says of it is said once.
+    let done = run(folder.path(), &["check"]);
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
+}
+
+#[test]
+fn a_log_that_nobody_has_begins_with_what_was_tried_first() {
+    let folder = folder();
+    let done = run(folder.path(), &["log"]);
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    let lines: Vec<_> = said.lines().collect();
+    let [first, second] = lines[..] else {
+        panic!("{said}")
+    };
+    assert!(
+        first.starts_with("mirrorctl: ") && first.contains("agent.sock"),
+        "{said}"
+    );
+    assert!(
+        second.starts_with("mirrorctl: nor is there an alert log to read: "),
+        "{said}"
     );
 }
 

@@ -8,12 +8,13 @@ use std::time::Duration;
 use agent::alert_log::{self, line};
 use agent::console::client::ClientError;
 use agent::control::AlertRecord;
+use nbd_frontend::chain;
 use nbd_frontend::config::Config;
 use nbd_frontend::control::ring::RECORDS_KEPT_MAX;
 
 use super::{QUERY_TIMEOUT_DEFAULT, client};
 use crate::arguments::Global;
-use crate::outcome::Outcome;
+use crate::outcome::{Failure, Outcome};
 
 /// Longest wait of one call; the agent answers at once when something happens.
 const FOLLOW_WAIT: Duration = Duration::from_secs(10);
@@ -24,7 +25,7 @@ pub async fn run(global: &Global, follow: bool, lines: Option<usize>) -> Outcome
     loop {
         let page = match client.alerts(after, Duration::ZERO).await {
             Ok(page) => page,
-            Err(error) => return Err(from_file(global, lines, error)?.into()),
+            Err(error) => return Err(from_file(global, lines, error)?),
         };
         if after == 0 && page.dropped > 0 && lines.is_none() && !global.quiet {
             eprintln!(
@@ -56,9 +57,9 @@ pub async fn run(global: &Global, follow: bool, lines: Option<usize>) -> Outcome
 }
 
 /// Prints the end of the file, and returns what is still wrong: that the agent does not answer.
-fn from_file(global: &Global, lines: Option<usize>, error: ClientError) -> Outcome<ClientError> {
+fn from_file(global: &Global, lines: Option<usize>, error: ClientError) -> Outcome<Failure> {
     if !matches!(error, ClientError::Unreachable { .. }) {
-        return Ok(error);
+        return Ok(error.into());
     }
     match read_file(global, lines) {
         Ok((path, alerts)) => {
@@ -70,9 +71,14 @@ fn from_file(global: &Global, lines: Option<usize>, error: ClientError) -> Outco
             }
             print(global, &alerts)?;
         }
-        Err(reason) => eprintln!("mirrorctl: nor is there an alert log to read: {reason:#}"),
+        Err(reason) => {
+            return Ok(Failure::Unreachable(anyhow::anyhow!(
+                "{error}\nmirrorctl: nor is there an alert log to read: {}",
+                chain::text(reason.as_ref())
+            )));
+        }
     }
-    Ok(error)
+    Ok(error.into())
 }
 
 fn read_file(
