@@ -226,7 +226,12 @@ fn a_cloud_that_is_not_built_in_is_refused_with_what_to_do() {
     let driver = ForcedStopDriver::new(&config(kind, LONG), servers());
     assert_eq!(driver.is_ok(), AWS_BUILT_IN);
     if let Err(error) = driver {
-        assert!(error.to_string().contains("--features aws"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("-p agent -p mirrorctl --features agent/aws"),
+            "{error}"
+        );
     }
 }
 

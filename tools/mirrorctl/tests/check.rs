@@ -432,10 +432,51 @@ fn what_the_agent_relies_on_elsewhere_is_tried() {
         );
     };
     found(&[
-        "forced_stop: ",
+        "forced_stop script: ",
         "ended with exit code 3",
         "check of b: no credentials",
+        "run it by hand",
+        "MIRROR_MODE=check MIRROR_DOWN_SERVER=b MIRROR_LOCAL_SERVER=a MIRROR_CLUSTER=test /",
     ]);
-    found(&["arbiter: ", "cannot be reached", "--offline"]);
+    found(&["arbiter url: ", "cannot be reached", "--offline"]);
+    let done = site.run(&["check", "--node", "a"]);
+    let out = String::from_utf8(done.stdout).unwrap();
+    let text = fs::read_to_string(site.path("cluster.toml")).unwrap();
+    let line = 1 + text
+        .lines()
+        .position(|line| line.starts_with("url"))
+        .unwrap();
+    let place = format!("cluster.toml:{line}: arbiter url: ");
+    assert!(out.contains(&place), "{out}");
     assert_eq!(site.found()[0], [""; 0]);
+}
+
+#[test]
+fn a_build_without_the_cloud_is_named_with_the_command_that_makes_one() {
+    if agent::io::forced_stop::AWS_BUILT_IN {
+        return;
+    }
+    let site = Site::new();
+    site.write_config(|text| {
+        let custom = format!(
+            "kind = \"custom\"\nscript = \"{}\"",
+            site.path("stop").display()
+        );
+        assert!(text.contains(&custom));
+        text.replace(
+            &custom,
+            "kind = \"aws\"\non.a.instance = \"i-0123456789abcdef0\"\non.b.instance = \"i-0fedcba9876543210\"",
+        )
+    });
+    let [problems, _] = site.found_with(&[]);
+    let [problem] = &problems[..] else {
+        panic!("{problems:#?}")
+    };
+    for part in [
+        "forced_stop kind: ",
+        "not in this build of mirrorctl",
+        "-p agent -p mirrorctl --features agent/aws",
+    ] {
+        assert!(problem.contains(part), "{problem}");
+    }
 }

@@ -19,6 +19,10 @@ pub use custom::{Custom, Mode};
 /// Whether `kind = "aws"` works in this build.
 pub const AWS_BUILT_IN: bool = cfg!(feature = "aws");
 
+/// What to do about a program without it. `mirrorctl check` asks EC2 itself, so that both need it.
+pub const AWS_BUILD: &str = "build mirror-agent and mirrorctl with `cargo xtask release`, or with `cargo build --release \
+                             -p agent -p mirrorctl --features agent/aws`";
+
 #[derive(Debug)]
 pub enum ForcedStopDriver {
     Custom(Custom),
@@ -28,10 +32,7 @@ pub enum ForcedStopDriver {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
-    #[error(
-        "kind = \"aws\" of [forced_stop] is not in this build of mirror-agent; build it with \
-         `cargo xtask release`, or `cargo build --release -p agent --features aws`"
-    )]
+    #[error("kind = \"aws\" of [forced_stop] is not in this build of mirror-agent; {AWS_BUILD}")]
     NotBuiltIn,
     #[error("the forced stop script {} cannot be started: {fault}", script.display())]
     Script {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use std::net::IpAddr;
 
 use agent::io::arbiter::WitnessClient;
-use agent::io::forced_stop::{ForcedStopDriver, Servers};
+use agent::io::forced_stop::{AWS_BUILD, AWS_BUILT_IN, ForcedStopDriver, Mode, Servers};
 use agent::io::probe::ResolverProbe;
 use agent::io::resource::floating_ip::{FloatingIp, FloatingIpError, Holder, hardware_text};
 use nbd_frontend::config::agent::{
@@ -43,16 +43,12 @@ pub fn look(
     for (key, address, holder) in addresses {
         report_holder(&key, address, holder, &servers.nodes[1 - node], findings);
     }
-    if let Some(fault) = stop {
-        findings.problem(
-            "forced_stop",
-            format!("a forced stop of the other node would fail: {fault}"),
-            "mend it: without it no group fails over",
-        );
+    if let (Some(fault), Some(stop)) = (stop, &agent.forced_stop) {
+        report_stop(&servers, &stop.kind, fault, findings);
     }
     if let Some(fault) = arbiter {
         findings.problem(
-            "arbiter",
+            "arbiter url",
             fault,
             "without the arbiter no group starts; `mirrorctl check --offline` looks at the file and \
              this machine alone",
@@ -84,6 +80,34 @@ async fn try_stop(servers: &Servers, stop: Option<&ForcedStop>) -> Option<String
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
         Err(_) => Some(format!("no answer within {}", shown(stop.timeout))),
+    }
+}
+
+fn report_stop(servers: &Servers, kind: &ForcedStopKind, fault: String, findings: &mut Findings) {
+    match kind {
+        ForcedStopKind::Custom { script } => findings.problem(
+            "forced_stop script",
+            format!("a forced stop of the other node would fail: {fault}"),
+            format!(
+                "run it by hand until it ends with 0, for without it no group fails over: `cd /; \
+                 MIRROR_MODE={} MIRROR_DOWN_SERVER={} MIRROR_LOCAL_SERVER={} MIRROR_CLUSTER={} {}`",
+                Mode::Check,
+                servers.nodes[1 - servers.local],
+                servers.nodes[servers.local],
+                servers.cluster,
+                script.display()
+            ),
+        ),
+        ForcedStopKind::Aws { .. } if !AWS_BUILT_IN => findings.problem(
+            "forced_stop kind",
+            "\"aws\" is not in this build of mirrorctl, so that the forced stop cannot be tried",
+            AWS_BUILD,
+        ),
+        ForcedStopKind::Aws { .. } => findings.problem(
+            "forced_stop",
+            format!("a forced stop of the other node would fail: {fault}"),
+            "mend it, for without it no group fails over; docs/forced-stop.md has what both nodes need",
+        ),
     }
 }
 
