@@ -43,7 +43,7 @@ pub struct AgentConfig {
 pub struct Heartbeat {
     pub interval: Duration,
     pub timeout: Duration,
-    /// By falling priority, in file order. At least one.
+    /// In file order, which is that of `status`: every beat goes over all of them. At least one.
     pub paths: Vec<HeartbeatPath>,
 }
 
