@@ -64,7 +64,12 @@ impl Places {
                     .as_array()
                     .is_some_and(|entries| entries.iter().any(|entry| entry.get_ref().is_table()));
             let join = if is_section { join } else { ' ' };
-            let title = format!("{title}{join}{}", key.get_ref());
+            let title = if title.ends_with(" on") {
+                // A node, by its name.
+                format!("{title} {:?}", key.get_ref())
+            } else {
+                format!("{title}{join}{}", key.get_ref())
+            };
             self.add(&title, lines.at(key.span().start), value.get_ref(), lines);
         }
     }
@@ -91,6 +96,12 @@ start.on = { a = "x" }
 [[group.resource]]
 name = "app"
 start = ["run"]
+[[mirror]]
+name = "md1"
+[mirror.on.a]
+data = "/dev/x"
+[mirror.on.b]
+data = "/dev/y"
 "#;
 
     #[test]
@@ -106,6 +117,10 @@ start = ["run"]
             ("group \"g\" resource \"disk\" attach", Some(11)),
             ("group \"g\" resource \"app\" start", Some(17)),
             ("forced_stop", Some(7)),
+            ("mirror \"md1\" on \"a\" data", Some(21)),
+            ("mirror \"md1\" on \"b\" data", Some(23)),
+            ("mirror \"md1\" on \"b\" metadata", Some(22)),
+            ("heartbeat.path \"first\" on \"a\"", Some(6)),
             ("nothing of it", None),
         ] {
             assert_eq!(places.line_of(key), line, "{key}");

@@ -19,9 +19,10 @@ name = "b"
 [[mirror]]
 name = "md1"
 [mirror.on.a]
-data = "/nonexistent/a"
-metadata = "internal"
-replication = "127.0.0.1:29051"
+data = "FOLDER/data"
+metadata = "FOLDER/metadata"
+replication = "REPLICATION"
+nbd = ["unix", "tcp:EXPORT"]
 [mirror.on.b]
 data = "/nonexistent/b"
 metadata = "internal"
@@ -75,16 +76,23 @@ struct Site {
     folder: tempfile::TempDir,
     heartbeat: String,
     probe: String,
+    replication: String,
+    export: String,
 }
 
 impl Site {
     fn new() -> Self {
-        let [heartbeat, probe] = loopback_addresses().unwrap();
+        let [heartbeat, probe, replication, export] = loopback_addresses().unwrap();
         let site = Self {
             folder: tempfile::tempdir().unwrap(),
             heartbeat,
             probe,
+            replication,
+            export,
         };
+        for store in ["data", "metadata"] {
+            fs::write(site.path(store), "").unwrap();
+        }
         for program in ["stop", "app"] {
             site.write(program, 0o755);
         }
@@ -111,7 +119,9 @@ impl Site {
         let text = CONFIG
             .replace("FOLDER", self.folder.path().to_str().unwrap())
             .replace("HEARTBEAT", &self.heartbeat)
-            .replace("PROBE", &self.probe);
+            .replace("PROBE", &self.probe)
+            .replace("REPLICATION", &self.replication)
+            .replace("EXPORT", &self.export);
         fs::write(self.path("cluster.toml"), change(text)).unwrap();
     }
 
@@ -344,7 +354,7 @@ fn a_kernel_without_the_driver_of_a_disk_is_named() {
             .replace("replication = ", "device = \"/dev/nbd0\"\nreplication = ")
     });
     site.refused(&[
-        "resource \"disk\" attach",
+        "mirror \"md1\" on \"a\" device: /dev/nbd0 needs",
         "modprobe nbd",
         "attach = \"fuse\"",
     ]);
@@ -479,4 +489,95 @@ fn a_build_without_the_cloud_is_named_with_the_command_that_makes_one() {
     ] {
         assert!(problem.contains(part), "{problem}");
     }
+}
+
+#[test]
+fn the_disks_of_a_mirror_must_be_there_and_disks() {
+    for store in ["data", "metadata"] {
+        let site = Site::new();
+        let key = format!("mirror \"md1\" on \"a\" {store}: ");
+        fs::remove_file(site.path(store)).unwrap();
+        site.refused(&[&key, "No such file", "lsblk"]);
+        let line = format!("{store} = ");
+        let text = fs::read_to_string(site.path("cluster.toml")).unwrap();
+        let number = 1 + text
+            .lines()
+            .position(|text| text.starts_with(&line))
+            .unwrap();
+        let out = site.run(&["check", "--offline", "--node", "a"]).stdout;
+        let out = String::from_utf8(out).unwrap();
+        assert!(
+            out.contains(&format!("cluster.toml:{number}: {key}")),
+            "{out}"
+        );
+        fs::create_dir(site.path(store)).unwrap();
+        site.refused(&[&key, "is neither a block device nor a file"]);
+    }
+}
+
+#[test]
+fn the_addresses_of_a_mirror_are_of_this_machine_and_free_unless_its_daemon_runs() {
+    let site = Site::new();
+    let replication = TcpListener::bind(&site.replication).unwrap();
+    site.refused(&[
+        "mirror \"md1\" on \"a\" replication: ",
+        "(TCP) is in use by another program",
+    ]);
+    let daemon = UnixListener::bind(site.path("mirrord.sock")).unwrap();
+    assert!(site.found()[0].is_empty(), "{:#?}", site.found());
+    drop((replication, daemon));
+    fs::remove_file(site.path("mirrord.sock")).unwrap();
+    let export = TcpListener::bind(&site.export).unwrap();
+    site.refused(&[
+        "mirror \"md1\" on \"a\" nbd: ",
+        "(TCP) is in use by another program",
+    ]);
+    drop(export);
+    site.write_config(|text| text.replace(&site.replication, "192.0.2.5:29051"));
+    site.refused(&[
+        "mirror \"md1\" on \"a\" replication: ",
+        "192.0.2.5 is no address of this machine",
+    ]);
+    // An export at a floating address is where its group is.
+    site.write_config(|text| {
+        text.replace(&site.export, "192.0.2.100:10809")
+            .replace("name = \"md1\"", "name = \"md1\"\ninsecure = true")
+    });
+    assert!(site.found()[0].is_empty(), "{:#?}", site.found());
+}
+
+#[test]
+fn the_folder_of_the_alert_log_is_one_that_can_be_made() {
+    let site = Site::new();
+    let with_log = |log: &str| {
+        let log = site.path(log).display().to_string();
+        site.write_config(|text| format!("{text}[agent]\nalert_log = {log:?}\n"));
+        site.found()
+    };
+    let about_it = |list: &[String]| {
+        let mut found = list
+            .iter()
+            .filter(|found| found.starts_with("agent alert_log: "));
+        found.next().cloned()
+    };
+    let [problems, warnings] = with_log("new/alert.log");
+    assert!(problems.is_empty(), "{problems:#?}");
+    assert_eq!(about_it(&warnings), None);
+    let [problems, warnings] = with_log("no/such/alert.log");
+    assert!(problems.is_empty(), "{problems:#?}");
+    let warning = about_it(&warnings).unwrap();
+    assert!(
+        warning.contains("no/such") && warning.contains("mkdir -p"),
+        "{warning}"
+    );
+    let [problems, _] = with_log("mnt");
+    assert!(
+        about_it(&problems).unwrap().contains("is a folder"),
+        "{problems:#?}"
+    );
+    let [problems, _] = with_log("app/alert.log");
+    assert!(
+        about_it(&problems).unwrap().contains("is no folder"),
+        "{problems:#?}"
+    );
 }

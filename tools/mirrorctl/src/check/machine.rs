@@ -11,6 +11,7 @@ use nbd_frontend::config::agent::{
     ResourceKind,
 };
 use nbd_frontend::config::trust;
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use super::findings::Findings;
@@ -76,6 +77,57 @@ pub fn look(agent: &AgentConfig, node: usize, run_dir: &Path, findings: &mut Fin
         }
     }
     ports::look(agent, node, agent_runs, findings);
+    look_at_alert_log(&agent.alert_log, findings);
+}
+
+/// The agent makes its folder, but not out of anything.
+fn look_at_alert_log(log: &Path, findings: &mut Findings) {
+    const KEY: &str = "agent alert_log";
+    let Some(folder) = log.parent() else {
+        return;
+    };
+    let Some(there) = folder.ancestors().find(|folder| folder.exists()) else {
+        return;
+    };
+    if log.is_dir() {
+        return findings.problem(
+            KEY,
+            format!("{} is a folder", log.display()),
+            "write the path of the file itself, such as \"/var/log/mirror/alert.log\"",
+        );
+    }
+    if !there.is_dir() {
+        return findings.problem(
+            KEY,
+            format!("{} is no folder", there.display()),
+            "write the path of a file in a folder",
+        );
+    }
+    if access(there, AccessFlags::W_OK) == Err(Errno::EROFS) {
+        return findings.problem(
+            KEY,
+            format!(
+                "nothing can be written in {}: it is read-only",
+                there.display()
+            ),
+            "write the path of a file that can be written",
+        );
+    }
+    // A folder of its own for the log is usual; more than that looks like a slip.
+    if there != folder && Some(there) != folder.parent() {
+        findings.warning(
+            KEY,
+            format!(
+                "there is no {} on this machine, and nothing below {} of it",
+                folder.display(),
+                there.display()
+            ),
+            format!(
+                "mend the path, or create it with `mkdir -p {}`; otherwise the agent does",
+                folder.display()
+            ),
+        );
+    }
 }
 
 fn look_at_group(
@@ -271,16 +323,8 @@ fn look_at_attachment(key: &str, disk: &MirrorDisk, findings: &mut Findings) {
                 );
             }
         }
-        Attach::Kernel => {
-            if !Path::new("/sys/module/nbd").exists() {
-                findings.problem(
-                    key,
-                    "\"kernel\" needs the kernel's NBD driver, which is not loaded",
-                    "run `modprobe nbd`, and name nbd in a file of /etc/modules-load.d; without \
-                     the driver, write attach = \"fuse\"",
-                );
-            }
-        }
+        // The device of its mirror, which is looked at with that.
+        Attach::Kernel => {}
     }
 }
 

@@ -1,10 +1,11 @@
 //! `mirrorctl check`: every problem of the file at once, every choice with a price, and what of both
-//! this machine shows. The file is judged by the parser; where this host is one of the nodes, [`machine`]
-//! looks at it and [`outside`] asks what the agent will rely on elsewhere. A file with problems is no reason
+//! this machine shows. The file is judged by the parser; where this host is one of the nodes, [`mirrors`]
+//! and [`machine`] look at it and [`outside`] asks what the agent will rely on elsewhere. A file with problems is no reason
 //! to say less: what is good of it is looked at all the same.
 
 mod findings;
 mod machine;
+mod mirrors;
 mod outside;
 mod ports;
 
@@ -41,6 +42,11 @@ pub fn run(global: &Global, offline: bool) -> Outcome {
     }
     if let Some(nodes) = &parts.nodes {
         let node = this_node(global, nodes, file_is_good)?;
+        if let Some(node) = node {
+            let agent = parts.agent.as_ref();
+            let (name, run_dir) = (&nodes[node], &global.run_dir);
+            mirrors::look(&parts.mirrors, agent, node, name, run_dir, &mut findings);
+        }
         if let (Some(node), Some(agent)) = (node, &parts.agent) {
             machine::look(agent, node, &global.run_dir, &mut findings);
             if let Some(cluster) = &parts.cluster
@@ -55,7 +61,7 @@ pub fn run(global: &Global, offline: bool) -> Outcome {
                 outside::look(servers, agent, key, &mut findings)?;
             }
         }
-        if node.is_none() && parts.agent.is_some() {
+        if node.is_none() {
             notes.push(
                 "this host is none of the nodes, so that only the file was looked at; say which node \
                  it is with --node",

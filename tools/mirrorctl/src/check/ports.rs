@@ -1,4 +1,4 @@
-//! Whether the agent could listen where the file says. Nothing is listened on: a probe port that
+//! Whether the daemons could listen where the file says. Nothing is listened on: a probe port that
 //! answers for a moment would tell a balancer that the service is here.
 
 use std::io;
@@ -33,7 +33,7 @@ pub fn look(agent: &AgentConfig, node: usize, agent_runs: bool, findings: &mut F
                 let key = format!("group {:?} resource {:?}", group.name, resource.name);
                 let tried = try_tcp(address);
                 // It is there as soon as the group is.
-                if !(floats(agent, address) && is_elsewhere(&tried)) {
+                if !comes_with_a_group(agent, address, &tried) {
                     report(&key, address, "TCP", tried, agent_runs, findings);
                 }
             }
@@ -41,17 +41,27 @@ pub fn look(agent: &AgentConfig, node: usize, agent_runs: bool, findings: &mut F
     }
 }
 
-fn report(
+/// Whether that `address` is not here is no finding, for it floats.
+pub fn comes_with_a_group(
+    agent: &AgentConfig,
+    address: SocketAddr,
+    tried: &io::Result<()>,
+) -> bool {
+    floats(agent, address) && is_elsewhere(tried)
+}
+
+/// `runs`: the daemon that listens there does, and has the port itself.
+pub fn report(
     key: &str,
     address: SocketAddr,
     protocol: &str,
     tried: io::Result<()>,
-    agent_runs: bool,
+    runs: bool,
     findings: &mut Findings,
 ) {
     let Err(error) = tried else { return };
     match error.kind() {
-        io::ErrorKind::AddrInUse if agent_runs => {}
+        io::ErrorKind::AddrInUse if runs => {}
         io::ErrorKind::AddrInUse => findings.problem(
             key,
             format!("{address} ({protocol}) is in use by another program"),
@@ -89,7 +99,7 @@ fn floats(agent: &AgentConfig, address: SocketAddr) -> bool {
     })
 }
 
-fn try_tcp(address: SocketAddr) -> io::Result<()> {
+pub fn try_tcp(address: SocketAddr) -> io::Result<()> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
