@@ -118,7 +118,7 @@ fn look_at_alert_log(log: &Path, findings: &mut Findings) {
         findings.warning(
             KEY,
             format!(
-                "there is no {} on this machine, and nothing below {} of it",
+                "there is no {} on this machine: of that path only {} is there",
                 folder.display(),
                 there.display()
             ),
