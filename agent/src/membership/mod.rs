@@ -14,6 +14,7 @@ mod namesake;
 mod recent;
 mod refusal;
 mod sieve;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,7 @@ use mirror_core::units::Uuid;
 
 pub use beat::{BEAT_BYTES_MAX, BODY_BYTES_MAX, Beat, BeatFault, BeatKey, Kind, Run};
 pub use namesake::Whose;
-use namesake::{Namesakes, Newcomer, SILENT_INTERVALS, TAKEN_UP_INTERVALS};
+use namesake::{Namesakes, SILENT_INTERVALS};
 use recent::Recent;
 pub use refusal::Refusal;
 use refusal::Refusals;
@@ -114,6 +115,14 @@ struct Path {
     refusals: Refusals,
 }
 
+/// A beat that came, and where.
+#[derive(Debug)]
+struct Came {
+    path: usize,
+    from: SocketAddr,
+    beat: Beat,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// Not heard since this run began.
@@ -145,6 +154,7 @@ pub struct Membership {
     stale_since_ms: Option<u64>,
     ended: VecDeque<Run>,
     namesakes: Namesakes,
+    /// Of the present step, once it has begun.
     stepped_ms: u64,
     sent_ms: Option<u64>,
     heard_ms: u64,
@@ -228,7 +238,7 @@ impl Membership {
         }
         self.notice_freeze(now_ms, out);
         if let Event::Received { path, from, bytes } = event {
-            let heard = self.on_received(now_ms, *path, *from, bytes, out);
+            let heard = self.on_received(*path, *from, bytes, out);
             if let Err(refusal) = heard
                 && let Some(times) = self.paths[*path].refusals.add(now_ms, refusal)
             {
@@ -259,35 +269,36 @@ impl Membership {
     /// An error where the datagram counts for nothing.
     fn on_received(
         &mut self,
-        now_ms: u64,
-        index: usize,
+        path: usize,
         from: SocketAddr,
         bytes: &[u8],
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let beat = Beat::decode(bytes, &self.config.key)?;
+        let came = Came { path, from, beat };
+        let beat = &came.beat;
         if beat.cluster != self.config.cluster {
             return Err(Refusal::OtherCluster);
         }
         if beat.node == self.config.node {
-            return self.on_own_name(now_ms, index, from, &beat, out);
+            return self.on_own_name(&came, out);
         }
         if beat.node != self.config.peer {
             return Err(Refusal::OtherNode);
         }
-        if usize::from(beat.path) != index {
+        if usize::from(beat.path) != path {
             return Err(Refusal::OtherPath(beat.path));
         }
         if beat.kind == Kind::Doubting {
-            return self.on_doubted(now_ms, index, from, &beat, out);
+            return self.on_doubted(&came, out);
         }
         if self.ended.contains(&beat.run) {
             return Err(Refusal::Ended);
         }
         let known = beat.run == self.peer_run;
-        if known && beat.sequence <= self.paths[index].sequence {
+        if known && beat.sequence <= self.paths[path].sequence {
             // The network may double a datagram or change the order of two, but not by so much.
-            return if self.answers(now_ms, &beat, &self.just_now) {
+            return if self.answers(beat, &self.just_now) {
                 Ok(())
             } else {
                 Err(Refusal::Replayed)
@@ -298,40 +309,25 @@ impl Membership {
             self.peer_sequence = self.peer_sequence.max(beat.sequence);
         }
         let wanted = if known { &self.lately } else { &self.just_now };
-        if !self.answers(now_ms, &beat, wanted) {
-            self.answer_stranger(now_ms, index, from, &beat, out);
-            return self.judge_stale(now_ms, &beat);
+        if !self.answers(beat, wanted) {
+            self.answer_stranger(&came, out);
+            return self.judge_stale(beat);
         }
-        if !known && !self.take_run(now_ms, index, from, &beat, out) {
+        if !known && !self.take_run(&came, out) {
             return Ok(());
         }
-        self.take_in(now_ms, index, beat, out);
+        self.take_in(path, came.beat, out);
         Ok(())
     }
 
-    /// After a cut or a restart the other node names what it heard before, until it hears this one. Only where that
-    /// lasts, or where the other node has heard this one already, something is wrong.
-    fn judge_stale(&mut self, now_ms: u64, beat: &Beat) -> Result<(), Refusal> {
-        if beat.heard == Run::NONE {
-            return Ok(());
-        }
-        let since_ms = *self.stale_since_ms.get_or_insert(now_ms);
-        let patience_ms = TAKEN_UP_INTERVALS * self.config.interval_ms;
-        let lasts = now_ms.saturating_sub(since_ms) >= patience_ms;
-        if lasts || self.is_peer_speaking(now_ms) {
-            Err(Refusal::Stale)
-        } else {
-            Ok(())
-        }
-    }
-
     /// It names what this run sent within that span.
-    fn answers(&self, now_ms: u64, beat: &Beat, within: &Recent) -> bool {
-        beat.heard == self.run && within.has(now_ms, beat.heard_sequence)
+    fn answers(&self, beat: &Beat, within: &Recent) -> bool {
+        beat.heard == self.run && within.has(self.stepped_ms, beat.heard_sequence)
     }
 
     /// A fresh beat of the peer.
-    fn take_in(&mut self, now_ms: u64, index: usize, beat: Beat, out: &mut Vec<Effect>) {
+    fn take_in(&mut self, index: usize, beat: Beat, out: &mut Vec<Effect>) {
+        let now_ms = self.stepped_ms;
         let path = &mut self.paths[index];
         path.sequence = beat.sequence;
         path.heard_ms = Some(now_ms);
@@ -360,159 +356,6 @@ impl Membership {
         if newest {
             out.push(Effect::Body(beat.body));
         }
-    }
-
-    /// Whoever answers what this run just said is no recording: there is a second machine with this node's name.
-    /// It is told so the same way.
-    fn on_own_name(
-        &mut self,
-        now_ms: u64,
-        index: usize,
-        from: SocketAddr,
-        beat: &Beat,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        if beat.run == self.run {
-            return Err(Refusal::Echo);
-        }
-        let proved = self.answers(now_ms, beat, &self.just_now);
-        self.doubt(now_ms, index, from, beat, out);
-        if !proved {
-            return Err(Refusal::OwnName);
-        }
-        if self.namesakes.notice(Whose::Mine, now_ms) {
-            out.push(Effect::SameName {
-                path: index,
-                whose: Whose::Mine,
-            });
-        }
-        Ok(())
-    }
-
-    /// The other node knows another machine under this node's name. For a moment that is this node's former run.
-    fn on_doubted(
-        &mut self,
-        now_ms: u64,
-        index: usize,
-        from: SocketAddr,
-        beat: &Beat,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        if !self.answers(now_ms, beat, &self.just_now) {
-            return Err(Refusal::Stale);
-        }
-        // By which the other one knows that this is no recording.
-        self.answer_stranger(now_ms, index, from, beat, out);
-        if self.namesakes.on_overlooked(now_ms) {
-            out.push(Effect::SameName {
-                path: index,
-                whose: Whose::Mine,
-            });
-        }
-        Ok(())
-    }
-
-    /// The other end does not know this run yet: tell it, so that its next beat is fresh. At most once
-    /// an interval and path, so that replayed beats are no lever.
-    fn answer_stranger(
-        &mut self,
-        now_ms: u64,
-        index: usize,
-        from: SocketAddr,
-        beat: &Beat,
-        out: &mut Vec<Effect>,
-    ) {
-        // An answer would tell a second machine under the peer's name that it is the peer.
-        if self.is_peer_speaking(now_ms) && beat.run != self.peer_run {
-            return self.doubt(now_ms, index, from, beat, out);
-        }
-        let answered_ms = &mut self.paths[index].answered_ms;
-        if is_soon(*answered_ms, now_ms, self.config.interval_ms) {
-            return;
-        }
-        *answered_ms = Some(now_ms);
-        let bytes = self.answer(index, beat, false);
-        out.push(Effect::Send {
-            path: index,
-            to: None,
-            bytes,
-        });
-    }
-
-    /// Tells whoever speaks under a name that there is another one. To where it came from: the address of the path
-    /// is that of the other one. At most once an interval and path, and with nothing in it.
-    fn doubt(
-        &mut self,
-        now_ms: u64,
-        index: usize,
-        from: SocketAddr,
-        beat: &Beat,
-        out: &mut Vec<Effect>,
-    ) {
-        let doubted_ms = &mut self.paths[index].doubted_ms;
-        if is_soon(*doubted_ms, now_ms, self.config.interval_ms) {
-            return;
-        }
-        *doubted_ms = Some(now_ms);
-        let bytes = self.answer(index, beat, true);
-        out.push(Effect::Send {
-            path: index,
-            to: Some(from),
-            bytes,
-        });
-    }
-
-    fn answer(&mut self, index: usize, to: &Beat, doubting: bool) -> Vec<u8> {
-        let mut beat = self.beat(index, to.run, to.sequence);
-        if doubting {
-            beat.kind = Kind::Doubting;
-            beat.body.clear();
-        }
-        beat.encode(&self.config.key)
-    }
-
-    /// The run of the peer that is known speaks on.
-    fn is_peer_speaking(&self, now_ms: u64) -> bool {
-        self.peer == Peer::Up && !self.namesakes.is_silent(self.heard_ms, now_ms)
-    }
-
-    /// False if the run may not follow the present one yet. A new one begins its sequences anew.
-    fn take_run(
-        &mut self,
-        now_ms: u64,
-        index: usize,
-        from: SocketAddr,
-        beat: &Beat,
-        out: &mut Vec<Effect>,
-    ) -> bool {
-        if self.peer == Peer::Up {
-            let newcomer = self.namesakes.on_newcomer(beat.run, self.heard_ms, now_ms);
-            if newcomer == Newcomer::Namesake {
-                out.push(Effect::SameName {
-                    path: index,
-                    whose: Whose::Peers,
-                });
-            }
-            if newcomer != Newcomer::Follows {
-                self.doubt(now_ms, index, from, beat, out);
-                return false;
-            }
-        }
-        if self.peer_run != Run::NONE {
-            if self.ended.len() == ENDED_RUNS_MAX {
-                self.ended.pop_front();
-            }
-            self.ended.push_back(self.peer_run);
-        }
-        self.peer_run = beat.run;
-        self.peer_sequence = beat.sequence;
-        // It forgot what it was: whoever cares learns of the new run as of a new node.
-        self.peer = Peer::Unknown;
-        self.body_sequence = 0;
-        for path in &mut self.paths {
-            path.sequence = 0;
-        }
-        true
     }
 
     fn send_due(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
@@ -569,8 +412,4 @@ impl Membership {
             out.push(Effect::PeerLost { silent_ms });
         }
     }
-}
-
-fn is_soon(last_ms: Option<u64>, now_ms: u64, interval_ms: u64) -> bool {
-    last_ms.is_some_and(|last_ms| now_ms.saturating_sub(last_ms) < interval_ms)
 }
