@@ -2,5 +2,7 @@
 //! each by name; and the proof that the checker catches what it is there for.
 
 mod cases;
+mod failures;
 mod mistakes;
+mod scene;
 mod seeds;

@@ -11,5 +11,6 @@ mod misconfigured;
 mod operated;
 mod published;
 mod recordings;
+mod strangers;
 mod witnessed;
 mod writers;

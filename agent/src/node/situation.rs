@@ -141,7 +141,19 @@ impl Node {
         let there = self.peer_group(group);
         control.stopped
             || control.failures.is_halted()
-            || there.is_some_and(|there| there.stopped || there.halted)
+            || there.is_some_and(|there| there.stopped)
+            || self.is_halted_there(group)
+    }
+
+    pub(super) fn is_halted_there(&self, group: usize) -> bool {
+        let reset_ms = self.config.groups[group].patience.reset_ms;
+        self.peer_group(group).is_some_and(|there| there.halted)
+            && reset_ms.is_none_or(|reset_ms| self.peer_report_age_ms() < reset_ms)
+    }
+
+    /// A node that is silent forgets nothing any more: what it remembered counts for no longer than it would have.
+    fn peer_report_age_ms(&self) -> u64 {
+        self.now_ms.saturating_sub(self.peer_reported_ms)
     }
 
     pub(super) fn failovers_here(&self, group: usize) -> u32 {
@@ -155,11 +167,9 @@ impl Node {
     pub(super) fn is_limited(&self, group: usize) -> bool {
         let patience = &self.config.groups[group].patience;
         let failovers_max = patience.failovers_max;
-        // A node that is silent forgets nothing any more.
-        let silent_ms = self.now_ms.saturating_sub(self.peer_reported_ms);
         let there = self
             .peer_group(group)
-            .filter(|_| silent_ms < patience.failover_window_ms)
+            .filter(|_| self.peer_report_age_ms() < patience.failover_window_ms)
             .map_or(0, |there| u32::from(there.failovers));
         failovers_max > 0 && self.failovers_here(group) + there >= failovers_max
     }

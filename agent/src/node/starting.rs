@@ -215,7 +215,7 @@ impl Node {
         }
     }
 
-    /// That the limit of failovers is reached, and when that ends by itself.
+    /// That the limit of failovers is reached.
     pub(super) fn limit(&self, group: usize) -> String {
         let patience = &self.config.groups[group].patience;
         format!(

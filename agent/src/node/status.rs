@@ -195,7 +195,7 @@ impl Node {
             Some(format!(
                 "an operator: the final action of a monitor stopped it; mend what the alert log names, then `mirrorctl group start {name}`{by_itself}"
             ))
-        } else if there_says.is_some_and(|there| there.halted) {
+        } else if self.is_halted_there(group) {
             Some(format!(
                 "an operator: the final action of a monitor on {} stopped it, as the alert log there says",
                 self.config.peer_name()
