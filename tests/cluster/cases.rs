@@ -3,6 +3,7 @@
 use agent::alert;
 use agent::control::CommandRequest;
 use agent::node::config::Reach;
+use mirror_tests::cluster::checker::Violation;
 use mirror_tests::cluster::faults::Fault;
 use mirror_tests::cluster::network::Line;
 use mirror_tests::cluster::settings::{GROUP, NAMES, Profile};
@@ -78,6 +79,33 @@ fn with_a_forced_stop_a_cut_leaves_the_owner_and_stops_the_other_first() {
         story(&world)
     );
     in_order(&world);
+}
+
+#[test]
+fn a_stop_that_hits_after_the_fence_delay_lets_two_nodes_stop_each_other() {
+    const SLOW: Fault = Fault::ProviderSlow { ms: 6_000 };
+    let cut_with = |fence_delay_ms| {
+        let (mut world, owner) = served(Profile::Classic, |settings| {
+            settings.fence_delay_ms = fence_delay_ms;
+            settings.stop_wait_ms = 10_000;
+        });
+        begin(&mut world, SLOW);
+        begin(&mut world, Fault::Cut(Line::between_nodes()));
+        world.run_until(world.now_ms + 20_000);
+        (world, owner)
+    };
+    let (world, _) = cut_with(4_000);
+    assert_eq!(
+        world.checker.violation(),
+        Some(&Violation::StoppedEachOther),
+        "{}",
+        story(&world)
+    );
+    // A head start that counts the time until the hit is what `fence_delay` is by default.
+    let (world, owner) = cut_with(8_000);
+    in_order(&world);
+    assert_eq!(world.checker.forced_stops, 1, "{}", story(&world));
+    assert!(world.serves(owner), "{}", story(&world));
 }
 
 #[test]

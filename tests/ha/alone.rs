@@ -31,7 +31,7 @@ fn waits_for_whom_it_needs(guard: Guard) -> Result<()> {
     bed.start_server(older)?;
     // First it waits for its start-up delay, and shows how long that is.
     let delay_ms = match guard {
-        Guard::ForcedStop => 12_100,
+        Guard::ForcedStop => 12_500,
         _ => 2_100,
     };
     if guard == Guard::ForcedStop {

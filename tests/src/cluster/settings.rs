@@ -67,6 +67,8 @@ pub struct Settings {
     pub failover_on_failure: bool,
     /// Longest that a stop takes from its acceptance.
     pub stop_takes_ms: u64,
+    /// Longest wait for its confirmation.
+    pub stop_wait_ms: u64,
 }
 
 impl Settings {
@@ -93,6 +95,7 @@ impl Settings {
             resolver: Reach::Ping,
             failover_on_failure: false,
             stop_takes_ms: 1_000,
+            stop_wait_ms: 3_000,
         }
     }
 
@@ -127,7 +130,7 @@ impl Settings {
         FencingConfig {
             timeout_ms: 1_000,
             retries: 1,
-            stop_wait_ms: 3_000,
+            stop_wait_ms: self.stop_wait_ms,
             check_interval_ms: 10_000,
         }
     }

@@ -105,6 +105,7 @@ timeout = "300ms"
 kind = "custom"
 script = "{}"
 timeout = "10s"
+fence_delay = "200ms"
 check_interval = "1s"
 "#,
                 script.display()

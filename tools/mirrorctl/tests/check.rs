@@ -182,15 +182,15 @@ fn a_machine_with_everything_in_place_has_no_problem() {
     let out = String::from_utf8(done.stdout).unwrap();
     assert!(
         out.contains(
-            "service start-up delay: 153 s = 60 s forced stop + 0 s stop wait + 90 s heartbeat \
-             timeout + 3 s heartbeat interval"
+            "service start-up delay: 285 s = 2 × 66 s fence delay + 60 s forced stop + 0 s stop wait \
+             + 90 s heartbeat timeout + 3 s heartbeat interval"
         ),
         "{out}"
     );
     let done = site.run(&["check", "--offline", "--json", "--node", "b"]);
     let out: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
-    assert_eq!(out["startup_delay"]["ms"], 153_000);
-    assert_eq!(out["startup_delay"]["needed_ms"], 153_000);
+    assert_eq!(out["startup_delay"]["ms"], 285_000);
+    assert_eq!(out["startup_delay"]["needed_ms"], 285_000);
 }
 
 #[test]

@@ -21,10 +21,11 @@ const STOP_WAIT_CUSTOM_DEFAULT: Duration = Duration::ZERO;
 /// EC2 accepts at once and stops within a minute or two.
 const STOP_WAIT_AWS_DEFAULT: Duration = Duration::from_secs(120);
 const STOP_WAIT_RANGE: [Duration; 2] = [Duration::ZERO, Duration::from_secs(3600)];
-const FENCE_DELAY_RANGE: [Duration; 2] = [Duration::ZERO, Duration::from_secs(600)];
-/// Heartbeat intervals by which the two nodes may notice a cut at different times, and one more for
-/// the stop to take hold.
+const FENCE_DELAY_RANGE: [Duration; 2] = [Duration::ZERO, Duration::from_secs(7200)];
+/// Heartbeat intervals by which the two nodes may notice a cut at different times, and one to spare.
 const FENCE_DELAY_INTERVALS: u32 = 2;
+/// A forced stop of EC2 that skips the guest's shutdown has been seen to take half a minute until it hit.
+const STOP_HITS_AWS: Duration = Duration::from_secs(60);
 const CHECK_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
 const CHECK_INTERVAL_RANGE: [Duration; 2] =
     [Duration::from_millis(100), Duration::from_secs(86_400)];
@@ -134,18 +135,37 @@ impl DraftForcedStop {
         }
     }
 
-    /// With the line of the key, or of the section where the key is absent.
-    pub fn fence_delay(&self, heartbeat_interval: Duration) -> Located<Duration> {
-        located_or(
-            self.fence_delay.clone(),
-            heartbeat_interval * FENCE_DELAY_INTERVALS,
-            self.line,
-        )
+    /// How long after its call a stop may still be about to hit. A script ends when the node is down.
+    pub fn hits_within(&self) -> Duration {
+        match self.kind {
+            DraftStopKind::Custom { .. } => self.timeout,
+            DraftStopKind::Aws { .. } => STOP_HITS_AWS,
+        }
     }
 
-    pub fn finish(self, nodes: &[String; 2], heartbeat: &Heartbeat) -> Option<ForcedStop> {
+    /// A head start that lets the first stop hit before the second is called for.
+    pub fn fence_delay_safe(&self, heartbeat_interval: Duration) -> Duration {
+        heartbeat_interval * FENCE_DELAY_INTERVALS + self.hits_within()
+    }
+
+    /// With the line of the key, or of the section where the key is absent. Of two nodes that lose each
+    /// other an arbiter lets only one go as far as a stop, so that nothing has to hit first.
+    pub fn fence_delay(&self, heartbeat_interval: Duration, arbiter: bool) -> Located<Duration> {
+        let default = match arbiter {
+            true => heartbeat_interval * FENCE_DELAY_INTERVALS,
+            false => self.fence_delay_safe(heartbeat_interval),
+        };
+        located_or(self.fence_delay.clone(), default, self.line)
+    }
+
+    pub fn finish(
+        self,
+        nodes: &[String; 2],
+        heartbeat: &Heartbeat,
+        arbiter: bool,
+    ) -> Option<ForcedStop> {
         let stop_wait = self.stop_wait();
-        let fence_delay = self.fence_delay(heartbeat.interval).value;
+        let fence_delay = self.fence_delay(heartbeat.interval, arbiter).value;
         let kind = match self.kind {
             DraftStopKind::Custom { script } => ForcedStopKind::Custom {
                 script: script?.value,

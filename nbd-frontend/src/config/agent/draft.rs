@@ -77,9 +77,10 @@ impl AgentDraft {
         sieve: &mut Sieve,
     ) -> Option<AgentConfig> {
         let heartbeat = self.heartbeat?.finish(nodes, sieve);
+        let has_arbiter = self.arbiter.is_some();
         let forced_stop = self
             .forced_stop
-            .and_then(|stop| sieve.one(stop.finish(nodes, &heartbeat)));
+            .and_then(|stop| sieve.one(stop.finish(nodes, &heartbeat, has_arbiter)));
         let arbiter = self
             .arbiter
             .and_then(|arbiter| sieve.one(arbiter.finish(machine)));

@@ -382,26 +382,29 @@ fn the_start_up_delay_is_the_sum_of_what_the_other_node_may_need() {
     let explained = |text: &str| agent(text).startup_delay_explained();
     assert_eq!(
         explained(GOOD),
-        "157 s = 60 s forced stop + 4 s stop wait + 90 s heartbeat timeout + 3 s heartbeat interval"
+        "169 s = 2 × 6 s fence delay + 60 s forced stop + 4 s stop wait + 90 s heartbeat timeout + 3 s heartbeat interval"
     );
     let text = with(
         GOOD,
         "stop_wait = \"4s\"",
         "stop_wait = \"1s\"\nretries = 2",
     );
-    assert!(explained(&text).starts_with("274 s = 3 × 60 s forced stop + 1 s stop wait"));
+    assert!(
+        explained(&text)
+            .starts_with("286 s = 2 × 6 s fence delay + 3 × 60 s forced stop + 1 s stop wait")
+    );
     let text = with(GOOD, "interval = \"3s\"", "interval = \"2500ms\"");
-    assert!(explained(&text).starts_with("156500 ms = "));
+    assert!(explained(&text).starts_with("166500 ms = "));
     let written = with(
         GOOD,
         "[heartbeat]",
         "[agent]\nservice_startup_delay = \"200s\"\n[heartbeat]",
     );
-    assert!(explained(&written).starts_with("200 s as written, where 157 s = "));
+    assert!(explained(&written).starts_with("200 s as written, where 169 s = "));
     assert_eq!(agent(&written).startup_delay, Duration::from_secs(200));
     assert_eq!(
         agent(&written).startup_delay_needed,
-        Duration::from_secs(157)
+        Duration::from_secs(169)
     );
 }
 

@@ -4,6 +4,7 @@ use mirror_core::volume::config::LeaseCheck;
 
 use super::Fsck;
 use super::addresses::{owner_of, owner_of_host, probably_one_network};
+use super::authority::DraftStopKind;
 use super::delay::{Sum, shown};
 use super::draft::{AgentDraft, StartupDelay};
 use super::group::{DraftGroup, DraftResourceKind};
@@ -133,18 +134,28 @@ fn find_unsafe_stop(agent: &AgentDraft, heartbeat: &DraftHeartbeat, warnings: &m
         );
     }
     let interval = heartbeat.interval.value;
-    let delay = stop.fence_delay(interval);
-    if delay.value < interval {
+    let delay = stop.fence_delay(interval, false);
+    let hits_within = stop.hits_within();
+    if delay.value < interval + hits_within {
+        let quicker = match stop.kind {
+            DraftStopKind::Custom { .. } => ", or the `timeout` that the script really needs",
+            DraftStopKind::Aws { .. } => "",
+        };
         warnings.add(
             Some(delay.line),
             "forced_stop fence_delay",
             format!(
-                "{} is less than one heartbeat interval of {}: two nodes that lose each other can \
-                 stop each other, and nothing is left running",
+                "{} is less than one heartbeat interval of {} and the {} that a stop may take until \
+                 it hits: two nodes that lose each other can stop each other, and nothing is left \
+                 running",
                 shown(delay.value),
-                shown(interval)
+                shown(interval),
+                shown(hits_within)
             ),
-            format!("write {} or more", shown(interval * 2)),
+            format!(
+                "write {} or more{quicker}, or add [arbiter]",
+                shown(stop.fence_delay_safe(interval))
+            ),
         );
     }
 }

@@ -240,7 +240,7 @@ fn durations_and_numbers_keep_within_their_range() {
         refused(from, to, &["out of range", parts]);
     }
     for (section, line, parts) in [
-        (STOP, "fence_delay = \"11m\"", "between 0s and 10m"),
+        (STOP, "fence_delay = \"3h\"", "between 0s and 2h"),
         (STOP, "check_interval = \"1ms\"", "between 100ms and 1day"),
         (STOP, "retries = 11", "between 0 and 10"),
         (ARBITER, "timeout = \"2m\"", "between 10ms and 1m"),

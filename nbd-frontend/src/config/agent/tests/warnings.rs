@@ -169,15 +169,38 @@ fn two_nodes_that_stop_each_other() {
     let delay = |text: &str, delay: &str| {
         with(
             text,
-            "kind = \"aws\"",
-            &format!("kind = \"aws\"\nfence_delay = {delay:?}"),
+            "[forced_stop]",
+            &format!("[forced_stop]\nfence_delay = {delay:?}"),
         )
     };
-    let parts = ["fence_delay", "stop each other", "write 6 s or more"];
-    warned(&delay(&classic(), "0"), &delay(&classic(), "3s"), &parts);
-    warned(&delay(&classic(), "2999ms"), &classic(), &parts);
+    let parts = ["fence_delay", "stop each other", "write 66 s or more"];
+    warned(&delay(&classic(), "0"), &delay(&classic(), "63s"), &parts);
+    warned(&delay(&classic(), "62999ms"), &classic(), &parts);
     // The arbiter lets only one of them go that far.
     warned(&delay(&classic(), "0"), &delay(GOOD, "0"), &parts);
+    // A script may take all of its time-out until it hits.
+    let script = |timeout: &str| {
+        let script = format!("kind = \"custom\"\nscript = \"/x\"\ntimeout = {timeout:?}\n");
+        let text = without(&classic(), "kind = \"aws\"", "[[group]]");
+        with(
+            &text,
+            "[forced_stop]\n",
+            &format!("[forced_stop]\n{script}"),
+        )
+    };
+    let parts = [
+        "fence_delay",
+        "stop each other",
+        "606 s or more",
+        "`timeout`",
+    ];
+    let slow = delay(&script("10m"), "3s");
+    warned(&slow, &script("10m"), &parts);
+    warned(&slow, &delay(&script("10s"), "13s"), &parts);
+    for (text, seconds) in [(script("10s"), 16), (classic(), 66), (GOOD.to_owned(), 6)] {
+        let stop = agent(&text).forced_stop.expect("it is in the file");
+        assert_eq!(stop.fence_delay, Duration::from_secs(seconds));
+    }
 }
 
 #[test]
@@ -191,11 +214,11 @@ fn a_start_up_delay_below_the_sum() {
     };
     let parts = [
         "service_startup_delay",
-        "156 s is too short (157 s = 60 s forced stop",
+        "168 s is too short (169 s = 2 × 6 s fence delay + 60 s forced stop",
         "\"auto\"",
     ];
-    warned(&delay("156s"), &delay("157s"), &parts);
-    warned(&delay("156s"), &delay("auto"), &parts);
+    warned(&delay("168s"), &delay("169s"), &parts);
+    warned(&delay("168s"), &delay("auto"), &parts);
 }
 
 #[test]
