@@ -165,3 +165,47 @@ fn a_resource_that_does_not_stop_ends_in_the_last_action_and_starts_nowhere_else
     ensure!(bed.actions(Side::Second).is_empty());
     Ok(())
 }
+
+#[test]
+fn a_watchdog_that_a_monitor_feeds_is_fed_no_more_and_not_let_go_of() -> Result<()> {
+    let mut bed = Bed::prepared(Setup {
+        guard: Guard::Witness,
+        mounted: false,
+    })?;
+    let own = ISOLATION.replace("\"none\"", "\"watchdog-reset\"");
+    bed.configure(ISOLATION, &own)?;
+    let watchdog = bed.folder().join("here/watchdog").display().to_string();
+    for side in Side::BOTH {
+        fs::write(bed.here(side).join("watchdog"), "")?;
+    }
+    let first_monitor = "[[monitor]]\nkind = \"mirror-disk\"";
+    let stall = format!(
+        "[[monitor]]\nkind = \"stall\"\nname = \"stall\"\nwatchdog = \"{watchdog}\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\n"
+    );
+    bed.configure(first_monitor, &format!("{stall}\n{first_monitor}"))?;
+    bed.bring_online()?;
+    let fed = |bed: &Bed, side| fs::read(bed.here(side).join("watchdog"));
+    ensure!(!fed(&bed, Side::First)?.is_empty(), "nobody feeds it");
+
+    bed.set_links(Side::First, false)?;
+    bed.until("a final action", 60, |bed| {
+        Ok((!bed.actions(Side::First).is_empty()).then_some(()))
+    })?;
+    ensure!(bed.actions(Side::First) == ["WatchdogReset"]);
+    let starving = fed(&bed, Side::First)?;
+    // The agent goes on, and so do its monitors.
+    bed.set_links(Side::First, true)?;
+    wait_alert(&mut bed, Side::First, alert::ISOLATION_ENDED, &[])?;
+    bed.wait_in_step()?;
+    bed.stop(Side::First, Daemon::Agent)?;
+    ensure!(
+        fed(&bed, Side::First)? == starving,
+        "it was fed, or disarmed"
+    );
+    bed.stop(Side::Second, Daemon::Agent)?;
+    ensure!(
+        fed(&bed, Side::Second)?.ends_with(b"V"),
+        "an agent that ends on purpose disarms it"
+    );
+    Ok(())
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use agent::io::driver::{self, Options};
-use agent::io::final_action::Machine;
+use agent::io::final_action::{Backstop, Machine};
 use clap::Parser;
 use nbd_frontend::chain;
 use nbd_frontend::config::{PATH_DEFAULT, RUN_DIR_DEFAULT};
@@ -32,6 +32,9 @@ struct Arguments {
     /// For tests: write final actions to this file instead of taking them
     #[arg(long, value_name = "FILE", hide = true)]
     record_actions: Option<PathBuf>,
+    /// What a final action starts: wait, and end this machine if it still runs then
+    #[arg(long, value_name = "END", hide = true, exclusive = true)]
+    backstop: Option<Backstop>,
 }
 
 fn main() -> ExitCode {
@@ -41,12 +44,19 @@ fn main() -> ExitCode {
         Some(file) => Machine::Recording(file),
         None => Machine::Real,
     };
+    if let Some(backstop) = arguments.backstop {
+        return exit_code(backstop.wait_and_end_the_machine());
+    }
     let options = Options {
         config: arguments.config,
         node: arguments.node,
         run_dir: arguments.run_dir,
     };
-    match driver::run(&options, machine) {
+    exit_code(driver::run(&options, machine))
+}
+
+fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mirror-agent: {}", chain::text(error.as_ref()));

@@ -496,8 +496,9 @@ impl Hands {
     async fn act(&mut self, action: FinalAction) {
         self.log.flush(FLUSH_LIMIT).await;
         let machine = self.machine.clone();
+        let starved = action == FinalAction::WatchdogReset && starve_watchdogs(&self.monitors);
         // A thread of its own: what hangs must not keep the rest of this from being told.
-        let acting = tokio::task::spawn_blocking(move || machine.act(action));
+        let acting = tokio::task::spawn_blocking(move || machine.act(action, starved));
         let failure = match tokio::time::timeout(ACT_LIMIT, acting).await {
             Ok(Ok(Ok(()))) => return,
             Ok(Ok(Err(error))) => format!("{error:#}"),
@@ -517,6 +518,15 @@ impl Hands {
             let _ = events.send(event).await;
         });
     }
+}
+
+/// Of all monitors, so that none feeds what is to run out. True if one held a watchdog.
+fn starve_watchdogs(monitors: &[Arc<MonitorProbe>]) -> bool {
+    let held: Vec<bool> = monitors
+        .iter()
+        .map(|monitor| monitor.starve_watchdog())
+        .collect();
+    held.contains(&true)
 }
 
 fn draw_run() -> anyhow::Result<Run> {

@@ -88,6 +88,14 @@ impl MonitorProbe {
             Kind::Stall(stall) => stall.probe(),
         }
     }
+
+    /// Lets the watchdog that it feeds run out. False if it has none open.
+    pub fn starve_watchdog(&self) -> bool {
+        match &self.kind {
+            Kind::Stall(stall) => stall.starve(),
+            _ => false,
+        }
+    }
 }
 
 /// What of the limit is given to the probe itself, so that its own words come before those of who waits for it.

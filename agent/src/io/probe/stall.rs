@@ -1,5 +1,5 @@
 //! The agent's own progress. Where a watchdog device is configured, each try feeds it: an agent that no longer
-//! runs, or that cannot be scheduled, lets the kernel reset the machine.
+//! runs, or that cannot be scheduled, lets the kernel reset the machine. So does one that is told to starve it.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,14 +9,21 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug)]
 pub struct Stall {
     device: Option<PathBuf>,
-    open: Mutex<Option<File>>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    open: Option<File>,
+    /// The machine is to be reset: it is fed no more.
+    starving: bool,
 }
 
 impl Stall {
     pub fn new(device: Option<&Path>) -> Self {
         Self {
             device: device.map(Into::into),
-            open: Mutex::new(None),
+            held: Mutex::default(),
         }
     }
 
@@ -30,20 +37,33 @@ impl Stall {
                 device.display()
             )
         };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.is_none() {
-            *open = Some(OpenOptions::new().write(true).open(device).map_err(fault)?);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.starving {
+            return Ok(());
         }
-        let file = open.as_mut().expect("opened above");
+        if held.open.is_none() {
+            held.open = Some(OpenOptions::new().write(true).open(device).map_err(fault)?);
+        }
+        let file = held.open.as_mut().expect("opened above");
         file.write_all(b"\0").map_err(fault)
+    }
+
+    /// From now on nobody feeds the watchdog, nor disarms it, also when the agent ends. False if it is not open here.
+    pub fn starve(&self) -> bool {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.starving = true;
+        held.open.is_some()
     }
 }
 
 impl Drop for Stall {
     /// An agent that ends on purpose takes the watchdog with it: the "magic close" of the kernel's interface.
     fn drop(&mut self) {
-        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = open {
+        let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if held.starving {
+            return;
+        }
+        if let Some(file) = &mut held.open {
             // A device that refuses stays armed, which is its safe side.
             let _ = file.write_all(b"V");
         }
@@ -64,6 +84,24 @@ mod tests {
         assert_eq!(stall.probe(), Ok(()));
         drop(stall);
         assert_eq!(std::fs::read(&device).unwrap(), b"\0\0V");
+    }
+
+    #[test]
+    fn a_watchdog_that_starves_is_neither_fed_nor_let_go_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("watchdog");
+        File::create(&device).unwrap();
+        let stall = Stall::new(Some(&device));
+        assert!(!stall.starve(), "it was never opened");
+        assert_eq!(stall.probe(), Ok(()));
+        assert_eq!(std::fs::read(&device).unwrap(), b"", "nor is it now");
+
+        let stall = Stall::new(Some(&device));
+        assert_eq!(stall.probe(), Ok(()));
+        assert!(stall.starve());
+        assert_eq!(stall.probe(), Ok(()));
+        drop(stall);
+        assert_eq!(std::fs::read(&device).unwrap(), b"\0");
     }
 
     #[test]
