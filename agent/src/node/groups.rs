@@ -30,6 +30,8 @@ pub(super) struct Control {
     pub(super) waits_for_grant: bool,
     /// When it was last decided to start it.
     pub(super) started_ms: u64,
+    /// That it starts without a proof of the other node's end was told.
+    pub(super) doubt_told: bool,
     pub(super) waits_for: Option<String>,
     /// Given to the other node, and not yet running there.
     pub(super) given_ms: Option<u64>,
@@ -69,6 +71,7 @@ impl Control {
             cause: None,
             waits_for_grant: false,
             started_ms: 0,
+            doubt_told: false,
             waits_for: None,
             given_ms: None,
             moving: None,

@@ -107,6 +107,11 @@ impl Right {
         }
     }
 
+    /// Or may be: its daemon is silent, and was not seen as anything else since it was told to start.
+    fn is_primary(&self) -> bool {
+        self.view.map_or(!self.secondary, |view| view.primary)
+    }
+
     /// The arbiter does not know the mirror any more, nor what was recorded of it.
     fn forget_record(&mut self, now_ms: u64) {
         self.known_ms = None;
@@ -248,6 +253,10 @@ impl Rights {
 
     /// The mirror is demoted: the lease goes back.
     fn release(&mut self, now_ms: u64, mirror: usize, out: &mut Vec<Effect>) {
+        assert!(
+            !self.rights[mirror].is_primary(),
+            "a mirror is demoted before its lease goes back"
+        );
         let Some(held) = self.rights[mirror].held.take() else {
             return;
         };
@@ -359,8 +368,7 @@ impl Rights {
             }
             return;
         };
-        let primary = right.view.map_or(!right.secondary, |view| view.primary);
-        if !primary {
+        if !right.is_primary() {
             // Demoted, or granted too late to be of use. Whoever wants it still asks anew.
             if !right.wanted || held.used {
                 self.release(now_ms, mirror, out);
@@ -665,6 +673,42 @@ mod tests {
             "not promoted yet, but may be"
         );
         assert_eq!(claim(&granted, 101), (6, false));
+    }
+
+    #[test]
+    #[should_panic(expected = "demoted before its lease goes back")]
+    fn the_lease_of_a_primary_does_not_go_back() {
+        let right = Right {
+            held: Some(Held {
+                epoch: Epoch(6),
+                deadline_ms: 100,
+                used: true,
+            }),
+            view: Some(MirrorView {
+                primary: true,
+                ..MirrorView::default()
+            }),
+            ..Right::default()
+        };
+        let mut rights = Rights {
+            config: ArbiterConfig {
+                url: "http://witness".into(),
+                lease_ms: 100,
+                drift_ppm_max: 0,
+                timeout_ms: 10,
+            },
+            names: ["alpha", "beta"].map(String::from),
+            me: 0,
+            mirrors: vec![MirrorConfig { name: "md1".into() }],
+            rights: vec![right],
+            asked: Vec::new(),
+            next_number: 1,
+            beat_due_ms: 0,
+            heard: None,
+            reasons_told: Vec::new(),
+            peer_heard: None,
+        };
+        rights.release(50, 0, &mut Vec::new());
     }
 
     #[test]

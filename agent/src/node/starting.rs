@@ -63,7 +63,9 @@ impl Node {
                 format!("Failing over the group {name} to {here}."),
             );
         }
-        if self.is_unproven(group) {
+        let unproven = self.is_unproven(group);
+        self.controls[group].doubt_told = unproven;
+        if unproven {
             let text = format!(
                 "{name} starts although nothing proves that {} is down: it may be active on both nodes.",
                 self.config.peer_name()
@@ -113,10 +115,34 @@ impl Node {
                 return;
             }
         }
+        self.assert_may_start(group);
         self.controls[group].waits_for_grant = false;
         self.wait_for(group, None);
         self.alert(alert::GROUP_STARTING, format!("{name} starts."));
         self.group_step(group, group::Event::Start);
+    }
+
+    /// The order of safety (A2, A3): a node that is silent is confirmed to be down, or the arbiter has granted, or it was
+    /// said that neither is so.
+    fn assert_may_start(&self, group: usize) {
+        let mirrors = self.group_mirrors(group);
+        let granted = match &self.rights {
+            Some(rights) => {
+                let live = |mirror: &usize| rights.is_live(*mirror, self.now_ms);
+                assert!(
+                    mirrors.iter().all(live),
+                    "no resource starts before every mirror of its group has its grant"
+                );
+                !mirrors.is_empty()
+            }
+            None => false,
+        };
+        let silent = self.membership.peer() == Peer::Lost;
+        let told = !self.is_unproven(group) || self.controls[group].doubt_told;
+        assert!(
+            granted || !silent || (self.partition.may_act() && told),
+            "no group starts in silence before a forced stop, a grant, or a word that there is neither"
+        );
     }
 
     /// An operator's word, until its first resource starts.
@@ -223,5 +249,123 @@ impl Node {
             patience.failovers_max,
             patience.failover_window_ms / 1_000
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use mirror_core::link::preface::ClusterKey;
+    use mirror_core::units::Uuid;
+    use nbd_frontend::config::agent::{FinalAction, Need};
+
+    use super::*;
+    use crate::membership::{BeatKey, MembershipConfig, Run};
+    use crate::node::config::{NodeConfig, PlacedGroup, Reach, ResolverConfig};
+    use crate::node::event::{Effect, Event};
+    use crate::node::failures::Patience;
+
+    const TIMEOUT_MS: u64 = 1_000;
+
+    /// One of two nodes with a group of nothing, and a resolver that nobody answers for.
+    fn node(me: usize) -> Node {
+        let group = PlacedGroup {
+            config: group::GroupConfig {
+                name: "service".into(),
+                resources: Vec::new(),
+            },
+            kinds: Vec::new(),
+            nodes: vec![0, 1],
+            automatic_start: false,
+            failover: true,
+            failback: false,
+            patience: Patience {
+                failovers_max: 0,
+                failover_window_ms: 1_000,
+                reset_ms: None,
+            },
+            final_action: FinalAction::None,
+            mirrors: Vec::new(),
+            in_agent: Vec::new(),
+        };
+        let config = NodeConfig {
+            cluster: "pair".into(),
+            names: ["alpha", "beta"].map(String::from),
+            me,
+            config_digest: 1,
+            startup_delay_ms: 0,
+            resolvers: vec![ResolverConfig {
+                name: "gateway".into(),
+                kind: Reach::Ping,
+                interval_ms: 100,
+                timeout_ms: 100,
+            }],
+            need: Need::Any,
+            isolation_timeout_ms: TIMEOUT_MS,
+            final_action: FinalAction::None,
+            arbiter: None,
+            forced_stop: None,
+            mirrors: Vec::new(),
+            groups: vec![group],
+            monitors: Vec::new(),
+            monitor_actions: Vec::new(),
+        };
+        let id = |node: usize| Uuid([node as u8 + 1; 16]);
+        let membership = MembershipConfig {
+            key: BeatKey::new(&ClusterKey::new(&[7; 32]).expect("it is long enough")),
+            cluster: Uuid([9; 16]),
+            node: id(me),
+            peer: id(1 - me),
+            paths: vec!["only".into()],
+            interval_ms: 100,
+            timeout_ms: TIMEOUT_MS,
+        };
+        Node::new(config, membership, Run(me as u64 + 1), 0, &mut Vec::new())
+    }
+
+    /// The first of two nodes that heard each other, and the time at which it has lost the second.
+    fn bereaved() -> (Node, u64) {
+        let mut nodes = [node(0), node(1)];
+        let from = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 29_002);
+        let mut coming = [Vec::new(), Vec::new()];
+        for now_ms in (0..500).step_by(50) {
+            for at in 0..2 {
+                let mut effects = Vec::new();
+                let received = std::mem::take(&mut coming[at]);
+                for event in [Event::Tick].into_iter().chain(received) {
+                    nodes[at].step(now_ms, event, &mut effects);
+                }
+                coming[1 - at].extend(effects.into_iter().filter_map(|effect| match effect {
+                    Effect::Send { path, bytes, .. } => Some(Event::Received { path, from, bytes }),
+                    _ => None,
+                }));
+            }
+        }
+        let [mut node, _] = nodes;
+        assert_eq!(node.membership.peer(), Peer::Up);
+        let mut now_ms = 500;
+        while node.membership.peer() != Peer::Lost {
+            assert!(now_ms < 10 * TIMEOUT_MS, "its silence goes unnoticed");
+            now_ms += 50;
+            node.step(now_ms, Event::Tick, &mut Vec::new());
+        }
+        (node, now_ms)
+    }
+
+    #[test]
+    #[should_panic(expected = "no group starts in silence")]
+    fn no_group_starts_before_the_silence_is_decided_on() {
+        let (mut node, _) = bereaved();
+        node.start_group(0, Cause::Automatic);
+    }
+
+    #[test]
+    fn a_group_starts_in_silence_on_an_operators_word() {
+        let (mut node, now_ms) = bereaved();
+        node.take_word_that_peer_is_down();
+        node.start_group(0, Cause::Operator);
+        node.step(now_ms + 50, Event::Tick, &mut Vec::new());
+        assert_eq!(node.controls[0].group.state(), State::Online);
     }
 }
