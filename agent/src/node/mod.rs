@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `report` | what the nodes say of themselves to each other |
 //! | `resolving` | the resolvers, and whether this node is cut off |
+//! | `stage` | the stages of a silence, and what follows on which |
 //! | `partition` | what the other node's silence means: cut off, fencing, alone (A1, A2) |
 //! | `rights` | epochs and leases of the arbiter, and its record (A3) |
 //! | `mirrors` | what the mirrors say, and when they freeze |
@@ -37,6 +38,7 @@ pub mod report;
 pub mod resolving;
 mod rights;
 mod situation;
+mod stage;
 mod starting;
 mod status;
 mod watching;

@@ -1,14 +1,4 @@
-//! What the other node's silence means (A1, A2).
-//!
-//! ```text
-//! together ── silent ──► resolving ──► consent (arbiter) ──► fencing ──► alone
-//!                            │                                  └─────► barred
-//!                            └──► cut off ──► final
-//! ```
-//!
-//! Heard again, the two are together, from whatever stage but the last of "cut off": a node that has
-//! begun to stop its groups for good sees that through. A forced stop that was called is seen through
-//! too. A node that runs nothing has nothing to protect: cut off, it waits, and takes no final action.
+//! What the other node's silence means (A1, A2): `stage` says what follows on what, and here is what that takes.
 
 use std::time::Duration;
 
@@ -18,51 +8,17 @@ use super::Node;
 use super::config::Reach;
 use super::event::{Effect, MirrorCommand};
 use super::resolving::{Change, Said, Verdict, verdict};
+use super::stage::{
+    Consent, Facts, Groups, Next, Proof, Stage, StopEnd, next, on_awakening, on_stop, on_word,
+    proof,
+};
 use crate::alert;
 use crate::control::State;
-use crate::fencing::{self, Phase, Plan, Situation, WhyNot, in_next_round, plan};
+use crate::fencing::{self, Phase, Plan, Situation, in_next_round, plan};
 use crate::membership::Peer;
 
 /// Longest wait for the first answers of the resolvers, unless `isolation_timeout` is longer.
 const RESOLVING_MS_MAX: u64 = 15_000;
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) enum Stage {
-    #[default]
-    Together,
-    /// The resolvers are asked.
-    Resolving,
-    /// The arbiter is asked.
-    Consent {
-        since_ms: u64,
-    },
-    CutOff {
-        since_ms: u64,
-    },
-    /// Cut off for good: groups stop; then the final action.
-    Final {
-        acted: bool,
-    },
-    /// A forced stop is planned or under way.
-    Fencing,
-    Barred {
-        reason: String,
-    },
-    Alone {
-        proof: Proof,
-    },
-}
-
-/// By what this node acts alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Proof {
-    /// The other node is confirmed to be down.
-    Stopped,
-    /// Each mirror has its grant and its record.
-    Arbiter,
-    /// By the resolvers alone: both nodes may come to the same conclusion.
-    Unproven,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Partition {
@@ -152,14 +108,10 @@ impl Node {
         self.partition.silent_ms = None;
         self.partition.peer_stopped = false;
         self.fence(fencing::Event::Cancel);
-        match self.partition.stage {
-            Stage::Final { .. } | Stage::Together => {}
-            Stage::CutOff { .. } => {
-                self.alert(alert::ISOLATION_ENDED, "The other node is heard again.");
-                self.partition.stage = Stage::Together;
-            }
-            _ => self.partition.stage = Stage::Together,
+        if matches!(self.partition.stage, Stage::CutOff { .. }) {
+            self.alert(alert::ISOLATION_ENDED, "The other node is heard again.");
         }
+        self.go_to(on_word(&self.partition.stage));
     }
 
     /// What was decided before this node was frozen may have been overtaken.
@@ -169,13 +121,7 @@ impl Node {
         self.partition.stood_still_ms = Some((self.now_ms, self.now_ms.saturating_sub(frozen_ms)));
         // A stop that waits would go out the moment this node wakes.
         self.fence(fencing::Event::Cancel);
-        if !matches!(
-            self.partition.stage,
-            Stage::Together | Stage::Final { .. } | Stage::Fencing
-        ) {
-            self.partition.stage = Stage::Resolving;
-            self.ask_anew();
-        }
+        self.go_to(on_awakening(&self.partition.stage));
     }
 
     /// An operator's word that the silent node is down.
@@ -196,36 +142,95 @@ impl Node {
                 .is_some_and(|view| view.connected && view.current);
         }
         self.fence(fencing::Event::Cancel);
-        if !matches!(self.partition.stage, Stage::Final { .. }) {
-            self.partition.stage = Stage::Together;
-        }
+        self.go_to(on_word(&self.partition.stage));
     }
 
     pub(super) fn advance_partition(&mut self) {
-        match self.partition.stage.clone() {
-            Stage::Together => self.notice_loss(),
-            Stage::Resolving => match self.verdict() {
-                // A driver that never answers must not keep this node undecided for ever.
-                Verdict::Undecided => {
-                    let waited_ms = self.now_ms.saturating_sub(self.partition.asked_ms);
-                    if waited_ms >= self.config.isolation_timeout_ms.max(RESOLVING_MS_MAX) {
-                        self.cut_off("its resolvers gave no answer");
-                    }
-                }
-                Verdict::CutOff => self.cut_off("no resolver reaches its target"),
-                Verdict::Reached => {
-                    self.partition.stage = Stage::Consent {
-                        since_ms: self.now_ms,
-                    };
-                    self.seek_consent();
-                }
-            },
-            Stage::Consent { .. } => self.seek_consent(),
-            Stage::CutOff { since_ms } => self.stay_cut_off(since_ms),
-            Stage::Final { acted } => self.finish_cut_off(acted),
-            Stage::Fencing | Stage::Barred { .. } | Stage::Alone { .. } => {}
-        }
+        let facts = self.facts();
+        self.go_to(next(&self.partition.stage, &facts));
         self.give_up_consent();
+    }
+
+    fn facts(&self) -> Facts {
+        let waited_ms = |since_ms: u64| self.now_ms.saturating_sub(since_ms);
+        let limit_ms = self.config.isolation_timeout_ms;
+        let is = |all: fn(State) -> bool| {
+            self.controls
+                .iter()
+                .all(|control| all(control.group.state()))
+        };
+        Facts {
+            lost: self.partition.silent_ms.is_some()
+                && self.membership.peer() == Peer::Lost
+                && !self.is_peer_heard_by_a_mirror(),
+            heard: self.membership.peer() == Peer::Up,
+            verdict: self.verdict(),
+            overdue: match self.partition.stage {
+                Stage::Resolving => {
+                    waited_ms(self.partition.asked_ms) >= limit_ms.max(RESOLVING_MS_MAX)
+                }
+                Stage::Consent { since_ms } | Stage::CutOff { since_ms } => {
+                    waited_ms(since_ms) >= limit_ms
+                }
+                _ => false,
+            },
+            consent: self.consent(),
+            plan: self.plan(),
+            leased: self.has_its_leases(),
+            groups: if is(|state| state == State::Offline) {
+                Groups::AllOffline
+            } else if is(|state| matches!(state, State::Offline | State::Failed)) {
+                Groups::Stopped
+            } else {
+                Groups::Running
+            },
+        }
+    }
+
+    fn go_to(&mut self, to: Next) {
+        match to {
+            Next::Stay => {}
+            Next::Together => self.partition.stage = Stage::Together,
+            Next::NoticeLoss => self.notice_loss(),
+            Next::AskAnew => {
+                self.partition.stage = Stage::Resolving;
+                self.ask_anew();
+            }
+            Next::EndIsolation => {
+                self.alert(
+                    alert::ISOLATION_ENDED,
+                    "A resolver reaches its target again.",
+                );
+                self.partition.stage = Stage::Resolving;
+            }
+            Next::SeekConsent => {
+                self.partition.stage = Stage::Consent {
+                    since_ms: self.now_ms,
+                };
+                // It may have said all that is needed.
+                let facts = self.facts();
+                self.go_to(next(&self.partition.stage, &facts));
+            }
+            Next::AskArbiter => self.ask_arbiter(),
+            Next::Fence(delay) => self.begin_fencing(delay.as_millis() as u64),
+            Next::GoOnAlone => self.go_on_alone(),
+            Next::Bar { reason } => self.bar(reason),
+            Next::CutOff(why) => self.cut_off(why),
+            Next::StopForGood => self.stop_for_good(),
+            Next::TakeFinalAction => {
+                self.partition.stage = Stage::Final { acted: true };
+                self.take_final_action(self.config.final_action, "this node is cut off");
+            }
+            Next::Rejoin => {
+                self.alert(alert::ISOLATION_ENDED, "This node is no longer cut off.");
+                self.partition.stage = if self.membership.peer() == Peer::Lost {
+                    Stage::Resolving
+                } else {
+                    Stage::Together
+                };
+                self.ask_anew();
+            }
+        }
     }
 
     /// What was asked of the arbiter for a failover that does not take place would keep the other node out.
@@ -253,9 +258,6 @@ impl Node {
         let Some(silent_ms) = self.partition.silent_ms else {
             return;
         };
-        if self.membership.peer() != Peer::Lost || self.is_peer_heard_by_a_mirror() {
-            return;
-        }
         self.partition.silent_ms = None;
         let text = format!(
             "{} was not heard on any path for {silent_ms} ms.",
@@ -317,35 +319,35 @@ impl Node {
 
     /// The arbiter's leave first, where there is one, so that only one of two healthy nodes goes on to
     /// stop the other.
-    fn seek_consent(&mut self) {
-        let Stage::Consent { since_ms } = self.partition.stage else {
-            return;
-        };
+    fn consent(&self) -> Consent {
         let Some(rights) = &self.rights else {
-            return self.fence_or_go_on();
+            return Consent::Given;
         };
         let mine =
             self.mirrors_of(|node, group| node.controls[group].group.state() != State::Offline);
-        let theirs =
-            self.mirrors_of(|node, group| node.would_fail_over(group) && node.is_able(group));
         let live = |mirror: &usize| rights.is_live(*mirror, self.now_ms);
         let kept = mine.iter().all(live);
-        if kept && theirs.iter().all(live) {
-            return self.fence_or_go_on();
+        if kept && self.mirrors_to_take_over().iter().all(live) {
+            return Consent::Given;
         }
         let asked = rights.said_since(self.partition.asked_ms);
         if !kept && asked != Some(true) {
-            let waited_ms = self.now_ms.saturating_sub(since_ms);
-            if waited_ms >= self.config.isolation_timeout_ms {
-                self.cut_off("the arbiter is not reached and the lease ran out");
-            }
-            return;
+            return Consent::Unreached;
         }
-        for mirror in theirs {
-            if let Some(rights) = &mut self.rights {
+        Consent::Pending
+    }
+
+    fn ask_arbiter(&mut self) {
+        let theirs = self.mirrors_to_take_over();
+        if let Some(rights) = &mut self.rights {
+            for mirror in theirs {
                 rights.want(mirror, true);
             }
         }
+    }
+
+    fn mirrors_to_take_over(&self) -> Vec<usize> {
+        self.mirrors_of(|node, group| node.would_fail_over(group) && node.is_able(group))
     }
 
     fn mirrors_of(&self, which: impl Fn(&Self, usize) -> bool) -> Vec<usize> {
@@ -355,7 +357,8 @@ impl Node {
             .collect()
     }
 
-    fn fence_or_go_on(&mut self) {
+    /// Whether the other node is to be stopped, and when.
+    fn plan(&self) -> Plan {
         let situation = Situation {
             configured: self.fencing.is_some(),
             peer: self.membership.peer(),
@@ -382,29 +385,17 @@ impl Node {
             .forced_stop
             .as_ref()
             .map_or_else(Default::default, |stop| stop.fence_delay);
-        let mut planned = plan(&situation, delay);
+        let planned = plan(&situation, delay);
         // With an arbiter, only one of the two gets here.
         if self.partition.late && self.rights.is_none() {
             let silence = self.now_ms.saturating_sub(self.partition.lost_ms);
-            planned = in_next_round(planned, Duration::from_millis(silence), delay);
+            return in_next_round(planned, Duration::from_millis(silence), delay);
         }
-        match planned {
-            Plan::Now => self.begin_fencing(0),
-            Plan::After(delay) => self.begin_fencing(delay.as_millis() as u64),
-            // Planned anew until the delay is over: nothing is decided by then that could not wait.
-            Plan::Never(WhyNot::StartingUp) => {}
-            Plan::Never(_) => self.go_on_alone(),
-        }
+        planned
     }
 
     fn go_on_alone(&mut self) {
-        let proof = if self.partition.peer_stopped {
-            Proof::Stopped
-        } else if self.rights.is_some() {
-            Proof::Arbiter
-        } else {
-            Proof::Unproven
-        };
+        let proof = proof(self.partition.peer_stopped, self.rights.is_some());
         self.partition.stage = Stage::Alone { proof };
         self.tell_of_doubt();
     }
@@ -508,26 +499,15 @@ impl Node {
                 let text =
                     format!("{peer} is confirmed to be down, {took_ms} ms after the request.");
                 self.alert(alert::STOP_COMPLETED, text);
-                // Heard meanwhile in a new run, it is another matter.
-                if self.partition.stage == Stage::Fencing {
-                    self.partition.peer_stopped = true;
-                    self.go_on_alone();
-                }
+                self.partition.peer_stopped |= self.partition.stage == Stage::Fencing;
+                self.on_stop_end(StopEnd::Completed);
             }
             fencing::Effect::Failed { reason } => {
                 let text = format!("The forced stop of {peer} failed: {reason}.");
                 self.alert(alert::STOP_FAILED, text);
-                if self.partition.stage == Stage::Fencing {
-                    self.on_stop_failed(reason);
-                }
+                self.on_stop_end(StopEnd::Failed { reason });
             }
-            fencing::Effect::Cancelled => {
-                // Called off by a freeze of this node: the other is as silent as before.
-                if self.partition.stage == Stage::Fencing && self.membership.peer() == Peer::Lost {
-                    self.partition.stage = Stage::Resolving;
-                    self.ask_anew();
-                }
-            }
+            fencing::Effect::Cancelled => self.on_stop_end(StopEnd::CalledOff),
             fencing::Effect::HealthChanged { ok: true, .. } => {
                 self.alert(
                     alert::STOP_CHECK_RECOVERED,
@@ -542,15 +522,14 @@ impl Node {
         }
     }
 
-    fn on_stop_failed(&mut self, reason: String) {
-        let anyway = self
-            .config
-            .forced_stop
-            .as_ref()
-            .is_some_and(|stop| stop.failover_on_failure);
-        if anyway {
-            return self.go_on_alone();
-        }
+    fn on_stop_end(&mut self, end: StopEnd) {
+        let stop = self.config.forced_stop.as_ref();
+        let anyway = stop.is_some_and(|stop| stop.failover_on_failure);
+        let silent = self.membership.peer() == Peer::Lost;
+        self.go_to(on_stop(&self.partition.stage, end, silent, anyway));
+    }
+
+    fn bar(&mut self, reason: String) {
         if (0..self.controls.len()).any(|group| self.would_fail_over(group)) {
             self.alert(
                 alert::FAILOVER_CANCELLED,
@@ -572,27 +551,7 @@ impl Node {
         self.ask_anew();
     }
 
-    fn stay_cut_off(&mut self, since_ms: u64) {
-        // Only an answer to a question put after the last verdict ends it.
-        if self.verdict() == Verdict::Reached && self.has_its_leases() {
-            self.alert(
-                alert::ISOLATION_ENDED,
-                "A resolver reaches its target again.",
-            );
-            self.partition.stage = Stage::Resolving;
-            return;
-        }
-        if self.now_ms.saturating_sub(since_ms) < self.config.isolation_timeout_ms {
-            return;
-        }
-        let runs = self
-            .controls
-            .iter()
-            .any(|control| control.group.state() != State::Offline);
-        if !runs {
-            // Nothing to protect; it waits to be heard.
-            return;
-        }
+    fn stop_for_good(&mut self) {
         self.alert(
             alert::ISOLATION_FINAL,
             "This node stays cut off: I/O fails and its groups stop.",
@@ -610,32 +569,6 @@ impl Node {
                 !self.mirrors[mirror].is_primary() || rights.is_live(mirror, self.now_ms)
             })
         })
-    }
-
-    fn finish_cut_off(&mut self, acted: bool) {
-        let over = self
-            .controls
-            .iter()
-            .all(|control| matches!(control.group.state(), State::Offline | State::Failed));
-        if over && !acted {
-            self.partition.stage = Stage::Final { acted: true };
-            self.take_final_action(self.config.final_action, "this node is cut off");
-        }
-        // All is down: what remains is a node without groups, which may join again.
-        let clean = self
-            .controls
-            .iter()
-            .all(|control| control.group.state() == State::Offline);
-        let reached = self.membership.peer() == Peer::Up || self.verdict() == Verdict::Reached;
-        if clean && acted && reached {
-            self.alert(alert::ISOLATION_ENDED, "This node is no longer cut off.");
-            self.partition.stage = if self.membership.peer() == Peer::Lost {
-                Stage::Resolving
-            } else {
-                Stage::Together
-            };
-            self.ask_anew();
-        }
     }
 
     pub(super) fn take_final_action(&mut self, action: FinalAction, why: &str) {

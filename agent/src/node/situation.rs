@@ -3,8 +3,8 @@
 
 use super::Node;
 use super::event::MirrorView;
-use super::partition::Stage;
 use super::placement::{Other, Situation, There};
+use super::stage::Stage;
 
 use crate::arbiter::call::Refusal;
 use crate::control::State;

@@ -2,8 +2,8 @@
 
 use super::Node;
 use super::config::Reach;
-use super::partition::Stage;
 use super::rights::Rights;
+use super::stage::Stage;
 use crate::control::{
     ArbiterStatus, ClusterStatus, ForcedStopStatus, GroupStatus, Health, HealthStatus, LeaseStatus,
     MonitorStatus, NodeState, NodeStatus, ResourceStatus, StartupStatus, State,
