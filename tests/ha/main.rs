@@ -8,6 +8,7 @@ mod frozen;
 mod killed;
 mod last_actions;
 mod misconfigured;
+mod monitored;
 mod operated;
 mod published;
 mod recordings;

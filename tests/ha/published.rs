@@ -7,7 +7,7 @@ use local_cluster::{Bed, GROUP, Guard, Setup};
 use local_pair::Side;
 use mirror_core::control::{Connection, Role};
 
-use crate::alerts::{ensure_order, find};
+use crate::alerts::{ensure_order, find, wait_alert};
 use crate::writers::Writers;
 
 #[test]
@@ -104,6 +104,8 @@ fn with_a_forced_stop_a_cut_leaves_the_server_that_runs_the_group_and_the_other_
             alert::STOP_COMPLETED,
         ],
     )?;
+    // Its connection is found to be gone when its own time is over, whatever the heartbeats have come to by then.
+    wait_alert(&mut bed, Side::First, alert::MIRROR_DISCONNECTED, &[])?;
     let before = writers.count(Side::First);
     bed.until("answers after the stop", 30, |_| {
         Ok((writers.count(Side::First) > before + 20).then_some(()))
