@@ -81,6 +81,14 @@ impl Drop for Witness {
     }
 }
 
+/// Who speaks last where systemd gets as far as the end.
+const IN_ORDER: &str = "systemd-shutdown";
+const STUBBORN: &str = r#"
+[Service]
+ExecStart=/bin/sh -c "trap '' TERM; while :; do sleep 1; done"
+TimeoutStopSec=infinity
+"#;
+
 #[derive(Debug, Clone, Copy)]
 struct Setting {
     /// What an isolated server does.
@@ -224,14 +232,16 @@ impl Cluster {
     }
 
     /// The first server is cut off from everybody. It ends itself, and the other one goes on.
-    fn expect_the_end_of_first(mut self, trace: &str) -> Result<()> {
+    /// What its kernel said meanwhile.
+    fn expect_the_end_of_first(mut self, trace: &str) -> Result<String> {
         self.set_links(&EVERYBODY, false)?;
         let ended = self.servers.machine_mut(First).wait_end(41);
         ended.with_context(|| self.witness.log())?;
         let console = self.servers.machine(First).console();
         ensure!(console.contains(trace), "nothing says {trace:?}: {console}");
         let acknowledged = self.servers.acknowledged(First);
-        self.expect_service_on_second(&acknowledged)
+        self.expect_service_on_second(&acknowledged)?;
+        Ok(console)
     }
 
     /// Systemd starts what was killed on the first server, and the group goes on there.
@@ -281,7 +291,9 @@ fn group(status: &ClusterStatus) -> State {
 
 /// The first server is cut off from everybody. It ends itself as it was told, and the other one goes on.
 pub fn an_isolated_server_ends_itself(action: &'static str, trace: &str) -> Result<()> {
-    Cluster::at_work(Setting::with(action))?.expect_the_end_of_first(trace)
+    Cluster::at_work(Setting::with(action))?
+        .expect_the_end_of_first(trace)
+        .map(drop)
 }
 
 /// As on servers: systemd starts the daemons by their units, brings back what is killed, and shuts the machine down.
@@ -300,7 +312,24 @@ pub fn systemd_brings_back_what_is_killed_and_shuts_a_server_down() -> Result<()
         .run("kill -9 $(pidof mirror-agent)")?;
     cluster.expect_return(Daemon::Agent)?;
     servers.expect_no_errors(First)?;
-    cluster.expect_the_end_of_first("reboot: Power down")
+    let ended = cluster.expect_the_end_of_first("reboot: Power down")?;
+    ensure!(ended.contains(IN_ORDER), "no end in order: {ended}");
+    Ok(())
+}
+
+/// A unit that never stops holds up the reboot that systemd was asked for; the backstop ends the machine.
+pub fn a_reboot_that_a_unit_holds_up_comes_all_the_same() -> Result<()> {
+    let cluster = Cluster::at_work(Setting {
+        action: "reboot",
+        systemd: true,
+        heartbeat_timeout_seconds: HEARTBEAT_TIMEOUT_SECONDS,
+    })?;
+    let first = cluster.servers.machine(First);
+    first.write("/run/systemd/system/stubborn.service", STUBBORN)?;
+    first.run("systemctl daemon-reload && systemctl start stubborn")?;
+    let ended = cluster.expect_the_end_of_first("reboot: Restarting system")?;
+    ensure!(!ended.contains(IN_ORDER), "it was not held up: {ended}");
+    Ok(())
 }
 
 /// The cable between the servers is cut, and the owner goes on, with the word of the witness. Then the owner is cut

@@ -61,6 +61,11 @@ fn systemd_brings_back_what_is_killed_and_shuts_an_isolated_server_down() -> Res
 }
 
 #[test]
+fn a_reboot_that_a_unit_holds_up_comes_all_the_same() -> Result<()> {
+    agents::a_reboot_that_a_unit_holds_up_comes_all_the_same()
+}
+
+#[test]
 fn a_server_that_is_cut_off_gives_way_and_follows_when_it_is_back() -> Result<()> {
     agents::a_server_that_is_cut_off_gives_way_and_follows_when_it_is_back()
 }
