@@ -305,6 +305,46 @@ fn a_lone_node_with_possibly_old_data_waits_and_says_for_whom() {
 }
 
 #[test]
+fn a_start_by_hand_where_the_record_knows_the_other_node_alone_says_which_one() {
+    let (mut world, owner) = served(Profile::Witness, |_| {});
+    let other = 1 - owner;
+    world.power_off(other);
+    world.machines[other].boot_ms = None;
+    comes_true(&mut world, 30_000, |world| {
+        world.mirrors[owner].disk.peer_outdated && world.serves(owner)
+    });
+    world.run_until(world.now_ms + 3_000);
+    let group = GROUP.to_owned();
+    world.command(owner, CommandRequest::GroupStop { group });
+    comes_true(&mut world, 20_000, |world| !world.machines[owner].mounted);
+    world.machines[other].boot_ms = Some(world.now_ms + 500);
+    comes_true(&mut world, 60_000, |world| {
+        let process = world.mirrors[other].process.as_ref();
+        process.is_some_and(|process| process.link.is_some())
+            && world.has_alert(other, alert::STARTUP_DONE.id)
+    });
+    world.run_until(world.now_ms + 5_000);
+    let group = GROUP.to_owned();
+    let peer_down = false;
+    let id = world.command(other, CommandRequest::GroupStart { group, peer_down });
+    comes_true(&mut world, 60_000, |world| {
+        world.outcomes.iter().any(|(at, _)| *at == id)
+    });
+    let outcome = world.outcomes.iter().find(|(at, _)| *at == id);
+    let current = format!("current is {}", NAMES[owner]);
+    assert!(
+        outcome.is_some_and(|(_, result)| {
+            result
+                .as_ref()
+                .is_err_and(|reason| reason.contains(&current))
+        }),
+        "{outcome:?}\n{}",
+        story(&world)
+    );
+    in_order(&world);
+}
+
+#[test]
 fn standby_moves_the_group_and_active_lets_the_node_take_over_again() {
     let (mut world, owner) = served(Profile::WitnessAndStop, |_| {});
     let node = NAMES[owner].to_owned();
@@ -467,7 +507,9 @@ fn recordings_keep_no_dead_owner_alive_and_no_restarted_node_from_its_group() {
 fn with_a_majority_the_node_that_sees_one_of_the_two_others_goes_on() {
     for profile in [Profile::Witness, Profile::WitnessAndStop] {
         for cut_off in 0..2 {
-            let (mut world, _) = served(profile, |settings| settings.resolver = Reach::Majority);
+            let (mut world, _) = served(profile, |settings| {
+                settings.resolvers = vec![Reach::Majority]
+            });
             let mut lines = Line::between_nodes();
             lines.extend(Line::witness(cut_off));
             begin(&mut world, Fault::Cut(lines));
@@ -480,7 +522,9 @@ fn with_a_majority_the_node_that_sees_one_of_the_two_others_goes_on() {
             in_order(&world);
         }
         // Two of the three see each other: nothing happens.
-        let (mut world, owner) = served(profile, |settings| settings.resolver = Reach::Majority);
+        let (mut world, owner) = served(profile, |settings| {
+            settings.resolvers = vec![Reach::Majority]
+        });
         begin(
             &mut world,
             Fault::Cut((0..2).flat_map(Line::witness).collect()),

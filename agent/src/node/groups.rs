@@ -30,6 +30,8 @@ pub(super) struct Control {
     pub(super) waits_for_grant: bool,
     /// When it was last decided to start it.
     pub(super) started_ms: u64,
+    /// Why a start by hand was given up: the arbiter did not grant it in time.
+    pub(super) refused_start: Option<String>,
     /// That it starts without a proof of the other node's end was told.
     pub(super) doubt_told: bool,
     pub(super) waits_for: Option<String>,
@@ -71,6 +73,7 @@ impl Control {
             cause: None,
             waits_for_grant: false,
             started_ms: 0,
+            refused_start: None,
             doubt_told: false,
             waits_for: None,
             given_ms: None,

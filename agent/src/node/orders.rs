@@ -641,7 +641,10 @@ impl Node {
                     Err(format!("{name} could not be started"))
                 }
                 State::Offline if control.cause.is_none() && waiting.online => {
-                    Err(format!("{name} was stopped again"))
+                    Err(match &control.refused_start {
+                        Some(refusal) => format!("{name} was not started, for want of {refusal}"),
+                        None => format!("{name} was stopped again"),
+                    })
                 }
                 _ => {
                     self.orders.waiting.push(waiting);

@@ -55,6 +55,7 @@ impl Node {
         self.wait_for(group, None);
         let control = &mut self.controls[group];
         control.decided = None;
+        control.refused_start = None;
         control.cause = Some(cause);
         control.failures.start();
         if cause == Cause::Failover {
@@ -109,8 +110,11 @@ impl Node {
                             rights.want(mirror, false);
                         }
                     }
-                    self.controls[group].waits_for_grant = false;
-                    self.controls[group].cause = None;
+                    let by_hand = self.is_started_by_hand(group);
+                    let control = &mut self.controls[group];
+                    control.refused_start = by_hand.then_some(reason);
+                    control.waits_for_grant = false;
+                    control.cause = None;
                 }
                 return;
             }

@@ -131,8 +131,12 @@ fn draw_lines(random: &mut Random, settings: &Settings) -> Vec<Line> {
         6 => vec![Line::Mirror { from: node }],
         7 if arbiter => Line::witness(node),
         8 if arbiter => (0..2).flat_map(Line::witness).collect(),
-        9 => vec![Line::Target(node)],
-        10 => (0..2).map(Line::Target).collect(),
+        9 => match random.below(3) {
+            0 => vec![Line::Target(node)],
+            1 => vec![Line::WebTarget(node)],
+            _ => Line::targets(node),
+        },
+        10 => (0..2).flat_map(Line::targets).collect(),
         // All of one node's network, or the servers from each other and one from the witness.
         7 | 8 if arbiter => Line::of_node(node),
         11 if arbiter => {

@@ -18,13 +18,15 @@ pub enum Line {
     /// A node's calls to the witness.
     ToWitness(usize),
     FromWitness(usize),
-    /// A node's resolver target.
+    /// A node's resolver target, which answers a ping.
     Target(usize),
+    /// Another one, which answers over HTTP.
+    WebTarget(usize),
     /// A node's way to whoever stops the other one.
     Provider(usize),
 }
 
-const LINES: usize = PATHS * 2 + 2 + 2 + 2 + 2 + 2;
+const LINES: usize = PATHS * 2 + 2 + 2 + 2 + 2 + 2 + 2;
 
 impl Line {
     fn index(self) -> usize {
@@ -35,6 +37,7 @@ impl Line {
             Self::FromWitness(node) => PATHS * 2 + 4 + node,
             Self::Target(node) => PATHS * 2 + 6 + node,
             Self::Provider(node) => PATHS * 2 + 8 + node,
+            Self::WebTarget(node) => PATHS * 2 + 10 + node,
         }
     }
 
@@ -59,11 +62,16 @@ impl Line {
         vec![Self::ToWitness(node), Self::FromWitness(node)]
     }
 
+    pub fn targets(node: usize) -> Vec<Self> {
+        vec![Self::Target(node), Self::WebTarget(node)]
+    }
+
     /// Everything to and from a node: its cable is out.
     pub fn of_node(node: usize) -> Vec<Self> {
         let mut lines = Self::between_nodes();
         lines.extend(Self::witness(node));
-        lines.extend([Self::Target(node), Self::Provider(node)]);
+        lines.extend(Self::targets(node));
+        lines.push(Self::Provider(node));
         lines
     }
 }

@@ -2,8 +2,9 @@
 
 use agent::alert;
 use agent::control::CommandRequest;
+use agent::node::config::Reach;
 use agent::node::failures::Patience;
-use nbd_frontend::config::agent::FinalAction;
+use nbd_frontend::config::agent::{FinalAction, Need};
 
 use super::checker::Violation;
 use super::faults::{FIRST_MS, Fault, Trouble, draw};
@@ -18,6 +19,9 @@ const SERVED_MS: u64 = 1_500;
 const OPERATOR_TRIES_MAX: usize = 3;
 /// What the operator waits before each look.
 const LOOK_MS: u64 = 1_000;
+/// Without an arbiter the first stop must hit before the second is called for: it takes up to a second, and half of this
+/// where its provider is slow.
+const FENCE_DELAY_MS_MIN: u64 = 3_500;
 /// One seed in so many gets nothing but what no cluster may mind.
 const QUIET_EVERY: u64 = 6;
 /// Watched once all is well again: what was put off must not come now.
@@ -101,7 +105,20 @@ pub fn run_with(
 }
 
 fn draw_settings(random: &mut Random, profile: Profile) -> Settings {
-    Settings {
+    let usual = Settings::new(profile);
+    // Shorter than the heartbeat time-out, as it should be, or longer.
+    let lease_ms = random.between(1_000, 3 * usual.timeout_ms);
+    let fence_delay_ms = match usual.has_arbiter() {
+        // Only one of the two gets as far as that.
+        true => random.between(0, 6_000),
+        false => random.between(FENCE_DELAY_MS_MIN, 8_000),
+    };
+    let settings = Settings {
+        resolvers: draw_resolvers(random, &usual),
+        need: *random.pick(&[Need::Any, Need::All]),
+        lease_ms,
+        fence_delay_ms,
+        automatic_start: random.percent(80),
         round_trip: random.percent(40),
         isolation_timeout_ms: random.between(1_000, 6_000),
         failback: random.percent(25),
@@ -124,8 +141,29 @@ fn draw_settings(random: &mut Random, profile: Profile) -> Settings {
             FinalAction::None,
             FinalAction::StopServiceAndShutdown,
         ]),
-        ..Settings::new(profile)
+        ..usual
+    };
+    Settings {
+        startup_delay_ms: settings.startup_delay_auto_ms(),
+        ..settings
     }
+}
+
+/// One or two in most clusters, and none in some.
+fn draw_resolvers(random: &mut Random, settings: &Settings) -> Vec<Reach> {
+    use Reach::{Arbiter, Http, Majority, Ping};
+    let kinds: &[&[Reach]] = match settings.has_arbiter() {
+        true => &[
+            &[Ping],
+            &[Arbiter],
+            &[Majority],
+            &[Ping, Http],
+            &[Ping, Arbiter],
+            &[],
+        ],
+        false => &[&[Ping], &[Ping], &[Http], &[Ping, Http], &[Ping, Http], &[]],
+    };
+    random.pick(kinds).to_vec()
 }
 
 /// Jitter below the time-outs, one heartbeat path, the witness or the target: nothing may move for it.
@@ -147,7 +185,7 @@ fn draw_harmless(random: &mut Random, settings: &Settings) -> Vec<Trouble> {
                         again_percent: 50,
                     },
                 ),
-                2 => (for_ms, Fault::Cut(vec![Line::Target(node)])),
+                2 => (for_ms, Fault::Cut(Line::targets(node))),
                 3 if settings.has_arbiter() => (for_ms, Fault::Cut(Line::witness(node))),
                 4 if settings.has_arbiter() => (for_ms, Fault::WitnessDown),
                 _ => (
@@ -169,6 +207,14 @@ fn draw_harmless(random: &mut Random, settings: &Settings) -> Vec<Trouble> {
 fn live(world: &mut World, troubles: &[Trouble], quiet: bool) {
     // Service comes first: nothing is wrong yet.
     let first_ms = world.settings.back_in_service_ms();
+    if !world.settings.automatic_start {
+        let linked = |world: &World| {
+            (0..2).all(|node| world.has_alert(node, alert::STARTUP_DONE.id)) && is_linked(world)
+        };
+        world.run_until_so(first_ms, linked);
+        world.run_until(world.now_ms + LOOK_MS);
+        operate(world, 0);
+    }
     if !world.run_until_so(first_ms, |world| world.checker.answers > 0) {
         return out_of_service(world, first_ms);
     }
@@ -225,14 +271,17 @@ fn is_well(world: &World) -> bool {
         .checker
         .last_answer_ms
         .is_some_and(|at_ms| world.now_ms.saturating_sub(at_ms) < SERVED_MS);
-    let linked = (0..2).all(|node| {
-        world.mirrors[node]
+    let agents = (0..2).all(|node| world.machines[node].agent.is_some());
+    served && is_linked(world) && agents && world.serves(0) != world.serves(1)
+}
+
+fn is_linked(world: &World) -> bool {
+    world.mirrors.iter().all(|mirror| {
+        mirror
             .process
             .as_ref()
             .is_some_and(|process| process.link.is_some())
-    });
-    let agents = (0..2).all(|node| world.machines[node].agent.is_some());
-    served && linked && agents && world.serves(0) != world.serves(1)
+    })
 }
 
 /// All is mended: service comes back, by itself or with the command that the alerts ask for.
@@ -248,7 +297,7 @@ fn come_back(world: &mut World) -> bool {
         out_of_service(world, within_ms);
         return false;
     }
-    for _ in 0..OPERATOR_TRIES_MAX {
+    for tries in 0..OPERATOR_TRIES_MAX {
         // A node that shut itself down meanwhile is switched on first.
         world.heal();
         let both_up = |world: &World| world.machines.iter().all(|at| at.agent.is_some());
@@ -257,7 +306,7 @@ fn come_back(world: &mut World) -> bool {
         }
         // By now they have heard each other, and know what their mirrors hold.
         world.run_until(world.now_ms + LOOK_MS);
-        operate(world);
+        operate(world, tries);
         if world.run_until_so(within_ms, is_well) {
             return true;
         }
@@ -286,7 +335,8 @@ fn needs_operator(world: &World) -> bool {
         || told(alert::FAILOVER_LIMIT.id)
 }
 
-fn operate(world: &mut World) {
+/// `tries`: so many have led to nothing, as where the arbiter's record knows the other node alone as current.
+fn operate(world: &mut World, tries: usize) {
     for (node, name) in NAMES.into_iter().enumerate() {
         let name = name.to_owned();
         world.command(node, CommandRequest::NodeActive { node: name });
@@ -309,7 +359,7 @@ fn operate(world: &mut World) {
         world.run_until(world.now_ms + 15_000);
     }
     if (0..2).all(|node| !world.serves(node)) {
-        let start = usize::from(!world.mirrors[0].disk.is_current());
+        let start = (usize::from(!world.mirrors[0].disk.is_current()) + tries) % 2;
         world.command(
             start,
             CommandRequest::GroupStart {

@@ -62,7 +62,9 @@ pub struct Settings {
     pub automatic_start: bool,
     pub patience: Patience,
     pub monitor_action: FinalAction,
-    pub resolver: Reach,
+    /// None: nobody says that a node is cut off.
+    pub resolvers: Vec<Reach>,
+    pub need: Need,
     /// A failover takes place although the forced stop failed; the arbiter decides alone then.
     pub failover_on_failure: bool,
     /// Longest that a stop takes from its acceptance.
@@ -92,7 +94,8 @@ impl Settings {
                 reset_ms: None,
             },
             monitor_action: FinalAction::StopGroup,
-            resolver: Reach::Ping,
+            resolvers: vec![Reach::Ping],
+            need: Need::Any,
             failover_on_failure: false,
             stop_takes_ms: 1_000,
             stop_wait_ms: 3_000,
@@ -126,6 +129,15 @@ impl Settings {
         self.startup_delay_ms + BOOT_MS + fencing + 2 * (group + decision) + 2 * self.lease_ms
     }
 
+    /// What `service_startup_delay = "auto"` comes to.
+    pub fn startup_delay_auto_ms(&self) -> u64 {
+        let stop_ms = match self.has_forced_stop() {
+            true => 2 * self.fence_delay_ms + self.fencing().longest_ms(),
+            false => 0,
+        };
+        stop_ms + self.timeout_ms + self.interval_ms
+    }
+
     fn fencing(&self) -> FencingConfig {
         FencingConfig {
             timeout_ms: 1_000,
@@ -156,13 +168,17 @@ impl Settings {
             me,
             config_digest: 42,
             startup_delay_ms: self.startup_delay_ms,
-            resolvers: vec![ResolverConfig {
-                name: "gateway".into(),
-                kind: self.resolver,
-                interval_ms: 1_000,
-                timeout_ms: 400,
-            }],
-            need: Need::Any,
+            resolvers: self
+                .resolvers
+                .iter()
+                .map(|kind| ResolverConfig {
+                    name: kind.name().into(),
+                    kind: *kind,
+                    interval_ms: 1_000,
+                    timeout_ms: 400,
+                })
+                .collect(),
+            need: self.need,
             isolation_timeout_ms: self.isolation_timeout_ms,
             final_action: self.final_action,
             arbiter: self.has_arbiter().then(|| ArbiterConfig {

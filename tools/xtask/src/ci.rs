@@ -18,6 +18,7 @@ use crate::workspace::Selection;
 
 const FUZZ_SECONDS: u64 = 10;
 const FRESH_SIM_MINUTES: &str = "0.5";
+const FRESH_CLUSTER_MINUTES: &str = "0.35";
 const SOAK_MINUTES: &str = "10";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,10 @@ pub fn run(length: Length) -> Result<()> {
         }
         steps.step("sim, fresh seeds", || {
             suites::sim(SELECTION, &["--minutes".into(), FRESH_SIM_MINUTES.into()])
+        });
+        steps.step("sim --cluster, fresh seeds", || {
+            let words = ["--cluster", "--minutes", FRESH_CLUSTER_MINUTES];
+            suites::sim(SELECTION, &words.map(String::from))
         });
         steps.step("bench --smoke", || {
             suites::bench(Profile::Dev, SELECTION, &["--smoke".into()])

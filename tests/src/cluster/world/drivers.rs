@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use agent::group::{Action, Failure};
+use agent::node::config::Reach;
 
 use super::*;
 use crate::cluster::settings::{APPLICATION, ASK_TIMEOUT_MS, DISK, PROBE_PORT};
@@ -89,8 +90,12 @@ impl World {
     fn carry_out_one(&mut self, node: usize, run: u64, effect: Effect) {
         match effect {
             Effect::Send { path, bytes, .. } => self.send(node, path, bytes),
-            Effect::Resolve { number, .. } => {
-                let (delay_ms, result) = if self.network.passes(Line::Target(node)) {
+            Effect::Resolve { number, resolver } => {
+                let target = match self.settings.resolvers[resolver] {
+                    Reach::Http => Line::WebTarget(node),
+                    _ => Line::Target(node),
+                };
+                let (delay_ms, result) = if self.network.passes(target) {
                     (self.random.between(1, 30), Ok(()))
                 } else {
                     (RESOLVE_TIMEOUT_MS, Err("no answer".into()))
