@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use local_pair::{Deadline, Side};
 
-use crate::bed::{Bed, Machine, PATIENCE, Spec};
+use crate::bed::{self, Bed, Machine, PATIENCE, Spec};
 
 pub const MIB: usize = 1 << 20;
 const METADATA_BYTES: usize = 16 * MIB;
@@ -60,7 +60,7 @@ impl Daemon {
         }
     }
 
-    /// As `bed/init.sh` names them to systemd.
+    /// As `init.sh` of `local-machines` names them to systemd.
     pub fn log(self) -> &'static str {
         match self {
             Self::Mirrord => "/run/mirrord.log",
@@ -94,7 +94,7 @@ impl Servers {
             systemd: options.systemd,
             disk_bytes: vec![options.data_bytes, METADATA_BYTES],
         };
-        let bed = Bed::start(2, &spec)?;
+        let bed = bed::start(2, &spec)?;
         let key = bed.machines[0].run(&format!("mirrorctl keygen {KEY} >&2 && cat {KEY}"))?;
         // What keygen says comes before the key.
         let key = key.lines().last().context("keygen wrote a key")?.to_owned();
