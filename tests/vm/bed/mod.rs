@@ -66,6 +66,7 @@ fn equipment() -> Result<Equipment> {
             "sch_netem",
         ],
         tools: &[
+            &["dmsetup"],
             &["fio"],
             &["flock"],
             &["mke2fs", "mkfs.ext4"],
