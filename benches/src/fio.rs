@@ -11,6 +11,23 @@ use serde_json::Value;
 pub struct Reached {
     pub operations_per_s: f64,
     pub bytes_per_s: f64,
+    /// Mean of an operation, from its submission.
+    pub latency_us: f64,
+}
+
+impl Reached {
+    /// Of a job that only reads or only writes: of the other way all figures are zero.
+    pub fn of(report: &Value) -> Self {
+        let ways = ["read", "write"].map(|way| &report["jobs"][0][way]);
+        let sum = |figure: fn(&Value) -> &Value| -> f64 {
+            ways.iter().filter_map(|way| figure(way).as_f64()).sum()
+        };
+        Self {
+            operations_per_s: sum(|way| &way["iops"]),
+            bytes_per_s: sum(|way| &way["bw_bytes"]),
+            latency_us: sum(|way| &way["lat_ns"]["mean"]) / 1e3,
+        }
+    }
 }
 
 /// Runs `fio` on an export with more arguments and takes its figures.
@@ -22,18 +39,7 @@ pub fn run(uri: &str, seconds_max: u64, arguments: &[String]) -> Result<Reached>
 
 /// The same on a target that is given as words for `fio`.
 pub fn on(target: &[String], limit: Duration, words: &[&str]) -> Result<Reached> {
-    let report = report(target, limit, words)?;
-    let job = &report["jobs"][0];
-    let sum = |field: &str| {
-        ["read", "write"]
-            .iter()
-            .filter_map(|way| job[*way][field].as_f64())
-            .sum()
-    };
-    Ok(Reached {
-        operations_per_s: sum("iops"),
-        bytes_per_s: sum("bw_bytes"),
-    })
+    Ok(Reached::of(&report(target, limit, words)?))
 }
 
 /// All that `fio` has to say.
@@ -43,12 +49,17 @@ pub fn report(target: &[String], limit: Duration, words: &[&str]) -> Result<Valu
     all.extend(target.iter().map(String::as_str));
     all.extend(words);
     let said = run_tool("fio", &all, limit)?;
+    parse(&said).with_context(|| format!("fio {}", words.join(" ")))
+}
+
+/// The same, of a run somewhere else.
+pub fn parse(said: &str) -> Result<Value> {
     // fio may print notes before the JSON.
     let start = said.find('{').context("fio printed no JSON")?;
     let report: Value = serde_json::from_str(&said[start..]).context("the JSON of fio")?;
     let error = &report["jobs"][0]["error"];
     if *error != 0 {
-        bail!("fio {}: error {error}", words.join(" "));
+        bail!("error {error}");
     }
     Ok(report)
 }

@@ -1,6 +1,7 @@
 //! `mirror-bench`: figures as tables, never as a verdict. Everything runs on this one machine, so that only the
 //! ratios between rows say something. QEMU's synchronous block mirror runs beside ours on the same files.
 
+mod drbd;
 mod files;
 mod fio;
 mod full;
@@ -37,8 +38,11 @@ struct Arguments {
     /// Only failover, switchover and the agent. Needs root: the servers are made of namespaces
     #[arg(long, conflicts_with_all = ["throughput", "sizes"])]
     service: bool,
+    /// Only beside DRBD, in a virtual machine; some six minutes
+    #[arg(long, conflicts_with_all = ["throughput", "sizes", "service", "smoke"])]
+    drbd: bool,
     /// Every row on every contender, resyncs and memory, as a report; some twenty minutes
-    #[arg(long, conflicts_with_all = ["throughput", "sizes", "service"])]
+    #[arg(long, conflicts_with_all = ["throughput", "sizes", "service", "drbd"])]
     full: bool,
     /// Of the full report only these rows, by their ids; a wrong one names all there are
     #[arg(long, requires = "full", value_delimiter = ',', value_name = "IDS")]
@@ -90,6 +94,9 @@ fn main() -> Result<()> {
     }
     if arguments.full {
         return print_smoke_of_full();
+    }
+    if arguments.drbd {
+        return drbd::print(arguments.seconds);
     }
     let (seconds, file_bytes) = if arguments.smoke {
         (1.0, 256 << 20)

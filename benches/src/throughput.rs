@@ -6,25 +6,48 @@ use anyhow::{Context, Result};
 use local_pair::{Pair, PairOptions, Placement, Programs, Side};
 
 use crate::files::preallocated;
-use crate::fio;
+use crate::fio::{self, Reached};
 use crate::qemu_mirror::QemuMirror;
 use crate::table;
 
-struct Case {
-    name: &'static str,
+pub struct Case {
+    pub name: &'static str,
     way: &'static str,
     block: &'static str,
     depth: u32,
     in_megabytes: bool,
 }
 
-const CASES: [Case; 5] = [
-    case("4k write QD1 IOPS", "randwrite", "4k", 1, false),
-    case("4k write QD32 IOPS", "randwrite", "4k", 32, false),
-    case("128k write QD16 MB/s", "write", "128k", 16, true),
-    case("1M write QD8 MB/s", "write", "1M", 8, true),
-    case("4k read QD32 IOPS", "randread", "4k", 32, false),
-];
+impl Case {
+    /// For `fio`.
+    pub fn words(&self, seconds: f64) -> [String; 5] {
+        [
+            format!("--rw={}", self.way),
+            format!("--bs={}", self.block),
+            format!("--iodepth={}", self.depth),
+            format!("--runtime={}ms", (seconds * 1e3) as u64),
+            "--time_based".into(),
+        ]
+    }
+
+    /// Operations or megabytes a second, as it counts.
+    pub fn figure(&self, reached: &Reached) -> f64 {
+        match self.in_megabytes {
+            true => reached.bytes_per_s / 1e6,
+            false => reached.operations_per_s,
+        }
+    }
+}
+
+/// The one that shows what a single operation takes.
+pub const ALONE: Case = case("4k write QD1 IOPS", "randwrite", "4k", 1, false);
+
+pub const LARGE: Case = case("128k write QD16 MB/s", "write", "128k", 16, true);
+pub const DEEP: Case = case("4k write QD32 IOPS", "randwrite", "4k", 32, false);
+pub const READ: Case = case("4k read QD32 IOPS", "randread", "4k", 32, false);
+const LARGEST: Case = case("1M write QD8 MB/s", "write", "1M", 8, true);
+
+const CASES: [Case; 5] = [ALONE, DEEP, LARGE, LARGEST, READ];
 
 const fn case(
     name: &'static str,
@@ -79,24 +102,9 @@ pub fn print(seconds: f64, file_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Operations or megabytes a second, as the case counts.
 fn measure(case: &Case, uri: &str, seconds: f64) -> Result<f64> {
-    let reached = fio::run(
-        uri,
-        seconds as u64 + 60,
-        &[
-            format!("--rw={}", case.way),
-            format!("--bs={}", case.block),
-            format!("--iodepth={}", case.depth),
-            format!("--runtime={}ms", (seconds * 1e3) as u64),
-            "--time_based".into(),
-        ],
-    )?;
-    Ok(if case.in_megabytes {
-        reached.bytes_per_s / 1e6
-    } else {
-        reached.operations_per_s
-    })
+    let reached = fio::run(uri, seconds as u64 + 60, &case.words(seconds))?;
+    Ok(case.figure(&reached))
 }
 
 fn start_qemu(folder: &Path, file_bytes: u64) -> Result<QemuMirror> {
@@ -105,7 +113,8 @@ fn start_qemu(folder: &Path, file_bytes: u64) -> Result<QemuMirror> {
     QemuMirror::start(folder, &primary, &secondary)
 }
 
-fn start_ours(file_bytes: u64, encryption: bool) -> Result<Pair> {
+/// Both sides in memory.
+pub fn start_ours(file_bytes: u64, encryption: bool) -> Result<Pair> {
     let options = PairOptions {
         placement: Placement::Memory,
         encryption,

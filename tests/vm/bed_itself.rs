@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::bed::{Bed, Card, Spec};
+use crate::bed::{self, Card, Spec};
 
 const MIB: usize = 1 << 20;
 
@@ -16,7 +16,7 @@ fn spec() -> Spec {
 
 #[test]
 fn a_power_cut_keeps_what_was_flushed_and_not_all_of_the_rest() -> Result<()> {
-    let mut bed = Bed::start(1, &spec())?;
+    let mut bed = bed::start(1, &spec())?;
     let machine = &mut bed.machines[0];
     let ran = machine.try_run("echo heard; exit 3")?;
     ensure!(ran.code == 3 && ran.said == "heard\n", "{ran:?}");
@@ -45,7 +45,7 @@ fn a_power_cut_keeps_what_was_flushed_and_not_all_of_the_rest() -> Result<()> {
 
 #[test]
 fn two_machines_reach_each_other_until_the_cable_is_cut_or_one_is_paused() -> Result<()> {
-    let mut bed = Bed::start(2, &spec())?;
+    let mut bed = bed::start(2, &spec())?;
     let ping = "ping -c 1 -W 2 10.77.0.2";
     let [first, second] = &mut bed.machines[..] else {
         anyhow::bail!("two machines were asked for");
@@ -68,7 +68,7 @@ fn two_machines_reach_each_other_until_the_cable_is_cut_or_one_is_paused() -> Re
 
 #[test]
 fn a_machine_that_panics_ends() -> Result<()> {
-    let mut bed = Bed::start(1, &spec())?;
+    let mut bed = bed::start(1, &spec())?;
     let machine = &mut bed.machines[0];
     machine.start("echo c >/proc/sysrq-trigger")?;
     machine.wait_end(1)?;

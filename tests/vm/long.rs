@@ -3,6 +3,8 @@
 use anyhow::Result;
 use local_pair::Side::{First, Second};
 
+use crate::crash_consistency::{self, Case};
+use crate::replayed_disk::FileSystem;
 use crate::{agents, kernel_attach, memory, power};
 
 #[test]
@@ -83,4 +85,20 @@ fn a_wall_clock_that_is_stepped_is_noticed_by_nobody() -> Result<()> {
 #[test]
 fn a_small_machine_that_writes_more_than_its_memory_does_not_dead_lock() -> Result<()> {
     memory::writes_more_than_memory(600)
+}
+
+#[test]
+fn ext4_is_in_order_on_both_sides_at_every_flush() -> Result<()> {
+    crash_consistency::holds_at_every_flush(&Case {
+        file_system: FileSystem::Ext4,
+        records: 300,
+    })
+}
+
+#[test]
+fn xfs_is_in_order_on_both_sides_at_every_flush() -> Result<()> {
+    crash_consistency::holds_at_every_flush(&Case {
+        file_system: FileSystem::Xfs,
+        records: 200,
+    })
 }

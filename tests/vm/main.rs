@@ -5,9 +5,13 @@
 mod agents;
 mod bed;
 mod bed_itself;
+mod crash_consistency;
 mod kernel_attach;
 mod load;
 mod long;
 mod memory;
 mod power;
+mod replay;
+mod replayed_disk;
 mod servers;
+mod write_log;

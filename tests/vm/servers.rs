@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use local_pair::{Deadline, Side};
 
-use crate::bed::{Bed, Machine, PATIENCE, Spec};
+use crate::bed::{self, Bed, Machine, PATIENCE, Spec};
 
 pub const MIB: usize = 1 << 20;
 const METADATA_BYTES: usize = 16 * MIB;
@@ -26,6 +26,8 @@ pub struct Options {
     pub data_bytes: usize,
     /// The data is a file of so many MiB on the disk, which can grow.
     pub file_mib: Option<u32>,
+    /// All writes to the data disk go to a log of at most so many bytes as well, by `dm-log-writes`.
+    pub write_log_bytes: Option<usize>,
     /// Lines for `[[mirror]]`.
     pub mirror: String,
     /// After all sections of the mirror.
@@ -40,6 +42,7 @@ impl Default for Options {
             // Small: after a crash all that was written to lately is compared, by emulated processors.
             data_bytes: 64 * MIB,
             file_mib: None,
+            write_log_bytes: None,
             mirror: String::new(),
             agent: String::new(),
         }
@@ -60,7 +63,7 @@ impl Daemon {
         }
     }
 
-    /// As `bed/init.sh` names them to systemd.
+    /// As `init.sh` of `local-machines` names them to systemd.
     pub fn log(self) -> &'static str {
         match self {
             Self::Mirrord => "/run/mirrord.log",
@@ -89,12 +92,14 @@ impl Servers {
 
     /// Both on, with fresh metadata, and `mirrord` on both.
     pub fn connected(options: &Options) -> Result<Self> {
+        let mut disk_bytes = vec![options.data_bytes, METADATA_BYTES];
+        disk_bytes.extend(options.write_log_bytes);
         let spec = Spec {
             memory_mib: options.memory_mib,
             systemd: options.systemd,
-            disk_bytes: vec![options.data_bytes, METADATA_BYTES],
+            disk_bytes,
         };
-        let bed = Bed::start(2, &spec)?;
+        let bed = bed::start(2, &spec)?;
         let key = bed.machines[0].run(&format!("mirrorctl keygen {KEY} >&2 && cat {KEY}"))?;
         // What keygen says comes before the key.
         let key = key.lines().last().context("keygen wrote a key")?.to_owned();
@@ -111,6 +116,11 @@ impl Servers {
                     "mkfs.ext4 -q /dev/vdb && mkdir /srv && mount /dev/vdb /srv && fallocate -l {mebibytes}m /srv/data"
                 );
                 servers.machine(side).run(&script)?;
+            }
+            if options.write_log_bytes.is_some() {
+                let script = "load-dm-log-writes && DM_DISABLE_UDEV=1 dmsetup create data \
+                    --table \"0 $(blockdev --getsz /dev/vdb) log-writes /dev/vdb /dev/vdd\"";
+                servers.machine(side).run(script)?;
             }
             servers.machine(side).run("mirrorctl init md1")?;
         }
@@ -340,9 +350,10 @@ device_timeout = "10m"
 "#,
         options.mirror
     );
-    let data = match options.file_mib {
-        Some(_) => "/srv/data",
-        None => "/dev/vdb",
+    let data = match (options.file_mib, options.write_log_bytes) {
+        (Some(_), _) => "/srv/data",
+        (None, Some(_)) => "/dev/mapper/data",
+        (None, None) => "/dev/vdb",
     };
     for number in [1, 2] {
         text += &format!(

@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail};
 
 pub use contender::Medium;
 use load::Sample;
+pub use load::median;
 use report::{Cell, Table};
 use row::ROWS;
 

@@ -12,16 +12,18 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use local_machines::{Disk, Loss};
 use local_pair::Deadline;
 use mirror_core::io::buffers::{BufferPool, Reserve};
 use mirror_core::request::{Answer, Operation};
 use mirror_core::units::ByteRange;
 use nbd_frontend::nbd::export::{Completion, Export, ExportInfo, Extent, StatusFuture};
 use nbd_frontend::nbd::listener::{Address, Limits, Server};
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::PATIENCE;
-use super::volatile_disk::{Loss, SECTOR, VolatileDisk};
+use super::volatile_disk::{SECTOR, VolatileDisk};
 
 const POOL_BYTES: usize = 16 << 20;
 /// Between two looks at who is connected.
@@ -77,17 +79,29 @@ impl DiskServer {
             thread: Some(thread),
         })
     }
+}
 
-    pub fn socket(&self) -> &Path {
-        &self.socket
+impl Disk for DiskServer {
+    fn node(&self) -> Value {
+        json!({
+            "driver": "nbd", "export": "disk", "discard": "unmap",
+            "server": {"type": "unix", "path": self.socket},
+        })
     }
 
-    pub fn is_at_risk(&self) -> bool {
+    fn is_at_risk(&self) -> bool {
         lock(&self.disk).is_at_risk()
     }
 
-    /// After its machine is gone: what was on its way is taken in first, then what is not durable goes.
-    pub fn cut_power(&self, seed: u64) -> Result<Loss> {
+    fn contents(&self) -> Result<Vec<u8>> {
+        let disk = lock(&self.disk);
+        let mut bytes = vec![0; disk.size_bytes()];
+        disk.read(0, &mut bytes);
+        Ok(bytes)
+    }
+
+    /// What was on its way is taken in first, then what is not durable goes.
+    fn cut_power(&self, seed: u64) -> Result<Loss> {
         Deadline::after(PATIENCE).until("the end of a disk's connection", || {
             Ok((self.clients.load(Ordering::Acquire) == 0).then_some(()))
         })?;

@@ -1,85 +1,87 @@
-//! Virtual machines with a real kernel, a cable between two of them, and a test that pulls it, and the power.
-//!
-//! A [`Bed`] is one or two machines in a folder. Their disks are served by this process and forget at a power cut
-//! what was not flushed ([`volatile_disk`]). A test speaks to a machine in shell scripts ([`port`]) and to QEMU in
-//! QMP. Processors are emulated in software, so that it runs wherever the tests do; time goes slower in there, how
-//! much slower depends on what else this host does, and nothing here measures it ([`PATIENCE`]).
+//! The machines of `local-machines` with disks that forget at a power cut what was not flushed
+//! ([`volatile_disk`]), and with the tools that the cases use.
 
-mod cleaner;
 mod compiler;
-pub mod cpio;
 mod disk_server;
-mod image;
-mod machine;
-mod modules;
-mod port;
-mod qmp;
 mod systemd;
 mod volatile_disk;
 
-use std::time::Duration;
+use std::sync::OnceLock;
 
-use anyhow::Result;
-use cleaner::Cleaner;
-use tempfile::TempDir;
+use anyhow::{Result, bail};
+use disk_server::DiskServer;
+use local_machines::{Disk, Equipment, Image};
 
 pub use compiler::TREE;
-pub use machine::{Card, Machine, Spec};
-pub use port::Job;
+pub use local_machines::{Bed, Card, Job, Machine, PATIENCE};
 
-/// How long any state may take to come. It tells what hangs from what is slow, and is no judgement of anything: what
-/// takes a second on an idle host takes a minute where twenty others want its two processors.
-pub const PATIENCE: Duration = Duration::from_mins(10);
-
-#[derive(Debug)]
-pub struct Bed {
-    // Before the folder: they are gone first.
-    pub machines: Vec<Machine>,
-    cleaner: Cleaner,
-    /// Removed last.
-    _folder: TempDir,
+/// How to make a machine.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Kernel and initial file system are in it, too.
+    pub memory_mib: u32,
+    /// Is its first process, with the units of our daemons.
+    pub systemd: bool,
+    /// `/dev/vdb` and on.
+    pub disk_bytes: Vec<usize>,
 }
 
-impl Bed {
-    /// So many machines, 2 at most. All are on.
-    pub fn start(count: u8, spec: &Spec) -> Result<Self> {
-        let mut bed = Self::off(count, spec)?;
-        let started: Vec<_> = bed
-            .machines
-            .iter_mut()
-            .map(Machine::switch_on)
-            .collect::<Result<_>>()?;
-        for (machine, started) in bed.machines.iter_mut().zip(started) {
-            machine.wait_ready(started)?;
-        }
-        Ok(bed)
-    }
+/// So many machines, 2 at most, with empty disks. All are on.
+pub fn start(count: u8, spec: &Spec) -> Result<Bed> {
+    let of_all = local_machines::Spec {
+        memory_mib: spec.memory_mib,
+        systemd: spec.systemd,
+        parallel: false,
+        image: image()?.clone(),
+    };
+    Bed::start(count, &of_all, |folder| {
+        let disks = spec.disk_bytes.iter().enumerate();
+        let disks = disks.map(|(index, bytes)| {
+            let disk = DiskServer::start(&folder.join(format!("disk{index}")), *bytes)?;
+            Ok(Box::new(disk) as Box<dyn Disk>)
+        });
+        disks.collect()
+    })
+}
 
-    pub fn off(count: u8, spec: &Spec) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("mirror-vm-").tempdir()?;
-        let cleaner = Cleaner::start(folder.path())?;
-        let machines = (1..=count)
-            .map(|number| Machine::new(folder.path(), number, spec))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            machines,
-            cleaner,
-            _folder: folder,
-        })
+/// Looked after once a process.
+fn image() -> Result<&'static Image> {
+    static IMAGE: OnceLock<Result<Image, String>> = OnceLock::new();
+    let fresh = || Image::fresh(&equipment()?);
+    match IMAGE.get_or_init(|| fresh().map_err(|error| format!("{error:#}"))) {
+        Ok(image) => Ok(image),
+        Err(reason) => bail!("{reason}"),
     }
 }
 
-impl Drop for Bed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for machine in &self.machines {
-                eprintln!("{}", machine.story());
-            }
-        }
-        self.machines.clear();
-        if let Err(error) = self.cleaner.finish() {
-            assert!(std::thread::panicking(), "something is left: {error:#}");
-            eprintln!("something is left: {error:#}");
-        }
-    }
+fn equipment() -> Result<Equipment> {
+    Ok(Equipment {
+        name: "tests",
+        modules: &[
+            "nbd",
+            "xfs",
+            "softdog",
+            "loop",
+            "dm_log_writes",
+            "sch_netem",
+        ],
+        tools: &[
+            &["dmsetup"],
+            &["fio"],
+            &["flock"],
+            &["mke2fs", "mkfs.ext4"],
+            &["e2fsck"],
+            &["resize2fs"],
+            &["mkfs.xfs"],
+            &["xfs_repair"],
+            &["xfs_io"],
+            &["sqlite3"],
+            &["systemctl"],
+            &["tcc"],
+        ],
+        unpacked: None,
+        files: [compiler::files()?, systemd::files()?].concat(),
+        linked: systemd::programs(),
+        texts: compiler::sources(),
+    })
 }

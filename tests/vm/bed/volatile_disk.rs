@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use local_machines::Loss;
 use mirror_tests::random::Random;
 
 pub const SECTOR: usize = 512;
@@ -44,15 +45,6 @@ impl Change {
         let start = index * SECTOR - self.offset;
         self.data.as_ref().map(|data| &data[start..start + SECTOR])
     }
-}
-
-/// What a power cut did.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Loss {
-    /// Sectors written since the last flush.
-    pub sectors_at_risk: usize,
-    /// Of those, the ones that are not as the last write to them left them.
-    pub sectors_lost: usize,
 }
 
 impl VolatileDisk {

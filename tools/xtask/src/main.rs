@@ -75,7 +75,7 @@ enum Task {
     },
     /// Prints the tables of figures
     Bench {
-        /// Passed on: `--smoke` takes some two minutes, `--full` some twenty, `--help` shows the rest
+        /// Passed on: `--smoke` takes some two minutes, `--drbd` some six, `--full` some twenty, `--help` shows the rest
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

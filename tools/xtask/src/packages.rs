@@ -34,9 +34,10 @@ const fn needed(
     Needed { package, files, by }
 }
 
-const NEEDED: [Needed; 21] = [
+const NEEDED: [Needed; 22] = [
     // Takes the symbols out of what goes into machines.
     needed("binutils", &["strip"], &[Vm]),
+    needed("dmsetup", &["dmsetup"], &[Vm]),
     needed(
         "e2fsprogs",
         &["mke2fs", "e2fsck", "debugfs"],
@@ -54,7 +55,7 @@ const NEEDED: [Needed; 21] = [
     needed(
         "mount",
         &["losetup", "mount", "umount"],
-        &[Demo, Tests, Bench],
+        &[Demo, Tests, Bench, Vm],
     ),
     // The disk that fails, and a server to compare with.
     needed("nbdkit", &["nbdkit"], &[Tests, Bench]),

@@ -44,6 +44,9 @@ const HA_THREADS: &str = "8";
 /// Groups that start no program from outside of this repository.
 const SELF_CONTAINED: [&str; 4] = ["golden", "crash", "sim", "cluster"];
 
+/// With this word the figures are taken in a virtual machine.
+const BENCH_IN_MACHINE: &str = "--drbd";
+
 /// Names the folder of built programs to the tests, so that they never start stale ones.
 const PROGRAM_DIR_VARIABLE: &str = "MIRROR_BIN_DIR";
 
@@ -182,11 +185,20 @@ pub fn soak(selection: Selection, arguments: &[String]) -> Result<()> {
 
 pub fn bench(profile: Profile, selection: Selection, arguments: &[String]) -> Result<()> {
     packages::install_missing(&[Use::Bench])?;
-    build_programs(profile, selection)?;
     let folder = profile.program_dir();
-    run(program(folder.join("mirror-bench"))
-        .args(arguments)
-        .env(PROGRAM_DIR_VARIABLE, &folder))
+    let mut bench = program(folder.join("mirror-bench"));
+    bench.args(arguments).env(PROGRAM_DIR_VARIABLE, &folder);
+    if arguments
+        .iter()
+        .any(|argument| argument == BENCH_IN_MACHINE)
+    {
+        packages::install_missing(&[Use::Vm])?;
+        bench
+            .env(vm::SYSTEM_VARIABLE, vm::system()?)
+            .env(vm::PEERS_VARIABLE, vm::peers()?);
+    }
+    build_programs(profile, selection)?;
+    run(&mut bench)
 }
 
 pub fn demo(profile: Profile, selection: Selection, arguments: &[String]) -> Result<()> {

@@ -1,5 +1,6 @@
-//! What the virtual machines of the tests run on: Debian's kernel for clouds and a busybox, unpacked below the target
-//! folder. Neither is installed: a kernel on this system would want to be started.
+//! What virtual machines run on, unpacked below the target folder: Debian's kernel for clouds and a busybox, and for the
+//! comparison what DRBD is set up with. None of it is installed: a kernel on this system would want to be started, and
+//! `drbd-utils` would load its module.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,12 +25,31 @@ const KERNEL: &str = "linux-image-6.12-cloud-amd64";
 const KERNEL_PREFIX: &str = "linux-image-6.12.";
 const BUSYBOX: &str = "busybox-static";
 
-/// Downloads and unpacks, unless that was done already.
+/// Names the folder of what is compared with to the benches.
+pub const PEERS_VARIABLE: &str = "MIRROR_VM_PEERS";
+
+/// The tools of DRBD, and the kernel's NBD client with the libraries that no other package needs.
+const PEERS: [&str; 4] = [
+    "drbd-utils",
+    "libnl-3-200",
+    "libnl-genl-3-200",
+    "nbd-client",
+];
+
 pub fn system() -> Result<PathBuf> {
-    let folder = target_dir().join("vm");
-    let unpacked = folder.join("unpacked");
-    let wanted = format!("{KERNEL}\n{BUSYBOX}\n");
-    if fs::read_to_string(&unpacked).is_ok_and(|found| found == wanted) {
+    unpacked("vm", &[KERNEL, BUSYBOX])
+}
+
+pub fn peers() -> Result<PathBuf> {
+    unpacked("vm-peers", &PEERS)
+}
+
+/// Downloads and unpacks, unless that was done already.
+fn unpacked(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let folder = target_dir().join(name);
+    let stamp = folder.join("unpacked");
+    let wanted = packages.join("\n") + "\n";
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(folder);
     }
     if folder.exists() {
@@ -38,13 +58,12 @@ pub fn system() -> Result<PathBuf> {
     }
     let archives = folder.join("archives");
     fs::create_dir_all(&archives).with_context(|| format!("cannot make {}", archives.display()))?;
-    if kernel_package().is_err() {
+    let known = || packages.iter().map(|package| known(package));
+    if known().any(|found| found.is_err()) {
         run(apt().arg("update"))?;
     }
-    let kernel = kernel_package()?;
-    run(apt()
-        .current_dir(&archives)
-        .args(["download", &kernel, BUSYBOX]))?;
+    let packages = known().collect::<Result<Vec<_>>>()?;
+    run(apt().current_dir(&archives).arg("download").args(&packages))?;
     for archive in fs::read_dir(&archives)? {
         run(program("dpkg-deb")
             .arg("--extract")
@@ -52,8 +71,24 @@ pub fn system() -> Result<PathBuf> {
             .arg(&folder))?;
     }
     fs::remove_dir_all(&archives)?;
-    fs::write(&unpacked, wanted).with_context(|| format!("cannot write {}", unpacked.display()))?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(folder)
+}
+
+/// The name of a package that can be downloaded.
+fn known(package: &str) -> Result<String> {
+    if package == KERNEL {
+        return kernel_package();
+    }
+    let shown = Command::new("apt-cache")
+        .args(["show", package])
+        .output()
+        .context("cannot start apt-cache")?;
+    ensure!(
+        shown.status.success(),
+        "apt knows no {package}; `apt-get update` must have run"
+    );
+    Ok(package.to_owned())
 }
 
 fn kernel_package() -> Result<String> {

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
@@ -14,12 +14,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::PATIENCE;
-use super::disk_server::DiskServer;
-use super::image::Image;
-use super::port::{Job, Port, Ran};
-use super::qmp::Qmp;
-use super::volatile_disk::Loss;
+use crate::PATIENCE;
+use crate::disk::{Disk, Loss};
+use crate::image::Image;
+use crate::port::{Job, Port, Ran};
+use crate::qmp::Qmp;
 
 /// Lines of the console that an error carries.
 const CONSOLE_LINES_SHOWN: usize = 80;
@@ -54,7 +53,9 @@ pub struct Machine {
     far_end: PathBuf,
     memory_mib: u32,
     systemd: bool,
-    disks: Vec<DiskServer>,
+    parallel: bool,
+    disks: Vec<Box<dyn Disk>>,
+    image: Image,
     running: Option<Running>,
     starts: u32,
 }
@@ -71,32 +72,33 @@ struct Running {
 pub struct Spec {
     /// Kernel and initial file system are in it, too.
     pub memory_mib: u32,
-    /// Is its first process, with the units of our daemons.
+    /// Is its first process, if the image has it.
     pub systemd: bool,
-    /// `/dev/vdb` and on.
-    pub disk_bytes: Vec<usize>,
+    /// Its two processors are two threads of QEMU, which is quicker, and not safe before QEMU 8.1: it may translate code
+    /// for one while the other writes it. Where the kernel patches itself, that one runs into a breakpoint of which
+    /// nobody knows any more, and the kernel panics; mostly at boot, and the more often the busier the host is.
+    /// Otherwise the two take turns.
+    pub parallel: bool,
+    pub image: Image,
 }
 
 impl Machine {
-    /// Off, with empty disks. `number` is 1 or 2.
-    pub(super) fn new(bed: &Path, number: u8, spec: &Spec) -> Result<Self> {
-        let folder = bed.join(number.to_string());
-        std::fs::create_dir(&folder)?;
-        let disks = spec.disk_bytes.iter().enumerate();
-        let disks = disks
-            .map(|(index, bytes)| DiskServer::start(&folder.join(format!("disk{index}")), *bytes))
-            .collect::<Result<_>>()?;
-        Ok(Self {
+    /// Off. `number` is 1 or 2; the disks are `/dev/vdb` and on.
+    pub(super) fn new(folder: PathBuf, number: u8, spec: &Spec, disks: Vec<Box<dyn Disk>>) -> Self {
+        let other = (3 - number).to_string();
+        Self {
             name: format!("server{number}"),
             address: format!("10.77.0.{number}"),
+            far_end: folder.with_file_name(other).join("link"),
             folder,
-            far_end: bed.join((3 - number).to_string()).join("link"),
             memory_mib: spec.memory_mib,
             systemd: spec.systemd,
+            parallel: spec.parallel,
             disks,
+            image: spec.image.clone(),
             running: None,
             starts: 0,
-        })
+        }
     }
 
     /// Switches it on and waits until it takes scripts.
@@ -108,7 +110,6 @@ impl Machine {
     /// Without waiting, so that another one can start beside it.
     pub(super) fn switch_on(&mut self) -> Result<Started> {
         ensure!(self.running.is_none(), "{} is on", self.name);
-        let image = Image::fresh()?;
         self.starts += 1;
         for socket in self.sockets() {
             let _ = std::fs::remove_file(socket);
@@ -119,7 +120,7 @@ impl Machine {
             .open(self.folder.join("qemu.log"))?;
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
-            .args(self.command_line(image))
+            .args(self.command_line())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -158,19 +159,17 @@ impl Machine {
         ["qmp", "port"].map(|name| self.folder.join(name))
     }
 
-    fn command_line(&self, image: &Image) -> Vec<String> {
+    fn command_line(&self) -> Vec<String> {
         let at = |name: &str| self.folder.join(name).display().to_string();
         let mut words: Vec<String> = Vec::new();
         let mut add = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
-        // Its processors take turns. With a thread each, QEMU before 8.1 may translate code for one while the other
-        // writes it: where the kernel patches itself, that one runs into a breakpoint of which nobody knows any more,
-        // and the kernel panics. Mostly that is at boot, and the more often the busier the host is.
-        add("-accel", "tcg,thread=single".into());
+        let threads = if self.parallel { "multi" } else { "single" };
+        add("-accel", format!("tcg,thread={threads}"));
         add("-cpu", "max".into());
         add("-smp", "2".into());
         add("-m", self.memory_mib.to_string());
-        add("-kernel", image.kernel.display().to_string());
-        add("-initrd", image.initial.display().to_string());
+        add("-kernel", self.image.kernel.display().to_string());
+        add("-initrd", self.image.initial.display().to_string());
         // A panic ends it at once, as does every other restart: the test is told by its end. At boot the kernel would
         // count the ticks of its timer in a busy loop, and panic where too few come: on a host with more to do than
         // its processors can, they do not come in time.
@@ -197,15 +196,13 @@ impl Machine {
         add("-device", "virtserialport,chardev=port,name=port".into());
         let tools = json!({
             "driver": "file", "node-name": "tools", "read-only": true,
-            "filename": image.tools, "locking": "off",
+            "filename": self.image.tools, "locking": "off",
         });
         add("-blockdev", tools.to_string());
         add("-device", "virtio-blk-pci,drive=tools".into());
         for (index, disk) in self.disks.iter().enumerate() {
-            let node = json!({
-                "driver": "nbd", "node-name": format!("disk{index}"), "export": "disk",
-                "server": {"type": "unix", "path": disk.socket()}, "discard": "unmap",
-            });
+            let mut node = disk.node();
+            node["node-name"] = format!("disk{index}").into();
             add("-blockdev", node.to_string());
             add("-device", format!("virtio-blk-pci,drive=disk{index}"));
         }
@@ -292,6 +289,11 @@ impl Machine {
         self.run(&script).map(drop)
     }
 
+    /// What `/dev/vdb`, the first of them, or one behind it holds.
+    pub fn disk_contents(&self, index: usize) -> Result<Vec<u8>> {
+        self.disks[index].contents()
+    }
+
     // ---- What happens to it
 
     /// The power goes, from one moment to the next; the disks keep what was flushed.
@@ -312,7 +314,7 @@ impl Machine {
         Deadline::after(PATIENCE).until("writes that are not flushed", || {
             // QEMU's own pause would flush its disks.
             kill(process, Signal::SIGSTOP)?;
-            if self.disks.iter().any(DiskServer::is_at_risk) {
+            if self.disks.iter().any(|disk| disk.is_at_risk()) {
                 return Ok(Some(()));
             }
             kill(process, Signal::SIGCONT)?;

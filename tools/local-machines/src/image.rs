@@ -2,23 +2,22 @@
 //!
 //! The programs, ours and Debian's, lie on a disk that is only read and that all machines share, so that they take no
 //! memory of a small machine and nothing of the time in which it starts. Kernel and busybox come from packages that
-//! `cargo xtask` unpacks; tools are those of this system, with the libraries that they need, and so is what a machine
-//! compiles ([`compiler`]) and the service manager that it may have ([`systemd`]).
+//! `cargo xtask` unpacks; tools are those of this system, with the libraries that they need, and so is whatever else the
+//! caller wants in there ([`Equipment`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use local_pair::{Programs, run_bounded, run_tool};
 use nix::fcntl::{Flock, FlockArg};
 
-use super::PATIENCE;
-use super::cpio::Cpio;
-use super::{compiler, modules, systemd};
+use crate::PATIENCE;
+use crate::cpio::Cpio;
+use crate::modules;
 
 /// Names the folder of unpacked packages. `cargo xtask` sets it.
 const SYSTEM_VARIABLE: &str = "MIRROR_VM_SYSTEM";
@@ -27,32 +26,30 @@ const INIT: &str = include_str!("init.sh");
 
 /// Loaded at the start of each machine, in this order.
 const ALWAYS: [&str; 2] = ["virtio_blk", "virtio_net"];
-/// For scripts that need them: `insmod` takes half of the time of a start.
-const ON_DEMAND: [&str; 6] = [
-    "nbd",
-    "xfs",
-    "softdog",
-    "loop",
-    "dm_log_writes",
-    "sch_netem",
-];
-
-/// Of this system. The names behind the first are links to it.
-const TOOLS: [&[&str]; 11] = [
-    &["fio"],
-    &["flock"],
-    &["mke2fs", "mkfs.ext4"],
-    &["e2fsck"],
-    &["resize2fs"],
-    &["mkfs.xfs"],
-    &["xfs_repair"],
-    &["xfs_io"],
-    &["sqlite3"],
-    &["systemctl"],
-    &["tcc"],
-];
 /// Not in a user's search path as a rule.
 const FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Libraries of what was unpacked.
+const LIBRARY_FOLDERS: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+
+/// What is in a machine beside a kernel, busybox and our own programs.
+#[derive(Debug, Clone)]
+pub struct Equipment {
+    /// Of the files that are made of it.
+    pub name: &'static str,
+    /// For scripts that need them, with `load-NAME`: `insmod` takes half of the time of a start.
+    pub modules: &'static [&'static str],
+    /// Programs of this system, by name or path. The names behind the first are links to it.
+    pub tools: &'static [&'static [&'static str]],
+    /// A folder with packages that are unpacked and not installed: tools with paths below it, and their libraries.
+    pub unpacked: Option<PathBuf>,
+    /// Other files of this system, and where they go on the disk of programs.
+    pub files: Vec<(PathBuf, PathBuf)>,
+    /// Those of them whose libraries go along.
+    pub linked: Vec<PathBuf>,
+    /// What is written by us, and where it goes.
+    pub texts: Vec<(PathBuf, String)>,
+}
 
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -62,26 +59,22 @@ pub struct Image {
 }
 
 impl Image {
-    /// Built where anything in it has changed, once a process.
-    pub fn fresh() -> Result<&'static Self> {
-        static IMAGE: OnceLock<Result<Image, String>> = OnceLock::new();
-        match IMAGE.get_or_init(|| prepare().map_err(|error| format!("{error:#}"))) {
-            Ok(image) => Ok(image),
-            Err(reason) => bail!("cannot build what the machines start from: {reason}"),
-        }
+    /// Built where anything in it has changed.
+    pub fn fresh(equipment: &Equipment) -> Result<Self> {
+        build(equipment).context("cannot build what the machines start from")
     }
 }
 
-fn prepare() -> Result<Image> {
+fn build(equipment: &Equipment) -> Result<Image> {
     let system = std::env::var_os(SYSTEM_VARIABLE).map(PathBuf::from);
     let system = system.with_context(|| {
-        format!("{SYSTEM_VARIABLE} is not set; run `cargo xtask test vm`, which provides a kernel")
+        format!("{SYSTEM_VARIABLE} is not set; `cargo xtask` provides a kernel, for `test vm` and `bench --drbd`")
     })?;
     let programs = Programs::fresh()?;
-    let sources = Sources::collect(&programs)?;
-    let folder = system.join("images");
+    let sources = Sources::collect(&programs, equipment)?;
+    let folder = system.join("images").join(equipment.name);
     fs::create_dir_all(&folder)?;
-    // Another run of the tests may be about to build the same.
+    // Another run may be about to build the same.
     let lock = File::create(folder.join("lock"))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, errno)| errno)
@@ -98,7 +91,7 @@ fn prepare() -> Result<Image> {
     }
     let _ = fs::remove_file(&stamp);
     replace(&image.initial, |path| {
-        Ok(fs::write(path, initial(&system)?)?)
+        Ok(fs::write(path, initial(&system, equipment.modules)?)?)
     })?;
     replace(&image.tools, |path| sources.write_disk(path))?;
     fs::write(&stamp, wanted)?;
@@ -112,7 +105,7 @@ fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     fs::rename(&new, path).with_context(|| format!("cannot replace {}", path.display()))
 }
 
-fn initial(system: &Path) -> Result<Vec<u8>> {
+fn initial(system: &Path, on_demand: &[&str]) -> Result<Vec<u8>> {
     let kernel_modules = only_file(&system.join("lib/modules"), "")?.join("kernel");
     let mut cpio = Cpio::default();
     for folder in [
@@ -139,11 +132,11 @@ fn initial(system: &Path) -> Result<Vec<u8>> {
     let always = modules::collect(&kernel_modules, &ALWAYS)?;
     let load: Vec<&str> = always.iter().map(|module| &*module.name).collect();
     cpio.file("modules/load", (load.join("\n") + "\n").as_bytes());
-    let wanted: Vec<&str> = ALWAYS.iter().chain(&ON_DEMAND).copied().collect();
+    let wanted: Vec<&str> = ALWAYS.iter().chain(on_demand).copied().collect();
     for module in modules::collect(&kernel_modules, &wanted)? {
         cpio.file(&format!("modules/{}.ko", module.name), &module.bytes);
     }
-    for name in ON_DEMAND {
+    for name in on_demand.iter().copied() {
         let order = modules::collect(&kernel_modules, &[name])?;
         let lines: Vec<String> = order
             .iter()
@@ -165,61 +158,78 @@ fn initial(system: &Path) -> Result<Vec<u8>> {
 }
 
 /// Files of this system that go onto the disk of programs.
-struct Sources {
+struct Sources<'a> {
+    equipment: &'a Equipment,
     ours: Vec<PathBuf>,
     /// With the names that it has there.
     tools: Vec<(PathBuf, &'static [&'static str])>,
     libraries: BTreeSet<PathBuf>,
-    /// With where they go.
-    others: Vec<(PathBuf, PathBuf)>,
 }
 
-impl Sources {
-    fn collect(programs: &Programs) -> Result<Self> {
+impl<'a> Sources<'a> {
+    fn collect(programs: &Programs, equipment: &'a Equipment) -> Result<Self> {
         let ours = vec![
             programs.mirrord.clone(),
             programs.mirrorctl.clone(),
             programs.mirror_inspect.clone(),
             programs.mirror_agent.clone(),
         ];
+        let unpacked = equipment.unpacked.as_deref();
         let mut tools = Vec::new();
-        for names in TOOLS {
-            let mut folders = FOLDERS
-                .split(':')
-                .map(|folder| Path::new(folder).join(names[0]));
-            let found = folders.find(|path| path.is_file());
-            let found = found.with_context(|| format!("this system has no {}", names[0]))?;
-            tools.push((found, names));
+        for names in equipment.tools {
+            let found = find(names[0], unpacked);
+            tools.push((
+                found.with_context(|| format!("this system has no {}", names[0]))?,
+                *names,
+            ));
         }
+        let libraries_unpacked: Vec<String> = unpacked
+            .iter()
+            .flat_map(|folder| LIBRARY_FOLDERS.map(|path| folder.join(path).display().to_string()))
+            .collect();
         let mut libraries = BTreeSet::new();
-        let managers = systemd::programs();
         let found = tools.iter().map(|(path, _)| path);
-        for program in ours.iter().chain(found).chain(&managers) {
-            let listed = run_tool("ldd", &[&program.display().to_string()], PATIENCE)?;
+        for program in ours.iter().chain(found).chain(&equipment.linked) {
+            let mut ldd = Command::new("ldd");
+            ldd.arg(program)
+                .env("LD_LIBRARY_PATH", libraries_unpacked.join(":"));
+            let listed = run_bounded(&mut ldd, PATIENCE)?;
+            anyhow::ensure!(
+                listed.status.success(),
+                "ldd cannot read {}: {}",
+                program.display(),
+                String::from_utf8_lossy(&listed.stderr)
+            );
+            let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+            anyhow::ensure!(
+                !listed.contains("not found"),
+                "{} lacks a library: {listed}",
+                program.display()
+            );
             let paths = listed
                 .split_whitespace()
                 .filter(|word| word.starts_with('/'));
             libraries.extend(paths.map(PathBuf::from));
         }
         Ok(Self {
+            equipment,
             ours,
             tools,
             libraries,
-            others: [compiler::files()?, systemd::files()?].concat(),
         })
     }
 
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let tools = self.tools.iter().map(|(path, _)| path);
         let programs = self.ours.iter().chain(tools).chain(&self.libraries);
-        programs.chain(self.others.iter().map(|(path, _)| path))
+        programs.chain(self.equipment.files.iter().map(|(path, _)| path))
     }
 
     /// Differs when any of them does, or what is made of them.
     fn stamp(&self, kernel: &Path) -> Result<String> {
         let mut hasher = DefaultHasher::new();
-        (INIT, ALWAYS, ON_DEMAND, TOOLS).hash(&mut hasher);
-        compiler::sources().hash(&mut hasher);
+        (INIT, ALWAYS, self.equipment.modules, self.equipment.tools).hash(&mut hasher);
+        (&self.equipment.files, &self.equipment.texts).hash(&mut hasher);
         for path in self.files().chain([&kernel.to_path_buf()]) {
             let found =
                 fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
@@ -247,20 +257,21 @@ impl Sources {
             );
         }
         for (path, names) in &self.tools {
-            fs::copy(path, bin.join(names[0]))?;
-            for name in &names[1..] {
-                std::os::unix::fs::symlink(names[0], bin.join(name))?;
+            let name = name_of(path)?;
+            fs::copy(path, bin.join(name))?;
+            for link in &names[1..] {
+                std::os::unix::fs::symlink(name, bin.join(link))?;
             }
         }
         for path in &self.libraries {
             fs::copy(path, lib.join(name_of(path)?))?;
         }
-        for (path, to) in &self.others {
+        for (path, to) in &self.equipment.files {
             let to = place_of(folder.path(), to)?;
             fs::copy(path, to).with_context(|| format!("cannot copy {}", path.display()))?;
         }
-        for (to, text) in compiler::sources() {
-            fs::write(place_of(folder.path(), &to)?, text)?;
+        for (to, text) in &self.equipment.texts {
+            fs::write(place_of(folder.path(), to)?, text)?;
         }
         let bytes: u64 = self
             .files()
@@ -296,6 +307,18 @@ fn place_of(root: &Path, file: &Path) -> Result<PathBuf> {
         fs::create_dir_all(parent)?;
     }
     Ok(path)
+}
+
+/// By name, in the folders of this system, or by a path below one of its roots.
+fn find(name: &str, unpacked: Option<&Path>) -> Option<PathBuf> {
+    if let Some(below) = name.strip_prefix('/') {
+        let mut roots = unpacked.into_iter().chain([Path::new("/")]);
+        return roots.find_map(|root| Some(root.join(below)).filter(|path| path.is_file()));
+    }
+    let mut folders = FOLDERS
+        .split(':')
+        .map(|folder| Path::new(folder).join(name));
+    folders.find(|path| path.is_file())
 }
 
 fn name_of(path: &Path) -> Result<&std::ffi::OsStr> {

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first process of a machine of the tests: it makes the system, and then serves the port, or lets systemd do that.
+# The first process of a machine: it makes the system, and then serves the port, or lets systemd do that.
 export PATH=/tools/bin:/bin
 
 # Runs each script that comes through the port, and sends back how it ended and what it said. Many may run at once.
