@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Extension, Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -171,11 +171,18 @@ async fn call(
         return denied(StatusCode::NOT_FOUND, DenialKind::UnknownCluster, message);
     };
     let received = tokio::time::timeout(RECEIVE_TIMEOUT, to_bytes(body, MESSAGE_BYTES_MAX)).await;
-    let Ok(received) = received else {
-        return bad("the request did not arrive in time");
-    };
-    let Ok(body) = received else {
-        return bad("the request is too long, or broke off");
+    let body = match received {
+        Ok(Ok(body)) => body,
+        unread => {
+            let mut refusal = match unread {
+                Err(_) => bad("the request did not arrive in time"),
+                Ok(_) => bad("the request is too long, or broke off"),
+            };
+            // The rest of it is not read, so that no other can follow on this connection.
+            let close = HeaderValue::from_static("close");
+            refusal.headers_mut().insert(header::CONNECTION, close);
+            return refusal;
+        }
     };
     let proof = headers
         .get(PROOF_HEADER)
