@@ -289,6 +289,11 @@ fn group(status: &ClusterStatus) -> State {
     found.map_or(State::Failed, |group| group.state)
 }
 
+#[test]
+fn an_isolated_server_panics_by_sysrq_and_the_other_one_goes_on() -> Result<()> {
+    an_isolated_server_ends_itself("sysrq-panic", "sysrq triggered crash")
+}
+
 /// The first server is cut off from everybody. It ends itself as it was told, and the other one goes on.
 pub fn an_isolated_server_ends_itself(action: &'static str, trace: &str) -> Result<()> {
     Cluster::at_work(Setting::with(action))?

@@ -43,11 +43,6 @@ fn every_commit_is_there_when_both_lose_their_power_the_secondary_first() -> Res
 }
 
 #[test]
-fn an_isolated_server_panics_by_sysrq_and_the_other_one_goes_on() -> Result<()> {
-    agents::an_isolated_server_ends_itself("sysrq-panic", "sysrq triggered crash")
-}
-
-#[test]
 fn an_isolated_server_is_reset_by_its_watchdog_and_the_other_one_goes_on() -> Result<()> {
     agents::an_isolated_server_ends_itself("watchdog-reset", "softdog: Initiating system reboot")
 }

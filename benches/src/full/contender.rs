@@ -35,13 +35,23 @@ const SYNC: Ours = Ours {
 };
 
 /// A new mode is one more line here.
-const OURS: [Ours; 3] = [
+const OURS: [Ours; 5] = [
     Ours {
         name: "ours, no peer",
         peer: false,
         ..SYNC
     },
     SYNC,
+    Ours {
+        name: "ours, semisync",
+        mode: "semisync",
+        ..SYNC
+    },
+    Ours {
+        name: "ours, async",
+        mode: "async",
+        ..SYNC
+    },
     Ours {
         name: "ours, sync + TLS",
         encryption: true,
