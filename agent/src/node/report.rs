@@ -210,6 +210,9 @@ impl Report {
             let (number, took_ms) = (reader.u32()?, reader.u32()?);
             let done = reader.byte()? != 0;
             let length = usize::from(reader.byte()?);
+            if length > REASON_BYTES_MAX {
+                return None;
+            }
             let reason = std::str::from_utf8(reader.take(length)?).ok()?;
             report.outcome = Some(Outcome {
                 number,
@@ -333,6 +336,25 @@ mod tests {
         assert!(bytes.len() <= BODY_BYTES_MAX);
         report.outcome.as_mut().unwrap().result = Err("ä".repeat(REASON_BYTES_MAX / 2));
         assert_eq!(Report::decode(&bytes), Some(report));
+    }
+
+    #[test]
+    fn a_reason_that_is_longer_than_any_that_is_sent_is_none() {
+        let reason = "x".repeat(REASON_BYTES_MAX);
+        let report = Report {
+            outcome: Some(Outcome {
+                number: 9,
+                took_ms: 1500,
+                result: Err(reason.clone()),
+            }),
+            ..Report::default()
+        };
+        let mut bytes = report.encode();
+        assert_eq!(Report::decode(&bytes), Some(report));
+        let length = bytes.len() - reason.len() - 1;
+        bytes[length] += 1;
+        bytes.push(b'x');
+        assert_eq!(Report::decode(&bytes), None);
     }
 
     #[test]
