@@ -43,8 +43,9 @@ fn no_answered_write_is_lost_when_the_primary_is_killed() -> Result<()> {
 #[test]
 fn a_killed_primary_serves_again_before_what_it_had_under_way_is_compared() -> Result<()> {
     let mut pair = synced(&PairOptions::sized(256 * MIB))?;
-    // All of it is hot, and takes a while to compare.
-    qemu_io(&pair.uri(Side::First), &["write -P 1 0 256M"])?;
+    // All of it is hot, and takes a while to compare. Zeroes are what the writers expect where none of their writes was
+    // answered, and the last may be one that nobody has.
+    qemu_io(&pair.uri(Side::First), &["write -P 0 0 256M"])?;
     let mut before = writers(&pair, "before", &pair.uri(Side::First))?;
     before.wait_progress(200)?;
     pair.node_mut(Side::First).kill()?;
