@@ -77,6 +77,9 @@ pub struct MirrorStatus {
     pub generation: String,
     pub epoch: u64,
     pub device: Option<String>,
+    /// A device of the last run waits for this side to be primary again in the epoch of then.
+    #[serde(default)]
+    pub device_waits: bool,
     pub exports: Vec<String>,
     pub counters: Counters,
     /// Bytes of the last finished resync: what the source sent as data, without hashes and holes; on the target, all
@@ -118,6 +121,7 @@ impl MirrorStatus {
             generation: "9f3c0123456789ab".into(),
             epoch: 3,
             device: None,
+            device_waits: false,
             exports: Vec::new(),
             counters: Counters::default(),
             last_sync_copied_bytes: 0,

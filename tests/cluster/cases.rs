@@ -554,6 +554,39 @@ fn an_agent_that_was_restarted_asks_for_a_grant_when_its_mirrord_dies_later() {
     }
 }
 
+/// A later epoch would be of no use to it: it takes leases of its own only, and so would have none when it is alone.
+#[test]
+fn a_mirrord_that_goes_on_with_its_device_goes_on_in_its_epoch() {
+    for agent_dies in [false, true] {
+        for profile in [Profile::Witness, Profile::WitnessAndStop] {
+            let (mut world, owner) = served(profile, |settings| settings.reinstates = true);
+            let grants = count(&world, owner, alert::GRANTED.id);
+            for _ in 0..2 {
+                world.begin(&trouble(200, Fault::KillMirror(owner)));
+                world.run_until(world.now_ms + 500);
+                if agent_dies {
+                    world.begin(&trouble(500, Fault::KillAgent(owner)));
+                }
+                world.run_until(world.now_ms + 5_000);
+                assert!(world.serves(owner), "{}", story(&world));
+            }
+            let link = [0, 1].map(|from| Line::Mirror { from }).to_vec();
+            begin(&mut world, Fault::Cut(link));
+            world.run_until(world.now_ms + 3_000);
+            assert!(world.serves(owner), "{}", story(&world));
+            for (id, times) in [
+                (alert::GRANTED.id, grants),
+                (alert::LEASE_LOST.id, 0),
+                (alert::RESOURCE_FAILED.id, 0),
+                (alert::GROUP_STOPPED.id, 0),
+            ] {
+                assert_eq!(count(&world, owner, id), times, "{id}: {}", story(&world));
+            }
+            in_order(&world);
+        }
+    }
+}
+
 #[test]
 fn a_group_whose_mirror_waits_for_a_grant_stops_at_once_when_it_is_told_to() {
     let (mut world, owner) = served(Profile::Witness, |_| {});

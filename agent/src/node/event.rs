@@ -97,6 +97,8 @@ pub struct MirrorView {
     /// Answers wait for the word that the lost peer is down.
     pub suspended: bool,
     pub frozen: bool,
+    /// Its daemon was restarted and means to be primary again, for a device that waits for that.
+    pub resuming: bool,
     pub epoch: u64,
     /// Answers wait for a lease confirmation of this number.
     pub confirm_wanted: u64,

@@ -108,6 +108,11 @@ impl Node {
         let is_whole = found.all(|(state, in_agent)| {
             *state == State::Online || (*in_agent && *state == State::Offline)
         });
+        if is_whole && let Some(rights) = &mut self.rights {
+            for mirror in self.config.groups[group].mirrors.iter().flatten() {
+                rights.keep(*mirror);
+            }
+        }
         let control = &mut self.controls[group];
         control.group.adopt(self.now_ms, states);
         if control.group.state() == State::Online {

@@ -15,6 +15,9 @@ use crate::membership::Peer;
 const RETRY_MS: u64 = 500;
 /// Longest that a command to a mirror may go unanswered before it is given again.
 const ANSWER_MS: u64 = 10_000;
+/// Longest that a restarted `mirrord` is given to go on with its device. Under an arbiter it waits 3 s for its peer, and
+/// has handshake and metadata before and after that.
+const RESUME_MS_MAX: u64 = 10_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Mirror {
@@ -23,6 +26,8 @@ pub(super) struct Mirror {
     pub(super) secondary_views: u32,
     /// Since when its daemon has not answered.
     pub(super) silent_since_ms: Option<u64>,
+    /// Since when its restarted daemon means to be primary again.
+    resuming_since_ms: Option<u64>,
     /// Connected when the other node took its leave, and up to date: nobody can have newer data.
     pub(super) in_step_at_leave: bool,
     seen: bool,
@@ -65,9 +70,15 @@ impl Node {
     pub(super) fn on_mirror(&mut self, mirror: usize, view: Option<MirrorView>) {
         let before = std::mem::replace(&mut self.mirrors[mirror].view, view);
         let first = !std::mem::replace(&mut self.mirrors[mirror].seen, true);
-        let views = &mut self.mirrors[mirror].secondary_views;
-        *views = match view {
-            Some(view) if !view.primary => views.saturating_add(1),
+        let now_ms = self.now_ms;
+        let state = &mut self.mirrors[mirror];
+        let resumes = view.is_some_and(|view| !view.primary && view.resuming);
+        state.resuming_since_ms = resumes.then(|| state.resuming_since_ms.unwrap_or(now_ms));
+        let patient = state
+            .resuming_since_ms
+            .is_some_and(|since_ms| now_ms.saturating_sub(since_ms) < RESUME_MS_MAX);
+        state.secondary_views = match view {
+            Some(view) if !view.primary && !patient => state.secondary_views.saturating_add(1),
             _ => 0,
         };
         let silent = &mut self.mirrors[mirror].silent_since_ms;
@@ -337,12 +348,19 @@ impl Node {
                 let text = format!("{} is not granted: {refusal}.", name(self, mirror));
                 self.alert(alert::GRANT_REFUSED, text);
             }
-            rights::Effect::Lost { mirror, epoch } => {
+            rights::Effect::Lost {
+                mirror,
+                epoch,
+                holder,
+            } => {
+                let whose = match holder {
+                    Some(holder) => format!("was granted to {holder}"),
+                    None => "counts by now".into(),
+                };
                 let text = format!(
-                    "The lease of {} is lost: epoch {} was granted to {}.",
+                    "The lease of {} is lost: epoch {} {whose}.",
                     name(self, mirror),
-                    epoch.0,
-                    self.config.peer_name()
+                    epoch.0
                 );
                 self.alert(alert::LEASE_LOST, text);
                 self.on_lease_lost(mirror);

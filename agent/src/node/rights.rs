@@ -44,10 +44,12 @@ pub enum Effect {
         mirror: usize,
         refusal: Refusal,
     },
-    /// Another node was granted a later epoch.
+    /// The arbiter does not count this node's epoch any more.
     Lost {
         mirror: usize,
         epoch: Epoch,
+        /// Who was granted that one, where that is known.
+        holder: Option<String>,
     },
     Enrolled {
         mirror: usize,
@@ -77,7 +79,10 @@ enum Asked {
 #[derive(Debug, Default)]
 struct Right {
     held: Option<Held>,
+    /// A group here is primary of it, or is to be.
     wanted: bool,
+    /// A start waits for an epoch that no promotion has used.
+    awaited: bool,
     retry_ms: u64,
     refused: Option<Refusal>,
     /// What is known to be on record: `Some(true)` this node alone, `Some(false)` both.
@@ -242,13 +247,19 @@ impl Rights {
         self.rights[mirror].refused.as_ref()
     }
 
-    /// A group wants to be primary of it, or does no longer.
+    /// A group is to be primary of it, in an epoch of its own for that; or will be no longer.
     pub fn want(&mut self, mirror: usize, wanted: bool) {
         let right = &mut self.rights[mirror];
-        if wanted && !right.wanted {
+        if wanted && !right.awaited {
             right.retry_ms = 0;
         }
         right.wanted = wanted;
+        right.awaited = wanted;
+    }
+
+    /// A group was found that is primary of it already.
+    pub fn keep(&mut self, mirror: usize) {
+        self.rights[mirror].wanted = true;
     }
 
     /// The mirror is demoted: the lease goes back.
@@ -360,7 +371,7 @@ impl Rights {
             return;
         }
         let Some(held) = right.held else {
-            if right.wanted && !self.is_asking(|asked| *asked == Asked::Acquire(mirror)) {
+            if right.awaited && !self.is_asking(|asked| *asked == Asked::Acquire(mirror)) {
                 let request = Request::Acquire {
                     mirror: self.mirrors[mirror].name.clone(),
                 };
@@ -369,8 +380,9 @@ impl Rights {
             return;
         };
         if !right.is_primary() {
-            // Demoted, or granted too late to be of use. Whoever wants it still asks anew.
-            if !right.wanted || held.used {
+            // Demoted; or a start waits for another epoch. Under a group that runs, a mirrord that was restarted may go
+            // on with its device, for which it needs the lease of the epoch that it had.
+            if !right.wanted || (held.used && right.awaited) {
                 self.release(now_ms, mirror, out);
             }
             return;
@@ -519,6 +531,7 @@ impl Rights {
                 let right = &mut self.rights[*mirror];
                 right.refused = None;
                 right.recorded = None;
+                right.awaited = false;
                 right.held = Some(Held {
                     epoch,
                     deadline_ms,
@@ -588,22 +601,33 @@ impl Rights {
                     },
                 });
             }
-            Renewal::Lost { epoch, .. } => self.on_lost(mirror, epoch, out),
+            Renewal::Lost { epoch, holder } => self.on_lost(mirror, epoch, holder, out),
             Renewal::Unknown => right.forget_record(now_ms),
         }
     }
 
-    fn on_lost(&mut self, mirror: usize, epoch: Epoch, out: &mut Vec<Effect>) {
+    fn on_lost(
+        &mut self,
+        mirror: usize,
+        epoch: Epoch,
+        holder: Option<String>,
+        out: &mut Vec<Effect>,
+    ) {
         let right = &mut self.rights[mirror];
         right.held = None;
         right.wanted = false;
+        right.awaited = false;
         right.recorded = None;
         right.refused = Some(Refusal::Superseded { epoch });
         out.push(Effect::Mirror {
             mirror,
             command: MirrorCommand::EpochSeen { epoch: epoch.0 },
         });
-        out.push(Effect::Lost { mirror, epoch });
+        out.push(Effect::Lost {
+            mirror,
+            epoch,
+            holder,
+        });
     }
 
     fn on_refused(&mut self, now_ms: u64, mirror: usize, refusal: Refusal, out: &mut Vec<Effect>) {
@@ -614,7 +638,7 @@ impl Rights {
         }
         if let (Refusal::Superseded { epoch }, true) = (&refusal, right.held.is_some()) {
             let epoch = *epoch;
-            return self.on_lost(mirror, epoch, out);
+            return self.on_lost(mirror, epoch, None, out);
         }
         let kind = |refusal: &Refusal| std::mem::discriminant(refusal);
         let told = right.refused.as_ref().map(kind) == Some(kind(&refusal));

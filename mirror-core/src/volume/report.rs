@@ -37,6 +37,7 @@ impl Volume {
             generation: self.superblock.generations.current.to_string(),
             epoch: self.superblock.epoch.0,
             device: None,
+            device_waits: false,
             exports: Vec::new(),
             counters: self.counters,
             last_sync_copied_bytes: self.last_sync_copied_bytes,

@@ -144,6 +144,7 @@ async fn mirror_status(entry: &MirrorEntry, statistics: bool) -> Result<MirrorSt
         .as_ref()
         .and_then(DevicePort::attached)
         .map(|path| path.display().to_string());
+    status.device_waits = device.as_ref().is_some_and(DevicePort::waits);
     Ok(status)
 }
 

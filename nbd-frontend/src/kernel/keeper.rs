@@ -73,11 +73,21 @@ pub enum Ask {
     },
 }
 
+/// What others are told of the device.
+#[derive(Debug, Clone, Default)]
+enum Shown {
+    #[default]
+    Nothing,
+    /// One of the last run waits to be gone on with.
+    Waits,
+    Attached(PathBuf),
+}
+
 /// The control API's end.
 #[derive(Debug, Clone)]
 pub struct DevicePort {
     port: Port<Ask>,
-    attached: watch::Receiver<Option<PathBuf>>,
+    shown: watch::Receiver<Shown>,
 }
 
 impl DevicePort {
@@ -91,7 +101,15 @@ impl DevicePort {
 
     /// The device that serves the mirror at this moment.
     pub fn attached(&self) -> Option<PathBuf> {
-        self.attached.borrow().clone()
+        match &*self.shown.borrow() {
+            Shown::Attached(path) => Some(path.clone()),
+            Shown::Nothing | Shown::Waits => None,
+        }
+    }
+
+    /// A device of the last run waits for the mirror to be primary again in the epoch of then.
+    pub fn waits(&self) -> bool {
+        matches!(*self.shown.borrow(), Shown::Waits)
     }
 }
 
@@ -128,7 +146,7 @@ pub struct Keeper {
     orders: mpsc::Sender<DeviceOrder>,
     events: EventRing,
     asks: mpsc::Receiver<Ask>,
-    attached: watch::Sender<Option<PathBuf>>,
+    shown: watch::Sender<Shown>,
     phase: Phase,
     /// Ended connections, by the number of the attachment they belonged to.
     ended: mpsc::Receiver<u64>,
@@ -150,12 +168,9 @@ impl Keeper {
         events: EventRing,
     ) -> (Self, DevicePort) {
         let (port, asks) = Port::new();
-        let (attached, shown) = watch::channel(None);
+        let (shown, seen) = watch::channel(Shown::default());
         let (ending, ended) = mpsc::channel(ORDERS_MAX);
-        let port = DevicePort {
-            port,
-            attached: shown,
-        };
+        let port = DevicePort { port, shown: seen };
         let keeper = Self {
             settings,
             handle,
@@ -163,7 +178,7 @@ impl Keeper {
             orders,
             events,
             asks,
-            attached,
+            shown,
             phase: Phase::Detached,
             ended,
             ending,
@@ -217,6 +232,7 @@ impl Keeper {
                     identity: own,
                     since: Instant::now(),
                 };
+                self.shown.send_replace(Shown::Waits);
             }
             AtStart::Release => {
                 self.release("it is of an epoch that is over").await;
@@ -232,7 +248,7 @@ impl Keeper {
         };
         if self.state.borrow().serving {
             // Somebody promoted the mirror anew.
-            self.phase = Phase::Detached;
+            self.forget();
             self.release("the mirror was promoted anew").await;
             return self.follow().await;
         }
@@ -244,7 +260,7 @@ impl Keeper {
             Ok(Err(refusal)) if since.elapsed() > self.settings.timeout => refusal.reason,
             Ok(Err(_)) => return,
         };
-        self.phase = Phase::Detached;
+        self.forget();
         self.release(&why).await;
         self.follow().await;
     }
@@ -270,7 +286,7 @@ impl Keeper {
                 self.follow().await;
             }
             Err(trouble) => {
-                self.phase = Phase::Detached;
+                self.forget();
                 self.notice(Notice::error("attach-failed", trouble));
                 self.release("it cannot be gone on with").await;
             }
@@ -612,13 +628,13 @@ impl Keeper {
             identity,
             size_bytes,
         };
-        self.attached
-            .send_replace(Some(self.settings.device.path()));
+        let path = self.settings.device.path();
+        self.shown.send_replace(Shown::Attached(path));
     }
 
     fn forget(&mut self) {
         self.phase = Phase::Detached;
-        self.attached.send_replace(None);
+        self.shown.send_replace(Shown::Nothing);
     }
 
     fn path(&self) -> String {

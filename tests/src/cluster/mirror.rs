@@ -198,6 +198,8 @@ pub struct Process {
     /// No new link before that.
     pub retry_ms: u64,
     alone_durable: bool,
+    /// The epoch in which it was primary when it died.
+    reinstatable: Option<u64>,
     promoting: Option<Promoting>,
     pub outcomes: BTreeMap<u64, Result<(), String>>,
     order: Order,
@@ -219,6 +221,7 @@ pub struct Process {
 pub struct Rules {
     pub arbiter: bool,
     pub round_trip: bool,
+    pub reinstates: bool,
     pub hold: bool,
     /// First in the order of the configuration.
     pub first: bool,
@@ -243,6 +246,7 @@ impl Process {
             split_brain: false,
             retry_ms: now_ms + 200,
             alone_durable: false,
+            reinstatable: None,
             promoting: None,
             outcomes: BTreeMap::new(),
             order: Order::Open,
@@ -290,7 +294,11 @@ impl Mirror {
 
     pub fn start(&mut self, now_ms: u64) {
         if self.process.is_none() {
-            self.process = Some(Process::new(now_ms));
+            let primary = self.disk.primary && self.rules.reinstates;
+            self.process = Some(Process {
+                reinstatable: primary.then_some(self.disk.epoch),
+                ..Process::new(now_ms)
+            });
         }
     }
 
@@ -322,6 +330,7 @@ impl Mirror {
             },
             suspended: self.is_suspended(),
             frozen: self.is_frozen(now_ms),
+            resuming: !process.primary && self.may_be_reinstated(),
             epoch: self.disk.epoch,
             confirm_wanted: if self.rules.arbiter {
                 process.ticket
@@ -450,6 +459,7 @@ impl Mirror {
         next_generation: &mut u64,
     ) {
         self.watch_link(now_ms);
+        self.reinstate(next_promotion);
         self.advance_promotion(now_ms, next_promotion);
         self.go_alone(next_generation);
         self.advance_gate(now_ms, true_ms);

@@ -120,6 +120,7 @@ fn draw_settings(random: &mut Random, profile: Profile) -> Settings {
         fence_delay_ms,
         automatic_start: random.percent(80),
         round_trip: random.percent(40),
+        reinstates: random.percent(50),
         isolation_timeout_ms: random.between(1_000, 6_000),
         failback: random.percent(25),
         patience: Patience {

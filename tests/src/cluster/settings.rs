@@ -54,6 +54,8 @@ pub struct Settings {
     pub drift_ppm_max: u32,
     /// Answers given alone wait for a confirmation that was asked for after the work (A3).
     pub round_trip: bool,
+    /// A kernel device outlives `mirrord`, which goes on with it in the epoch that it had.
+    pub reinstates: bool,
     pub startup_delay_ms: u64,
     pub isolation_timeout_ms: u64,
     pub fence_delay_ms: u64,
@@ -82,6 +84,7 @@ impl Settings {
             lease_ms: 2_000,
             drift_ppm_max: 10_000,
             round_trip: false,
+            reinstates: false,
             startup_delay_ms: 8_000,
             isolation_timeout_ms: 4_000,
             fence_delay_ms: 4_000,

@@ -131,6 +131,7 @@ impl World {
         let rules = |first| Rules {
             arbiter: settings.has_arbiter(),
             round_trip: settings.round_trip,
+            reinstates: settings.reinstates,
             hold: settings.holds(),
             first,
             no_gate: mistakes.no_gate,

@@ -155,6 +155,7 @@ fn view(status: &MirrorStatus) -> MirrorView {
         out_of_sync_bytes: status.out_of_sync_bytes,
         suspended: status.io_suspended,
         frozen: status.frozen,
+        resuming: status.device_waits,
         epoch: status.epoch,
         confirm_wanted: status.confirm_wanted,
         heard_ms: status.peer_heard_ms,

@@ -130,6 +130,42 @@ impl Mirror {
         self.become_primary(next_promotion);
     }
 
+    /// It was primary when it died, and nobody else was since.
+    pub(super) fn may_be_reinstated(&self) -> bool {
+        let epoch = self
+            .process
+            .as_ref()
+            .and_then(|process| process.reinstatable);
+        epoch == Some(self.disk.epoch) && self.disk.primary && self.disk.is_current()
+    }
+
+    /// Primary again in the epoch in which it died, with the leave of a peer that was not since, and no lease.
+    pub(super) fn reinstate(&mut self, next_promotion: &mut u64) {
+        let may = self.may_be_reinstated();
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        let Some(link) = &mut process.link else {
+            return;
+        };
+        let asked = process.promoting.is_some() || process.primary;
+        let gives = !link.peer_primary && process.resync_until_ms.is_none();
+        if asked || !gives || !may {
+            return;
+        }
+        link.replicating = true;
+        *next_promotion += 1;
+        process.reinstatable = None;
+        process.primary = true;
+        process.promotion = *next_promotion;
+        process.alone_durable = false;
+        process.lease = None;
+        process.outbox.push(Message::State {
+            primary: true,
+            current: true,
+        });
+    }
+
     pub(super) fn become_primary(&mut self, next_promotion: &mut u64) {
         let Some(process) = &mut self.process else {
             return;
@@ -138,6 +174,7 @@ impl Mirror {
             return;
         };
         *next_promotion += 1;
+        process.reinstatable = None;
         process.primary = true;
         process.promotion = *next_promotion;
         process.alone_durable = false;
