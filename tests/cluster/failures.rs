@@ -101,10 +101,11 @@ fn a_monitor_s_last_action_stops_the_group_on_both_nodes_until_somebody_starts_i
     }
 }
 
-#[test]
-fn a_monitor_s_last_action_comes_after_its_group_has_stopped_and_the_other_node_takes_over() {
-    let (mut world, owner) = served(Profile::Witness, |settings| {
-        settings.monitor_action = FinalAction::Reboot;
+/// Monitors have found faults on both nodes, one after the other, and the only failover was from the first, which is
+/// given: the group leaves the second by the last action or not at all.
+fn with_no_failover_left(profile: Profile, action: FinalAction) -> (World, usize) {
+    let (mut world, owner) = served(profile, |settings| {
+        settings.monitor_action = action;
         settings.patience.failovers_max = 1;
         no_final_action(settings);
     });
@@ -112,8 +113,13 @@ fn a_monitor_s_last_action_comes_after_its_group_has_stopped_and_the_other_node_
     comes_true(&mut world, 60_000, |world| world.serves(1 - owner));
     world.end(&trouble(0, Fault::ProbeFails(owner)));
     world.run_until(world.now_ms + 5_000);
-    // It may not leave this node any more but by the last action.
     begin(&mut world, Fault::ProbeFails(1 - owner));
+    (world, owner)
+}
+
+#[test]
+fn a_monitor_s_last_action_comes_after_its_group_has_stopped_and_the_other_node_takes_over() {
+    let (mut world, owner) = with_no_failover_left(Profile::Witness, FinalAction::Reboot);
     comes_true(&mut world, 60_000, |world| {
         world.has_alert(1 - owner, alert::FINAL_ACTION.id)
     });
@@ -196,16 +202,8 @@ fn a_group_that_is_started_by_hand_waits_for_that_and_fails_over_all_the_same() 
 
 #[test]
 fn a_service_that_stops_as_a_last_action_takes_its_groups_along_and_tells_the_other_node() {
-    let (mut world, owner) = served(Profile::WitnessAndStop, |settings| {
-        settings.monitor_action = FinalAction::StopService;
-        settings.patience.failovers_max = 1;
-        no_final_action(settings);
-    });
-    begin(&mut world, Fault::ProbeFails(owner));
-    comes_true(&mut world, 60_000, |world| world.serves(1 - owner));
-    world.end(&trouble(0, Fault::ProbeFails(owner)));
-    world.run_until(world.now_ms + 5_000);
-    begin(&mut world, Fault::ProbeFails(1 - owner));
+    let (mut world, owner) =
+        with_no_failover_left(Profile::WitnessAndStop, FinalAction::StopService);
     comes_true(&mut world, 60_000, |world| {
         world.has_alert(owner, alert::PEER_LEFT.id)
     });

@@ -161,16 +161,22 @@ fn what_waited_for_proof_when_the_line_was_cut_does_not_wait_for_a_resync() {
     world.end_well();
 }
 
-/// It goes on with its gate shut, and nobody else can say what its peer lacks.
-#[test]
-fn an_async_primary_that_died_knows_of_its_tail_when_it_is_reinstated_alone() {
+/// An async primary under an arbiter, and it; what it answered last, four units, its peer does not get.
+fn async_with_a_tail(seed: u64) -> (World, NodeIndex) {
     let mut settings = Settings::arbitrated(LeaseCheck::Clock);
     settings.mode = Mode::Async;
-    let (mut world, node) = World::arbitrated_pair(10, settings);
+    let (mut world, node) = World::arbitrated_pair(seed, settings);
     world.network.hold = Some(Box::new(move |from, message: &Message| {
         from == node && matches!(message, Message::Write { .. })
     }));
     world.write(node, 0..4);
+    (world, node)
+}
+
+/// It goes on with its gate shut, and nobody else can say what its peer lacks.
+#[test]
+fn an_async_primary_that_died_knows_of_its_tail_when_it_is_reinstated_alone() {
+    let (mut world, node) = async_with_a_tail(10);
     let tag = world.read(node, 2);
     world.arbiter.up = false;
     world.cut(&[0, 1], None);
@@ -194,13 +200,7 @@ fn an_async_primary_that_died_knows_of_its_tail_when_it_is_reinstated_alone() {
 
 #[test]
 fn an_async_primary_that_is_superseded_still_says_what_its_peer_lacks() {
-    let mut settings = Settings::arbitrated(LeaseCheck::Clock);
-    settings.mode = Mode::Async;
-    let (mut world, node) = World::arbitrated_pair(11, settings);
-    world.network.hold = Some(Box::new(move |from, message: &Message| {
-        from == node && matches!(message, Message::Write { .. })
-    }));
-    world.write(node, 0..4);
+    let (mut world, node) = async_with_a_tail(11);
     let lag = |world: &World| world.status(node).map(|status| status.lag_bytes);
     assert_eq!(lag(&world), Some(4 * 4096));
     let epoch = world.status(node).expect("it runs").epoch + 1;
