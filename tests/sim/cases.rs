@@ -5,7 +5,7 @@ use mirror_core::request::Answer;
 use mirror_core::volume::event::Command;
 use mirror_core::volume::promotion::NOT_REINSTATED;
 use mirror_core::volume::refusal::Refusal;
-use mirror_core::wire::message::Message;
+use mirror_core::wire::message::{Message, Role};
 use mirror_tests::sim::client::Asked;
 use mirror_tests::sim::disk::{Crash, Unit};
 use mirror_tests::sim::metadata_disk::{InFlightFate, Region};
@@ -204,6 +204,11 @@ fn a_primary_that_died_is_not_reinstated_after_the_other_side_in_an_epoch_of_the
     world.start(1);
     world.until("both are in sync", |world| world.is_settled());
     world.command(0, Command::Demote).expect("it ends").unwrap();
+    world.until("the other side knows", |world| {
+        world
+            .status(1)
+            .is_some_and(|status| status.peer.role == Role::Secondary)
+    });
     let epochs = [0, 1].map(|node| world.status(node).map(|status| status.epoch));
     assert_eq!(epochs[0], epochs[1], "they say nothing");
     let command = Command::Reinstate { alone: false };
