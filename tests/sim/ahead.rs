@@ -365,3 +365,33 @@ fn a_disk_that_failed_since_vouches_for_nothing_that_the_peer_has_only_received(
     });
     world.assert_sound();
 }
+
+#[test]
+fn what_an_earlier_run_of_the_peer_received_went_with_it() {
+    let mut world = pair(Mode::Semisync);
+    for node in [0, 1] {
+        world.nodes[node].hangs = true;
+    }
+    let id = world.submit(0, Asked::write(0..1));
+    world.run_for(MOMENT_MS);
+    let arrived = world.nodes[1].data.overlapping_write(&(0..1)).is_some();
+    assert!(arrived, "the peer has received it");
+    world.crash(1, Crash::Kill);
+    world.until("node 0 misses its peer", |world| {
+        world.nodes[0].has_noticed("peer-lost")
+    });
+    for node in [0, 1] {
+        world.nodes[node].hangs = false;
+    }
+    hold_writes(&mut world);
+    world.start(1);
+    world.until("both are connected again", |world| {
+        let status = world.status(0).expect("it runs");
+        status.connection == Connection::Connected
+    });
+    world.run_for(MOMENT_MS);
+    assert!(!is_answered(&world, id));
+    world.network.hold = None;
+    world.until("it is answered", |world| is_answered(world, id));
+    world.end_well();
+}

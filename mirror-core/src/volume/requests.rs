@@ -635,6 +635,8 @@ impl Volume {
             .get_mut(&owner)
             .expect("a write that is sent is in the table");
         write.sequence = sequence;
+        // What an earlier run of the peer received went with it.
+        write.received = false;
         // In sync mode everything that was answered is complete at the peer already.
         let depends_on = write.barrier;
         let range = write.range;
