@@ -55,6 +55,62 @@ fn a_start_that_failed_on_both_nodes_is_tried_again_after_a_while_where_that_is_
     }
 }
 
+/// What fails to start may have started in part: it comes back when all of it is stopped there, and not before.
+#[test]
+fn a_group_that_could_not_be_started_where_it_was_given_to_comes_back_after_it_has_stopped_there() {
+    let (mut world, owner) = served(Profile::Classic, no_final_action);
+    let slow = Fault::StopSlow {
+        node: 1 - owner,
+        ms: 2_000,
+    };
+    for fault in [Fault::StartFails(1 - owner), slow] {
+        begin(&mut world, fault);
+    }
+    let request = CommandRequest::Switchover {
+        group: GROUP.into(),
+        to: None,
+    };
+    let id = world.command(owner, request);
+    comes_true(&mut world, 30_000, |world| {
+        world.outcomes.iter().any(|(at, _)| *at == id)
+    });
+    let outcome = world.outcomes.iter().find(|(at, _)| *at == id);
+    assert!(
+        outcome.is_some_and(|(_, result)| result.is_err()),
+        "{}",
+        story(&world)
+    );
+    comes_true(&mut world, 10_000, |world| world.serves(owner));
+    assert!(!world.has_alert(owner, alert::BOTH_ACTIVE.id));
+    in_order(&world);
+}
+
+/// Nor does it come back from where it does not stop.
+#[test]
+fn a_group_that_neither_starts_nor_stops_where_it_was_given_to_is_started_nowhere_else() {
+    let (mut world, owner) = served(Profile::Classic, no_final_action);
+    for fault in [Fault::StartFails(1 - owner), Fault::StopFails(1 - owner)] {
+        begin(&mut world, fault);
+    }
+    let request = CommandRequest::Switchover {
+        group: GROUP.into(),
+        to: None,
+    };
+    let id = world.command(owner, request);
+    comes_true(&mut world, 30_000, |world| {
+        world.outcomes.iter().any(|(at, _)| *at == id)
+    });
+    world.run_until(world.now_ms + 30_000);
+    assert!(!world.machines[owner].mounted, "{}", story(&world));
+    in_order(&world);
+    world.end(&trouble(0, Fault::StartFails(1 - owner)));
+    world.end(&trouble(0, Fault::StopFails(1 - owner)));
+    comes_true(&mut world, 60_000, |world| {
+        world.serves(0) || world.serves(1)
+    });
+    in_order(&world);
+}
+
 #[test]
 fn a_monitor_s_last_action_stops_the_group_on_both_nodes_until_somebody_starts_it() {
     for reset_ms in [None, Some(60_000)] {

@@ -79,18 +79,23 @@ impl Node {
         let late = self.now_ms.saturating_sub(given_ms) >= patience_ms;
         let outcome = match there {
             Some((State::Online, _)) if up => Ok(()),
-            Some((State::Failed, _) | (_, true)) if up => {
+            Some((State::Offline, true)) if up => {
                 Err(format!("{name} could not be started on {peer}"))
             }
+            Some((State::Failed, _)) if up => Err(format!(
+                "{name} could not be started on {peer}, and did not stop there"
+            )),
             Some((State::OnlinePending | State::OfflinePending, _)) if up => return,
             _ if !up => Err(format!("{peer} is not heard any more")),
             _ if late => Err(format!("{peer} did not start {name} in time")),
             _ => return,
         };
         self.controls[group].given_ms = None;
-        let came_back = outcome.is_err();
+        // Where it may run in part, it is started nowhere else.
+        let is_offline_there = matches!(there, Some((State::Offline, _)));
+        let comes_back = outcome.is_err() && is_offline_there;
         self.end_move(group, outcome);
-        if came_back && !self.standby && self.leaving.is_none() && up {
+        if comes_back && !self.standby && self.leaving.is_none() && up {
             self.start_group(group, Cause::Operator);
         }
     }

@@ -64,8 +64,8 @@ pub struct Situation {
     pub failover: bool,
     /// It failed over too often lately.
     pub limited: bool,
-    /// A mirror of it has not noticed yet that the other, its primary, is gone, and there is no grant to
-    /// tell it so: it would refuse.
+    /// A mirror of it is connected to the other, its primary, whatever heartbeats say, and there is no grant to tell
+    /// it otherwise: it would refuse.
     pub linked: bool,
 }
 
@@ -105,7 +105,7 @@ pub enum Reason {
     Data,
     /// The other node is heard, and its side of the mirrors is not connected: which is newer is not known.
     Connection,
-    /// Its mirrors have yet to notice that the other node is gone.
+    /// Its mirrors are connected to the other node, which is primary, or have yet to notice that it is gone.
     Linked,
     /// The other node left, and the group did not stop there.
     DidNotStop,
@@ -156,7 +156,7 @@ pub fn place(s: &Situation) -> Placement {
         Other::Left | Other::Gone if ran_there && !s.failover => Stay,
         Other::Left | Other::Gone if ran_there && s.limited => Wait(Reason::FailoverLimit),
         Other::Left | Other::Gone | Other::NeverHeard if !s.able => Wait(Reason::Data),
-        Other::Gone if s.linked => Wait(Reason::Linked),
+        Other::Left | Other::Gone | Other::NeverHeard if s.linked => Wait(Reason::Linked),
         Other::Gone if ran_there => Start(Cause::Failover),
         Other::Left | Other::NeverHeard if !s.sure => Wait(Reason::OtherHasNewer),
         Other::Left if ran_there => Start(Cause::Failover),
@@ -247,7 +247,7 @@ mod tests {
                 "active there: {s:?}"
             );
             assert!(s.sure || s.other == Other::Gone, "{s:?}");
-            assert!(!(s.linked && s.other == Other::Gone), "{s:?}");
+            assert!(!(s.linked && s.other != Other::Up), "{s:?}");
             match cause {
                 Cause::Automatic => assert!(s.automatic_start || s.given, "{s:?}"),
                 Cause::Failover => assert!(s.failover && !s.limited, "{s:?}"),

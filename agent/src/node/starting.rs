@@ -2,7 +2,7 @@
 //! and whoever waits says for what.
 
 use super::Node;
-use super::placement::{Cause, Other, Placement, Reason, place};
+use super::placement::{Cause, Other, Placement, Reason, There, place};
 use crate::alert::{self, Kind};
 use crate::control::State;
 use crate::group;
@@ -147,6 +147,12 @@ impl Node {
             granted || !silent || (self.partition.may_act() && told),
             "no group starts in silence before a forced stop, a grant, or a word that there is neither"
         );
+        let there = self.situation(group).there;
+        let heard = self.membership.peer() == Peer::Up;
+        assert!(
+            granted || !heard || there != There::Active,
+            "no group starts beside the other node's, nor where that one has not stopped"
+        );
     }
 
     /// An operator's word, until its first resource starts.
@@ -203,7 +209,9 @@ impl Node {
                 format!("{peer}: its forced stop failed, so it may still run")
             }
             Reason::Data => self.explain_old_data(group),
-            Reason::Linked => format!("its mirrors to notice that {peer} is gone"),
+            Reason::Linked => {
+                format!("its mirrors, which are connected to {peer} as their primary")
+            }
             Reason::DidNotStop => format!(
                 "{peer}, where it did not stop; once that node is down, start it by hand (`mirrorctl group start --peer-down`)"
             ),

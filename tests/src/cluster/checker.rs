@@ -23,7 +23,7 @@ pub enum Violation {
         node: usize,
         write: usize,
     },
-    /// The group's application runs on both nodes, where the other was to be stopped first.
+    /// Something of the group starts here and runs, or may run, on the other node, which was to be stopped first.
     BothRun {
         node: usize,
     },
@@ -76,7 +76,7 @@ impl fmt::Display for Violation {
             }
             Self::BothRun { node } => write!(
                 f,
-                "the application starts on node {node}, and still runs on the other"
+                "the group starts on node {node}, and still runs on the other, wholly or in part"
             ),
             Self::StoppedEachOther => f.write_str("the nodes stopped each other"),
             Self::WithoutNeed { what } => write!(f, "without need: {what}"),

@@ -77,9 +77,11 @@ pub struct MirrorDisk {
 
 /// Rules by which `mirrord` refuses a promotion for a moment: another change of role is under way, the link
 /// broke while the peer was asked, what may differ after a restart is being copied, which this side may not have
-/// heard yet from the peer that refuses, or the grant ran out and there is a newer one.
-const PASSING_RULES: [&str; 5] = [
+/// heard yet from the peer that refuses, the peer's demotion is on its way, which the agents' heartbeat may overtake,
+/// or the grant ran out and there is a newer one.
+const PASSING_RULES: [&str; 6] = [
     "busy",
+    "peer-is-primary",
     "peer-lost",
     "peer-refused",
     "resync-target",
@@ -826,6 +828,7 @@ mod tests {
         };
         // The peer gives back what this side may have lost when it was killed.
         assert!(refused("resync-target") && refused("peer-refused"));
+        assert!(refused("peer-is-primary"), "it was, until a moment ago");
         assert!(!refused("disk-failed") && !refused("outdated"));
     }
 

@@ -61,7 +61,10 @@ impl Mirror {
         if process.promoting.is_some() {
             return Some(Err("busy".into()));
         }
+        let peer_is_primary = process.link.as_ref().is_some_and(|link| link.peer_primary);
         match (permit.grant, self.rules.arbiter) {
+            // Its demotion may be on its way.
+            (None, false) if peer_is_primary => return Some(Err("peer-is-primary".into())),
             (None, true) => return Some(Err("no-grant".into())),
             (Some(grant), true) if grant.epoch <= own => return Some(Err("grant-is-old".into())),
             _ => {}

@@ -13,7 +13,7 @@ const MIRROR_TIMEOUT_MS: u64 = 2_000;
 /// Datagrams that whoever sends them again keeps.
 const TAPE_MAX: usize = 500;
 /// Why a promotion is refused for a moment.
-const PASSING: [&str; 2] = ["busy", "the peer does not agree in time"];
+const PASSING: [&str; 3] = ["busy", "peer-is-primary", "the peer does not agree in time"];
 /// A resolver target that does not answer.
 const RESOLVE_TIMEOUT_MS: u64 = 400;
 /// Where datagrams come from: there is nobody else to answer.
@@ -386,17 +386,20 @@ impl World {
             });
             None
         };
+        let there = &self.machines[1 - node];
+        let runs_there = there.application || there.mounted;
+        if job.action == Action::Start && runs_there && self.settings.stops_first() {
+            self.checker.report(Violation::BothRun { node });
+        }
         match (job.action, job.resource) {
             (Action::Start, _) if trouble.start_hangs => again(self, job.stage, 100),
-            (Action::Start, APPLICATION) if trouble.start_fails => {
-                Some(Err("the application does not start".into()))
-            }
             (Action::Start, APPLICATION) => {
+                // Also where it fails: it may have started in part.
                 self.machines[node].application = true;
-                if self.settings.stops_first() && self.machines[1 - node].application {
-                    self.checker.report(Violation::BothRun { node });
-                }
-                Some(Ok(()))
+                Some(match trouble.start_fails {
+                    true => Err("the application does not start".into()),
+                    false => Ok(()),
+                })
             }
             (Action::Start, PROBE_PORT) => {
                 self.machines[node].probe_port = true;
