@@ -610,3 +610,33 @@ fn a_group_whose_mirror_waits_for_a_grant_stops_at_once_when_it_is_told_to() {
     });
     in_order(&world);
 }
+
+/// Somebody who starts a group by hand may not know that the other node runs it.
+#[test]
+fn a_start_by_hand_beside_a_node_that_was_never_heard_takes_a_word_that_it_is_down() {
+    let (mut world, owner) = served(Profile::Classic, |_| {});
+    let other = 1 - owner;
+    world.power_off(other);
+    begin(&mut world, Fault::Cut(Line::between_nodes()));
+    world.machines[other].boot_ms = Some(world.now_ms + 500);
+    comes_true(&mut world, 60_000, |world| {
+        count(world, other, alert::STARTUP_DONE.id) == 2
+    });
+    let request = CommandRequest::GroupStart {
+        group: GROUP.into(),
+        peer_down: false,
+    };
+    let id = world.command(other, request);
+    comes_true(&mut world, 10_000, |world| {
+        world.outcomes.iter().any(|(at, _)| *at == id)
+    });
+    let outcome = world.outcomes.iter().find(|(at, _)| *at == id);
+    let refused = outcome.and_then(|(_, result)| result.as_ref().err());
+    assert!(
+        refused.is_some_and(|why| why.contains("not heard since")),
+        "{outcome:?}\n{}",
+        story(&world)
+    );
+    assert!(world.serves(owner), "{}", story(&world));
+    in_order(&world);
+}

@@ -248,6 +248,25 @@ impl Node {
                 format!("wait for the decision; or see that {peer} is down and use --peer-down"),
             ));
         }
+        if silent && situation.linked {
+            return Err(refusal(
+                "peer-is-primary",
+                format!("a mirror of {name} is connected to {peer}, which is its primary"),
+                format!(
+                    "start the agent of {peer}, or stop what uses the mirror there and `mirrorctl demote` it"
+                ),
+            ));
+        }
+        let never_heard = self.membership.peer() == Peer::Unknown;
+        if never_heard && !situation.sure && !peer_down && !self.has_primaries(group) {
+            return Err(refusal(
+                "not-heard",
+                format!("{peer} was not heard since this agent started, and may run {name}"),
+                format!(
+                    "wait for it; or see that {peer} is down, and say so: `mirrorctl group start {name} --peer-down`"
+                ),
+            ));
+        }
         self.check_waiting()?;
         if peer_down {
             self.take_word_that_peer_is_down();
@@ -264,6 +283,14 @@ impl Node {
         });
         self.start_group(group, Cause::Operator);
         Ok(None)
+    }
+
+    /// Somebody promoted them by hand.
+    fn has_primaries(&self, group: usize) -> bool {
+        let mirrors = self.group_mirrors(group).into_iter();
+        let views = mirrors.map(|mirror| self.mirrors[mirror].view);
+        let mut primaries = views.map(|view| view.is_some_and(|view| view.primary));
+        primaries.all(|is_primary| is_primary)
     }
 
     fn clear(&mut self, group: usize) {
