@@ -1,7 +1,7 @@
 //! The package `mirror-aws` and the agent's feature `aws`.
 //!
-//! Its tests talk to a real `moto_server`, in a Python environment of its own under the target folder; those of the
-//! agent run once more with the feature.
+//! Its tests talk to a real `moto_server`, in a Python environment of its own under the target folder; so do those of the
+//! agent and of `mirrorctl` that need the feature.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,8 @@ pub const MOTO_VARIABLE: &str = "MIRROR_MOTO_SERVER";
 pub fn test(arguments: &[String]) -> Result<()> {
     let server = moto_server()?;
     run(linted("test", Selection::Aws)
-        .args(["--lib", "--test", "forced_stop_custom", "--"])
+        .args(["--lib", "--test", "forced_stop_custom"])
+        .args(["--test", "forced_stop_aws", "--test", "check_aws", "--"])
         .args(arguments)
         .env(MOTO_VARIABLE, server))
 }

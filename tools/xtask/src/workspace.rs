@@ -15,7 +15,7 @@ pub enum Selection {
     Usual,
     /// With it, for whoever needs it in the end anyway.
     Whole,
-    /// The agent with its feature `aws`. Needs the same features of dependencies as `Whole`.
+    /// What has the feature `aws`, with it. Needs the same features of dependencies as `Whole`.
     Aws,
 }
 
@@ -24,7 +24,15 @@ impl Selection {
         match self {
             Self::Usual => &["--workspace", "--exclude", "mirror-aws"],
             Self::Whole => &["--workspace"],
-            Self::Aws => &["-p", "mirror-aws", "-p", "agent", "--features=agent/aws"],
+            Self::Aws => &[
+                "-p",
+                "mirror-aws",
+                "-p",
+                "agent",
+                "-p",
+                "mirrorctl",
+                "--features=agent/aws,mirrorctl/aws",
+            ],
         }
     }
 

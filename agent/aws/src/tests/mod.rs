@@ -1,7 +1,6 @@
 //! Against `moto_server`, which keeps instances and checks signatures and policies, and, for what it never
 //! answers, against a server here that says what a test tells it to.
 
-mod moto;
 mod said;
 
 use std::net::TcpListener;
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 use aws_sdk_ec2::config::Credentials;
 
 use super::*;
-use moto::Moto;
+use local_ec2::Moto;
 use said::{RUNNING, Server, refusal};
 
 const LONG: Duration = Duration::from_secs(60);

@@ -1,5 +1,5 @@
 //! A `moto_server` of the test's own: an EC2 that keeps its instances in memory. What a test prepares and
-//! looks up goes past the SDK, as plain requests.
+//! looks up goes past the SDK, as plain requests. For tests: whatever goes wrong is a panic.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Where it is installed; `cargo xtask test aws` says so.
-const VARIABLE: &str = "MIRROR_MOTO_SERVER";
-const REGION: &str = "eu-west-1";
+/// Names the installed server; `cargo xtask test aws` sets it.
+pub const SERVER_VARIABLE: &str = "MIRROR_MOTO_SERVER";
+/// Where its instances are.
+pub const REGION: &str = "eu-west-1";
 
 /// Ends with the value.
+#[derive(Debug)]
 pub struct Moto {
     child: Child,
     address: String,
@@ -30,6 +32,7 @@ impl Moto {
         })
     }
 
+    /// One for this test alone.
     pub fn start() -> Self {
         let program = program();
         assert!(
@@ -64,16 +67,19 @@ impl Moto {
         moto
     }
 
+    /// The endpoint for clients.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
+    /// Ids of two new instances.
     pub fn run_instances(&self) -> [String; 2] {
         let answer = self.ec2("Action=RunInstances&ImageId=ami-12c6146b&MinCount=2&MaxCount=2");
         let ids: Vec<_> = between(&answer, "<instanceId>", "</instanceId>").collect();
         ids.try_into().expect("two instances")
     }
 
+    /// As EC2 names it: `running`, `stopped` …
     pub fn state(&self, instance: &str) -> String {
         let answer = self.ec2(&format!("Action=DescribeInstances&InstanceId.1={instance}"));
         let state = between(&answer, "<instanceState>", "</instanceState>")
@@ -107,6 +113,7 @@ impl Moto {
         self.post("/moto-api/reset-auth", "content-type: text/plain\r\n", "0");
     }
 
+    /// The answer to a request of EC2's query API.
     pub fn ec2(&self, query: &str) -> String {
         self.query("ec2", &format!("{query}&Version=2016-11-15"))
     }
@@ -148,7 +155,7 @@ impl Drop for Moto {
 }
 
 fn program() -> PathBuf {
-    std::env::var_os(VARIABLE).map_or_else(
+    std::env::var_os(SERVER_VARIABLE).map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/venv/bin/moto_server"),
         PathBuf::from,
     )
