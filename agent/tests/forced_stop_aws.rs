@@ -1,5 +1,7 @@
 //! The agent's forced stop of an EC2 instance, from the configuration to the word that it is down.
 
+#![cfg(feature = "aws")]
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 

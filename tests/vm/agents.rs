@@ -81,6 +81,13 @@ impl Drop for Witness {
     }
 }
 
+const WITNESS: &str = r#"
+listen = "127.0.0.1:7791"
+state_file = "/var/lib/mirror-witness/state"
+[[cluster]]
+name = "vm"
+key_file = "/etc/mirror/witness.key"
+"#;
 /// Who speaks last where systemd gets as far as the end.
 const IN_ORDER: &str = "systemd-shutdown";
 const STUBBORN: &str = r#"
@@ -95,7 +102,16 @@ struct Setting {
     action: &'static str,
     systemd: bool,
     heartbeat_timeout_seconds: u64,
+    /// Sections of the configuration.
+    monitors: &'static str,
 }
+
+const STALL: &str = r#"
+[[monitor]]
+kind = "stall"
+name = "stall"
+watchdog = "/dev/watchdog"
+"#;
 
 impl Setting {
     fn with(action: &'static str) -> Self {
@@ -103,6 +119,7 @@ impl Setting {
             action,
             systemd: false,
             heartbeat_timeout_seconds: HEARTBEAT_TIMEOUT_SECONDS,
+            monitors: "",
         }
     }
 }
@@ -111,6 +128,7 @@ fn sections(port: &str, setting: Setting) -> String {
     let Setting {
         action,
         heartbeat_timeout_seconds,
+        monitors,
         ..
     } = setting;
     format!(
@@ -152,7 +170,7 @@ start_timeout = "10m"
 stop_timeout = "5m"
 fsck_timeout = "10m"
 unmount_interval = "500ms"
-"#
+{monitors}"#
     )
 }
 
@@ -233,8 +251,13 @@ impl Cluster {
 
     /// The first server is cut off from everybody. It ends itself, and the other one goes on.
     /// What its kernel said meanwhile.
-    fn expect_the_end_of_first(mut self, trace: &str) -> Result<String> {
+    fn expect_the_end_of_isolated_first(self, trace: &str) -> Result<String> {
         self.set_links(&EVERYBODY, false)?;
+        self.expect_the_end_of_first(trace)
+    }
+
+    /// The first server ends, and the other one goes on. What its kernel said meanwhile.
+    fn expect_the_end_of_first(mut self, trace: &str) -> Result<String> {
         let ended = self.servers.machine_mut(First).wait_end(41);
         ended.with_context(|| self.witness.log())?;
         let console = self.servers.machine(First).console();
@@ -254,6 +277,29 @@ impl Cluster {
         found.with_context(|| self.story(First))?;
         self.wait_online(First)?;
         self.expect_progress_on_first()
+    }
+
+    /// A witness that systemd starts on the second server, as the user and with the rights that its unit gives it.
+    fn expect_a_witness_under_its_unit(&self) -> Result<()> {
+        let machine = self.servers.machine(Second);
+        machine.write("/etc/mirror/witness.toml", WITNESS)?;
+        machine.write("/etc/mirror/witness.key", self.servers.key())?;
+        machine.run(
+            "cd /etc/mirror; chmod 600 witness.key; chown mirror-witness:mirror-witness witness.key
+             sed 's|^url = .*|url = \"http://127.0.0.1:7791\"|' cluster.toml >/run/its.toml
+             systemctl start mirror-witness || { cat /run/mirror-witness.log; exit 1; }
+             test -O /var/lib/mirror-witness/state && exit 1
+             test -f /var/lib/mirror-witness/state",
+        )?;
+        let check = "mirrorctl --config /run/its.toml check";
+        let answers = machine.try_run(check)?.said;
+        machine.run("systemctl stop mirror-witness")?;
+        let silent = machine.try_run(check)?.said;
+        ensure!(
+            silent.contains("cannot be reached") && !answers.contains("cannot be reached"),
+            "with it: {answers}without it: {silent}"
+        );
+        Ok(())
     }
 
     fn expect_progress_on_first(&self) -> Result<()> {
@@ -297,17 +343,32 @@ fn an_isolated_server_panics_by_sysrq_and_the_other_one_goes_on() -> Result<()> 
 /// The first server is cut off from everybody. It ends itself as it was told, and the other one goes on.
 pub fn an_isolated_server_ends_itself(action: &'static str, trace: &str) -> Result<()> {
     Cluster::at_work(Setting::with(action))?
-        .expect_the_end_of_first(trace)
+        .expect_the_end_of_isolated_first(trace)
+        .map(drop)
+}
+
+/// An agent that is stopped feeds its watchdog no more.
+pub fn a_server_whose_agent_stalls_is_reset() -> Result<()> {
+    let cluster = Cluster::at_work(Setting {
+        monitors: STALL,
+        ..Setting::with("none")
+    })?;
+    cluster
+        .servers
+        .machine(First)
+        .run("kill -STOP $(pidof mirror-agent)")?;
+    cluster
+        .expect_the_end_of_first("softdog: Initiating system reboot")
         .map(drop)
 }
 
 /// As on servers: systemd starts the daemons by their units, brings back what is killed, and shuts the machine down.
 pub fn systemd_brings_back_what_is_killed_and_shuts_a_server_down() -> Result<()> {
     let cluster = Cluster::at_work(Setting {
-        action: "stop-service-and-shutdown",
         systemd: true,
         // An agent that comes back in time is what it is about.
         heartbeat_timeout_seconds: 90,
+        ..Setting::with("stop-service-and-shutdown")
     })?;
     let servers = &cluster.servers;
     servers.kill_mirrord_at_work(First)?;
@@ -317,7 +378,8 @@ pub fn systemd_brings_back_what_is_killed_and_shuts_a_server_down() -> Result<()
         .run("kill -9 $(pidof mirror-agent)")?;
     cluster.expect_return(Daemon::Agent)?;
     servers.expect_no_errors(First)?;
-    let ended = cluster.expect_the_end_of_first("reboot: Power down")?;
+    cluster.expect_a_witness_under_its_unit()?;
+    let ended = cluster.expect_the_end_of_isolated_first("reboot: Power down")?;
     ensure!(ended.contains(IN_ORDER), "no end in order: {ended}");
     Ok(())
 }
@@ -325,14 +387,13 @@ pub fn systemd_brings_back_what_is_killed_and_shuts_a_server_down() -> Result<()
 /// A unit that never stops holds up the reboot that systemd was asked for; the backstop ends the machine.
 pub fn a_reboot_that_a_unit_holds_up_comes_all_the_same() -> Result<()> {
     let cluster = Cluster::at_work(Setting {
-        action: "reboot",
         systemd: true,
-        heartbeat_timeout_seconds: HEARTBEAT_TIMEOUT_SECONDS,
+        ..Setting::with("reboot")
     })?;
     let first = cluster.servers.machine(First);
     first.write("/run/systemd/system/stubborn.service", STUBBORN)?;
     first.run("systemctl daemon-reload && systemctl start stubborn")?;
-    let ended = cluster.expect_the_end_of_first("reboot: Restarting system")?;
+    let ended = cluster.expect_the_end_of_isolated_first("reboot: Restarting system")?;
     ensure!(!ended.contains(IN_ORDER), "it was not held up: {ended}");
     Ok(())
 }

@@ -48,6 +48,11 @@ fn an_isolated_server_is_reset_by_its_watchdog_and_the_other_one_goes_on() -> Re
 }
 
 #[test]
+fn a_server_whose_agent_stalls_is_reset_and_the_other_one_goes_on() -> Result<()> {
+    agents::a_server_whose_agent_stalls_is_reset()
+}
+
+#[test]
 fn an_isolated_server_reboots_without_a_service_manager_and_the_other_one_goes_on() -> Result<()> {
     agents::an_isolated_server_ends_itself("reboot", "reboot: Restarting system")
 }

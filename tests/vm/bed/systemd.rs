@@ -21,7 +21,11 @@ const UNITS: [&str; 10] = [
     "systemd-reboot.service",
     "umount.target",
 ];
-const OURS: [&str; 2] = ["mirrord.service", "mirror-agent.service"];
+const OURS: [&str; 3] = [
+    "mirrord.service",
+    "mirror-agent.service",
+    "mirror-witness.service",
+];
 
 /// The programs alone, whose libraries go with them.
 pub fn programs() -> Vec<PathBuf> {

@@ -58,6 +58,10 @@ pub struct Image {
     pub tools: PathBuf,
 }
 
+/// The witness has a user of its own, as `packaging/mirror-witness.sysusers` makes it.
+const USERS: &str = "root:x:0:0:root:/root:/bin/sh\n\
+                     mirror-witness:x:990:990::/var/lib/mirror-witness:/bin/false\n";
+
 impl Image {
     /// Built where anything in it has changed.
     pub fn fresh(equipment: &Equipment) -> Result<Self> {
@@ -122,8 +126,8 @@ fn initial(system: &Path, on_demand: &[&str]) -> Result<Vec<u8>> {
     for path in ["sbin", "usr/bin", "usr/sbin"] {
         cpio.link(path, "/bin");
     }
-    cpio.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
-    cpio.file("etc/group", b"root:x:0:\n");
+    cpio.file("etc/passwd", USERS.as_bytes());
+    cpio.file("etc/group", b"root:x:0:\nmirror-witness:x:990:\n");
     let busybox = system.join("bin/busybox");
     let busybox =
         fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
@@ -173,6 +177,7 @@ impl<'a> Sources<'a> {
             programs.mirrorctl.clone(),
             programs.mirror_inspect.clone(),
             programs.mirror_agent.clone(),
+            programs.mirror_witness.clone(),
         ];
         let unpacked = equipment.unpacked.as_deref();
         let mut tools = Vec::new();

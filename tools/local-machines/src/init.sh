@@ -63,7 +63,7 @@ grep -q bed.systemd /proc/cmdline || serve_port
 echo 6d6972726f720000000000000000beda >/etc/machine-id
 # Where units look for programs.
 ln -sf /tools/bin/* /bin/
-for program in mirrord mirror-agent; do
+for program in mirrord mirror-agent mirror-witness; do
     mkdir -p "/etc/systemd/system/$program.service.d"
     cat >"/etc/systemd/system/$program.service.d/bed.conf" <<END
 [Service]

@@ -1,5 +1,7 @@
 //! `mirrorctl check` tries the forced stop of an EC2 instance, and names what would make it fail.
 
+#![cfg(feature = "aws")]
+
 use std::fs;
 use std::net::TcpListener;
 use std::process::Command;

@@ -331,7 +331,7 @@ fn look_at_attachment(key: &str, disk: &MirrorDisk, findings: &mut Findings) {
 fn look_at_fsck(key: &str, disk: &MirrorDisk, findings: &mut Findings) {
     let (tool, package) = match (disk.fsck, disk.filesystem) {
         (Fsck::Never, _) => return,
-        (_, Filesystem::Ext4) => ("fsck.ext4", "e2fsprogs"),
+        (_, Filesystem::Ext4) => ("e2fsck", "e2fsprogs"),
         (_, Filesystem::Xfs) => ("xfs_repair", "xfsprogs"),
     };
     if find_tool(tool).is_none() {
