@@ -37,7 +37,7 @@ pub(super) async fn run(
     mut deliver: impl FnMut(Envelope),
 ) -> LinkError {
     let mut ahead = ReadAhead {
-        buffer: Some(pool.take(READ_AHEAD_BYTES, Reserve::Internal).await),
+        buffer: pool.take(READ_AHEAD_BYTES, Reserve::Internal).await,
         start: 0,
         end: 0,
         want: READ_AHEAD_BYTES,
@@ -71,9 +71,7 @@ async fn message(
         let mut buffer = pool.take(length, Reserve::Internal).await;
         let mut done = ahead.take(&mut buffer);
         while done < length {
-            let read;
-            (read, buffer) = source.read(buffer, done, length).await?;
-            done += some(read)?;
+            done += some(source.read(&mut buffer[done..]).await?)?;
         }
         buffer.freeze()
     } else {
@@ -101,8 +99,7 @@ fn some(read: usize) -> Result<usize, LinkError> {
 }
 
 struct ReadAhead {
-    /// Absent only while the ring has it.
-    buffer: Option<BufferMut>,
+    buffer: BufferMut,
     start: usize,
     end: usize,
     /// How much to ask for at once.
@@ -113,16 +110,11 @@ impl ReadAhead {
     /// Reads until at least `least` bytes are at hand.
     async fn fill(&mut self, source: &mut Source, least: usize) -> Result<(), LinkError> {
         while self.end - self.start < least {
-            let mut buffer = self
-                .buffer
-                .take()
-                .ok_or_else(|| LinkError::Broken(io::ErrorKind::Other.into()))?;
-            buffer.copy_within(self.start..self.end, 0);
+            self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
             let limit = self.want.max(least);
-            let (read, buffer) = source.read(buffer, self.end, limit).await?;
-            self.buffer = Some(buffer);
+            let read = source.read(&mut self.buffer[self.end..limit]).await?;
             self.end += some(read)?;
         }
         Ok(())
@@ -130,9 +122,8 @@ impl ReadAhead {
 
     /// Moves what is at hand to `target`, as far as both go.
     fn take(&mut self, target: &mut [u8]) -> usize {
-        let Some(buffer) = &self.buffer else { return 0 };
         let length = target.len().min(self.end - self.start);
-        target[..length].copy_from_slice(&buffer[self.start..self.start + length]);
+        target[..length].copy_from_slice(&self.buffer[self.start..self.start + length]);
         self.start += length;
         length
     }
@@ -166,29 +157,21 @@ impl Source {
         }
     }
 
-    /// Reads into `buffer[from..to]`; zero at the end of the stream.
-    async fn read(
-        &mut self,
-        mut buffer: BufferMut,
-        from: usize,
-        to: usize,
-    ) -> Result<(usize, BufferMut), LinkError> {
+    /// Reads into `target`; zero at the end of the stream.
+    async fn read(&mut self, target: &mut [u8]) -> Result<usize, LinkError> {
         let Some(tls) = self.tls.clone() else {
-            let read = self.receive(&mut buffer[from..to]).await?;
-            return Ok((read, buffer));
+            return self.receive(target).await;
         };
         loop {
-            match tls.borrow_mut().reader().read(&mut buffer[from..to]) {
-                Ok(read) => return Ok((read, buffer)),
+            match tls.borrow_mut().reader().read(target) {
+                Ok(read) => return Ok(read),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Cut off without a word of TLS, as a killed peer does.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Ok((0, buffer));
-                }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 Err(error) => return Err(LinkError::Broken(error)),
             }
             if self.consumed == self.records.len() && self.receive_records().await? == 0 {
-                return Ok((0, buffer));
+                return Ok(0);
             }
             let mut tls = tls.borrow_mut();
             let mut rest = &self.records[self.consumed..];
