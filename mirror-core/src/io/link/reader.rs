@@ -2,7 +2,8 @@
 //!
 //! Headers and small payload come through a read-ahead buffer. Bulk payload goes from the socket
 //! straight into the pooled buffer that will be written to the disk, except for the part that the
-//! read-ahead already had. A header is checked before anything is allocated for its payload.
+//! read-ahead already had; compressed payload is decompressed into such a buffer. A header is checked before
+//! anything is allocated for its payload.
 //!
 //! The socket is read at once when it is ready, not through the ring: there a receive that has to wait
 //! wakes the thread twice, and small messages are all about waking up.
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use super::error::LinkError;
 use crate::buffer::Buffer;
 use crate::io::buffers::{BufferMut, BufferPool, Reserve};
+use crate::units::REQUEST_BYTES_MAX;
 use crate::wire::frame;
 use crate::wire::header::{HEADER_BYTES, Header};
 use crate::wire::message::{Channel, Envelope};
@@ -42,8 +44,13 @@ pub(super) async fn run(
         end: 0,
         want: READ_AHEAD_BYTES,
     };
+    let packed_bytes = match channel {
+        Channel::Control => 0,
+        Channel::Data => REQUEST_BYTES_MAX as usize,
+    };
+    let mut packed = vec![0; packed_bytes].into_boxed_slice();
     loop {
-        match message(&mut source, &mut ahead, channel, &pool).await {
+        match message(&mut source, &mut ahead, &mut packed, channel, &pool).await {
             Ok(envelope) => deliver(envelope),
             Err(error) => return error,
         }
@@ -53,6 +60,7 @@ pub(super) async fn run(
 async fn message(
     source: &mut Source,
     ahead: &mut ReadAhead,
+    packed: &mut [u8],
     channel: Channel,
     pool: &BufferPool,
 ) -> Result<Envelope, LinkError> {
@@ -68,10 +76,15 @@ async fn message(
     }
     let length = header.payload_bytes as usize;
     let payload = if header.kind().carries_data() {
-        let mut buffer = pool.take(length, Reserve::Internal).await;
-        let mut done = ahead.take(&mut buffer);
-        while done < length {
-            done += some(source.read(&mut buffer[done..]).await?)?;
+        let content = header.content_bytes() as usize;
+        let mut buffer = pool.take(content, Reserve::Internal).await;
+        if header.compressed {
+            let packed = &mut packed[..length];
+            bulk(source, ahead, packed).await?;
+            frame::decompress(&header, packed, &mut buffer)?;
+            source.burst += content;
+        } else {
+            bulk(source, ahead, &mut buffer).await?;
         }
         buffer.freeze()
     } else {
@@ -89,6 +102,19 @@ async fn message(
         READ_AHEAD_BYTES
     };
     Ok(frame::decode(&header, payload)?)
+}
+
+/// Fills `target` from the read-ahead, and from the socket without a detour.
+async fn bulk(
+    source: &mut Source,
+    ahead: &mut ReadAhead,
+    target: &mut [u8],
+) -> Result<(), LinkError> {
+    let mut done = ahead.take(target);
+    while done < target.len() {
+        done += some(source.read(&mut target[done..]).await?)?;
+    }
+    Ok(())
 }
 
 fn some(read: usize) -> Result<usize, LinkError> {
@@ -135,7 +161,7 @@ pub(super) struct Source {
     tls: Option<Rc<RefCell<Connection>>>,
     records: Vec<u8>,
     consumed: usize,
-    /// Bytes since this connection last let others run.
+    /// Bytes, those that were decompressed included, since this connection last let others run.
     burst: usize,
     received: Rc<Cell<u64>>,
 }
