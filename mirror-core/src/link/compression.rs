@@ -8,8 +8,6 @@
 
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
-
 use crate::wire::lz4::Packer;
 use crate::wire::message::Message;
 
@@ -19,10 +17,8 @@ pub const COMPRESS_BYTES_MIN: usize = 1024;
 pub const PAUSE_FACTOR_MAX: u64 = 64;
 
 /// What of the link's data is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    #[default]
     None,
     /// What clients write and read.
     Data,
@@ -42,6 +38,7 @@ impl Compression {
     }
 }
 
+/// Kinds of data whose content has nothing to do with each other's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     Data,

@@ -93,7 +93,12 @@ struct Batch {
 impl Batch {
     fn add(&mut self, envelope: &Envelope) {
         let (head, data) = frame::encode(envelope);
-        self.add_head(&head);
+        if self.heads.is_empty() {
+            self.bytes += head.len();
+            self.heads = head;
+        } else {
+            self.add_head(&head);
+        }
         match data {
             Some(data) if data.len() > INLINE_BYTES => {
                 self.add_piece(data.len(), Bytes::Shared(data))
