@@ -82,6 +82,9 @@ pub struct MirrorStatus {
     pub device_waits: bool,
     pub exports: Vec<String>,
     pub counters: Counters,
+    /// Bytes before for each byte after compression, of the data it covers; absent while there is none.
+    #[serde(default)]
+    pub compression_ratio: Option<f64>,
     /// Bytes of the last finished resync: what the source sent as data, without hashes and holes; on the target, all
     /// that it was given, holes included.
     pub last_sync_copied_bytes: u64,
@@ -124,6 +127,7 @@ impl MirrorStatus {
             device_waits: false,
             exports: Vec::new(),
             counters: Counters::default(),
+            compression_ratio: None,
             last_sync_copied_bytes: 0,
             last_verify_mismatch_bytes: None,
             statistics: None,
@@ -214,6 +218,12 @@ pub struct Counters {
     pub bytes_read: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
+    /// Data for the peer that `compression` covers, part of what became `bytes_sent`.
+    #[serde(default)]
+    pub bytes_before_compression: u64,
+    /// The same data as it was sent, compressed or not.
+    #[serde(default)]
+    pub bytes_after_compression: u64,
     pub metadata_writes: u64,
 }
 

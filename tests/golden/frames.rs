@@ -6,7 +6,7 @@ use mirror_core::buffer::Buffer;
 use mirror_core::generation::GenerationSet;
 use mirror_core::units::{ByteRange, Epoch, FullSyncId, Generation, Sequence, Uuid};
 use mirror_core::wire::frame;
-use mirror_core::wire::header::{HEADER_BYTES, Header, Kind};
+use mirror_core::wire::header::{Header, Kind};
 use mirror_core::wire::message::{
     DiskState, Envelope, Hello, InitialSync, Message, Mode, PeerLoss, Role,
 };
@@ -201,10 +201,7 @@ fn every_kind_of_frame_keeps_its_bytes() {
         let pinned = check("frames", &name, &bytes);
         names.insert(name);
 
-        let (header, payload) = pinned
-            .split_first_chunk::<HEADER_BYTES>()
-            .expect("a header");
-        let header = Header::decode(header).expect("a good header");
+        let (header, payload) = split(&pinned);
         assert_eq!(header.kind(), *kind);
         assert_eq!(
             frame::decode(&header, Buffer::from(payload.to_vec())),
@@ -212,4 +209,38 @@ fn every_kind_of_frame_keeps_its_bytes() {
         );
     }
     check_complete("frames", &names);
+}
+
+fn split(frame: &[u8]) -> (Header, &[u8]) {
+    let (header, payload) = frame.split_first_chunk().expect("a header");
+    (Header::decode(header).expect("a good header"), payload)
+}
+
+/// The block is made by hand: another release of a compressor may find other matches in the same data.
+#[test]
+fn a_compressed_frame_keeps_its_bytes() {
+    // A literal, a match of 15 + 4 + 236 from one byte back, and five literals to end with.
+    let block: &[u8] = &[0x1f, 0xaa, 0x01, 0x00, 236, 0x50, 1, 2, 3, 4, 5];
+    let mut data = vec![0xaa; 256];
+    data.extend([1, 2, 3, 4, 5]);
+    let envelope = Envelope {
+        epoch: Epoch(0xe0),
+        message: Message::Write {
+            sequence: SEQUENCE,
+            depends_on: DEPENDS_ON,
+            range: ByteRange::new(0x0040_1000, data.len() as u32),
+            fua: true,
+            data: data.into(),
+        },
+    };
+    let mut bytes = frame::encode_compressed(&envelope, block.len()).to_vec();
+    bytes.extend_from_slice(block);
+    let name = "016-Write-compressed.bin";
+    let pinned = check("compressed-frames", name, &bytes);
+    check_complete("compressed-frames", &BTreeSet::from([name.to_owned()]));
+
+    let (header, payload) = split(&pinned);
+    let mut data = vec![0; header.content_bytes() as usize];
+    assert_eq!(frame::decompress(&header, payload, &mut data), Ok(()));
+    assert_eq!(frame::decode(&header, Buffer::from(data)), Ok(envelope));
 }

@@ -7,7 +7,8 @@ use mirror_core::io::link::listen::HALF_OPEN_MAX;
 use mirror_core::link::preface::{SessionToken, Terms};
 use mirror_core::units::{ByteRange, Sequence};
 use mirror_core::wire::frame;
-use mirror_core::wire::header::HEADER_BYTES;
+use mirror_core::wire::header::{HEADER_BYTES, Header, Kind};
+use mirror_core::wire::lz4::Packer;
 use mirror_core::wire::message::{Channel, Message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -164,9 +165,74 @@ fn a_damaged_payload_ends_the_link() {
     nonsense(Channel::Data, bytes, "payload does not match");
 }
 
+/// A write of 4096 bytes, with their block and what the header says of its length.
+fn compressed(data: &[u8]) -> (Header, Vec<u8>) {
+    let mut packer = Packer::default();
+    let block = packer.pack(data).expect("it shrinks");
+    let head = frame::encode_compressed(&envelope(write()), block.len());
+    let block = packer.blocks()[block].to_vec();
+    (Header::decode(&head).unwrap(), block)
+}
+
+#[test]
+fn a_compressed_frame_of_a_peer_is_taken_unasked() {
+    run(async {
+        let (mut acceptor, address) = Party::acceptor(terms(1, false));
+        let [_control, mut data] = raw_link(address).await;
+        let _link = acceptor.link().await;
+        let (header, block) = compressed(&[7; 4096]);
+        data.write_all(&header.encode()).await.unwrap();
+        data.write_all(&block).await.unwrap();
+        assert_eq!(acceptor.seen.messages(1).await, [write()]);
+    });
+}
+
+#[test]
+fn a_block_that_is_not_what_its_header_says_ends_the_link() {
+    let (header, block) = compressed(&[7; 4096]);
+    let sent = |header: Header, block: &[u8]| [&header.encode()[..], block].concat();
+    let words = "does not decompress to the";
+    for length in [4095, 4097, 1 << 20] {
+        let mut header = header;
+        header.fields.length = length;
+        nonsense(Channel::Data, sent(header, &block), words);
+    }
+    let noise: Vec<u8> = (0..block.len()).map(|i| (i * 37 + 11) as u8).collect();
+    nonsense(Channel::Data, sent(header, &noise), words);
+    // In order, and of other data.
+    let (_, other) = compressed(&[8; 4096]);
+    assert_eq!(other.len(), block.len());
+    nonsense(
+        Channel::Data,
+        sent(header, &other),
+        "payload does not match",
+    );
+}
+
+#[test]
+fn lengths_that_compression_cannot_bring_end_the_link_before_the_block_is_read() {
+    let (good, _) = compressed(&[7; 4096]);
+    for (payload_bytes, length) in [(20, u32::MAX), (20, (1 << 20) + 1), (20, 20), (4096, 512)] {
+        let mut header = good;
+        (header.payload_bytes, header.fields.length) = (payload_bytes, length);
+        nonsense(
+            Channel::Data,
+            header.encode().to_vec(),
+            "bytes of payload compressed from",
+        );
+    }
+    let mut header = good;
+    header.fields.kind = Kind::Flush;
+    (header.payload_bytes, header.fields.length) = (0, 4096);
+    nonsense(
+        Channel::Data,
+        header.encode().to_vec(),
+        "the compression of a Flush frame makes no sense",
+    );
+}
+
 #[test]
 fn an_oversized_frame_ends_the_link_before_its_payload_is_read() {
-    use mirror_core::wire::header::Header;
     let bytes = frame_of(write());
     let mut header = Header::decode(bytes[..HEADER_BYTES].try_into().unwrap()).unwrap();
     header.payload_bytes = 1 << 30;

@@ -4,5 +4,6 @@
 mod between;
 mod faults;
 mod mirrors;
+mod older;
 mod party;
 mod transport;

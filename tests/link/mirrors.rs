@@ -14,10 +14,13 @@ use mirror_core::io::open::{MetadataPlace, MirrorSettings};
 use mirror_core::link::preface::ClusterKey;
 use mirror_core::request::{Answer, Failure, Operation};
 use mirror_core::units::{ByteRange, Uuid};
-use mirror_core::volume::config::{PeerLoss, QueueFull, VolumeConfig};
+use mirror_core::volume::config::{Compression, PeerLoss, QueueFull, VolumeConfig};
 use mirror_core::volume::event::Command;
 use mirror_core::wire::message::{DiskState, InitialSync, Mode, Role};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::older;
+use crate::party::noise;
 
 const BYTES: u64 = 32 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -28,6 +31,7 @@ struct Node {
     addresses: [SocketAddr; 2],
     encrypted: bool,
     internal: bool,
+    compression: Compression,
 }
 
 /// Requests as they travel to the mirror's thread; buffers are made there.
@@ -57,6 +61,7 @@ fn pair(encrypted: bool, internal: bool) -> [Node; 2] {
             addresses,
             encrypted,
             internal,
+            compression: Compression::None,
         };
         let file = |name, bytes| {
             let file = std::fs::File::create(node.folder.path().join(name)).unwrap();
@@ -123,6 +128,7 @@ impl Node {
                 checkpoint_bytes: 4 << 20,
                 queue_bytes: 1 << 20,
                 bandwidth_max: 0,
+                compression: self.compression,
                 queue_full: QueueFull::Block,
             },
             data: self.data(),
@@ -318,6 +324,75 @@ fn a_side_that_was_away_gets_what_it_missed() {
         same_data(&nodes, size as usize);
     };
     on_two_nodes(test, pair(true, false));
+}
+
+#[test]
+fn sides_that_compress_differently_have_the_same_data() {
+    let test = |mut nodes: [Node; 2]| async move {
+        nodes[0].compression = Compression::Both;
+        let [one, two] = start_and_sync(&nodes).await;
+        let before = one.handle.status().await.unwrap().counters;
+        for number in 0..4u64 {
+            one.write(number * (5 << 20), vec![number as u8 + 1; 1 << 20])
+                .await;
+            one.write(number * (5 << 20) + (1 << 20), noise(number, 65_536))
+                .await;
+        }
+        let status = one.handle.status().await.unwrap();
+        let counters = status.counters;
+        let covered = counters.bytes_before_compression - before.bytes_before_compression;
+        assert_eq!(covered, 4 * ((1 << 20) + 65_536));
+        let sent = counters.bytes_sent - before.bytes_sent;
+        assert!((4 * 65_536..1 << 20).contains(&sent), "{status:?}");
+        assert!(status.compression_ratio.unwrap() > 4.0, "{status:?}");
+
+        two.stop().await;
+        one.wait("alone", |status| status.connection != Connection::Connected)
+            .await;
+        one.write(3 << 20, vec![9; 1 << 20]).await;
+        one.write(7 << 20, noise(9, 65_536)).await;
+        let alone = one.handle.status().await.unwrap().counters;
+        let two = nodes[1].start().unwrap();
+        let status = one.synced().await;
+        let resynced = status.counters.bytes_before_compression - alone.bytes_before_compression;
+        assert!(resynced >= (1 << 20) + 65_536, "{status:?}");
+        let sent = status.counters.bytes_sent - alone.bytes_sent;
+        assert!((65_536..1 << 19).contains(&sent), "{status:?}");
+
+        let peer = two.handle.status().await.unwrap();
+        assert_eq!(peer.compression_ratio, None, "it was told nothing of it");
+        two.stop().await;
+        one.stop().await;
+        same_data(&nodes, status.size_bytes as usize);
+    };
+    for encrypted in [false, true] {
+        on_two_nodes(test, pair(encrypted, false));
+    }
+}
+
+#[test]
+fn a_peer_that_knows_no_compression_gets_everything_as_it_is() {
+    let test = |mut nodes: [Node; 2]| async move {
+        nodes[0].compression = Compression::Both;
+        nodes[0].addresses[1] = older::put_before(nodes[1].addresses[1]);
+        let [one, two] = start_and_sync(&nodes).await;
+        let mut told = one.handle.notices();
+        one.write(5 << 20, vec![1; 1 << 20]).await;
+        let status = one.handle.status().await.unwrap();
+        assert!(status.counters.bytes_sent > 1 << 20, "{status:?}");
+        assert_eq!(status.counters.bytes_before_compression, 0);
+        assert_eq!(status.compression_ratio, None);
+        two.stop().await;
+        one.stop().await;
+        let mut kinds = Vec::new();
+        while let Ok(notice) = told.try_recv() {
+            kinds.push(notice.kind);
+        }
+        let times = kinds.iter().filter(|kind| *kind == "compression-off");
+        assert_eq!(times.count(), 1, "{kinds:?}");
+        same_data(&nodes, status.size_bytes as usize);
+    };
+    on_two_nodes(test, pair(false, false));
 }
 
 #[test]

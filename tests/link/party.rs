@@ -16,6 +16,7 @@ use mirror_core::io::link::{Pair, Wanted};
 use mirror_core::link::preface::{ClusterKey, Terms};
 use mirror_core::units::{Epoch, LinkId, Uuid};
 use mirror_core::wire::message::{Envelope, Message};
+use mirror_tests::random::Random;
 use tokio::sync::{Notify, mpsc};
 
 /// Everything here happens within moments; this only ends a test that hangs.
@@ -35,6 +36,12 @@ pub fn terms(secret: u8, encrypted: bool) -> Terms {
         mirror: Uuid::from_name("mirror", "md1"),
         encrypted,
     }
+}
+
+/// Bytes in which nothing is found to compress.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    (0..length).map(|_| random.below(256) as u8).collect()
 }
 
 pub fn envelope(message: Message) -> Envelope {

@@ -3,10 +3,11 @@
 use std::rc::Rc;
 
 use mirror_core::io::link::connection::Link;
+use mirror_core::link::compression::{Compression, Savings};
 use mirror_core::units::{ByteRange, Sequence};
 use mirror_core::wire::message::Message;
 
-use crate::party::{Party, envelope, run, terms};
+use crate::party::{Party, envelope, noise, run, terms};
 
 async fn linked(encrypted: bool) -> (Party, Rc<Link>, Party, Rc<Link>) {
     let (mut acceptor, address) = Party::acceptor(terms(1, encrypted));
@@ -26,6 +27,60 @@ fn write(number: u64, length: u32) -> Message {
             .collect::<Vec<u8>>()
             .into(),
     }
+}
+
+/// A write of data that does not shrink.
+fn write_noise(number: u64, length: u32) -> Message {
+    let mut message = write(number, length);
+    if let Message::Write { data, .. } = &mut message {
+        *data = noise(number, length as usize).into();
+    }
+    message
+}
+
+/// Payload of every size class that shrinks, among some that does not, and one that is never tried.
+fn everything_arrives_compressed(encrypted: bool) {
+    run(async move {
+        let (connector, here, acceptor, _there) = linked(encrypted).await;
+        here.compress(Compression::Data);
+        let sizes = [1, 1023, 1024, 4096, 65_535, 65_536, 300_000, 1 << 20];
+        let writes: Vec<Message> = (0..48)
+            .map(|number| match number % 5 {
+                3 => write_noise(number, 4096),
+                _ => write(number, sizes[number as usize % sizes.len()]),
+            })
+            .collect();
+        for message in &writes {
+            here.send(envelope(message.clone()));
+        }
+        assert_eq!(acceptor.seen.messages(writes.len()).await, writes);
+        let before: u64 = writes
+            .iter()
+            .map(|message| match message {
+                Message::Write { data, .. } => data.len() as u64,
+                _ => 0,
+            })
+            .sum();
+        let savings = connector.traffic.savings.get();
+        assert_eq!(savings.before_bytes, before);
+        assert!(savings.after_bytes < before / 4, "{savings:?}");
+        let sent = connector.traffic.sent.get();
+        assert!(
+            (savings.after_bytes..before / 4).contains(&sent),
+            "{sent} for {savings:?}"
+        );
+        assert_eq!(acceptor.traffic.savings.get(), Savings::default());
+    });
+}
+
+#[test]
+fn everything_arrives_compressed_on_a_plain_link() {
+    everything_arrives_compressed(false);
+}
+
+#[test]
+fn everything_arrives_compressed_on_an_encrypted_link() {
+    everything_arrives_compressed(true);
 }
 
 /// Payload of every size class, small frames between bulk ones, and both channels at once.

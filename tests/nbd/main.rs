@@ -4,6 +4,7 @@
 mod ahead;
 mod bad_input;
 mod client;
+mod compression;
 mod demo;
 mod disk_faults;
 mod forced;

@@ -35,7 +35,7 @@ const SYNC: Ours = Ours {
 };
 
 /// A new mode is one more line here.
-const OURS: [Ours; 5] = [
+const OURS: [Ours; 6] = [
     Ours {
         name: "ours, no peer",
         peer: false,
@@ -55,6 +55,11 @@ const OURS: [Ours; 5] = [
     Ours {
         name: "ours, sync + TLS",
         encryption: true,
+        ..SYNC
+    },
+    Ours {
+        name: "ours, sync + compression",
+        extra: &["compression = \"both\""],
         ..SYNC
     },
 ];

@@ -262,6 +262,10 @@ impl Driver {
         let mut status = self.volume.borrow().status();
         status.counters.bytes_sent = self.traffic.sent.get();
         status.counters.bytes_received = self.traffic.received.get();
+        let savings = self.traffic.savings.get();
+        status.counters.bytes_before_compression = savings.before_bytes;
+        status.counters.bytes_after_compression = savings.after_bytes;
+        status.compression_ratio = savings.ratio();
         status
     }
 
@@ -398,6 +402,11 @@ impl Driver {
                 });
             }
             Effect::Send { link, envelope } => self.send(link, envelope),
+            Effect::Compress { link, compression } => {
+                if let Some(link) = self.current_link(link) {
+                    link.compress(compression);
+                }
+            }
             Effect::CloseLink { link } => self.close_link(link),
             Effect::Connect { wanted } => self.wanted.set(wanted),
             Effect::Serve { serving } => self.export.send_modify(|state| state.serving = serving),
@@ -471,11 +480,15 @@ impl Driver {
     }
 
     fn send(&self, link: LinkId, envelope: Envelope) {
-        let current = self.link.borrow().clone();
-        if let Some(current) = current.filter(|current| current.id() == link) {
+        if let Some(current) = self.current_link(link) {
             self.metrics.on_send(&envelope);
             current.send(envelope);
         }
+    }
+
+    fn current_link(&self, link: LinkId) -> Option<Rc<Link>> {
+        let current = self.link.borrow().clone();
+        current.filter(|current| current.id() == link)
     }
 
     fn close_link(&self, link: LinkId) {

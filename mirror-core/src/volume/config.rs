@@ -1,6 +1,7 @@
 //! The settings a volume runs with: checked values, made by the daemon from the configuration.
 
 use super::ack_policy::BACKLOG_WRITES_MAX;
+pub use crate::link::compression::Compression;
 use crate::units::Uuid;
 pub use crate::wire::message::PeerLoss;
 use crate::wire::message::{InitialSync, Mode};
@@ -38,6 +39,8 @@ pub struct VolumeConfig {
     pub queue_full: QueueFull,
     /// Async: bytes a second that writes may take of the link; 0 for no limit.
     pub bandwidth_max: u64,
+    /// What this side sends compressed, if the peer takes it. The two sides may differ.
+    pub compression: Compression,
     pub initial_sync: InitialSync,
     pub peer_loss: PeerLoss,
     /// Zeroing is cheap on the data partition.

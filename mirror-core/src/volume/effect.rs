@@ -2,6 +2,7 @@
 //! their completions come back as events in any order.
 
 use crate::buffer::Buffer;
+use crate::link::compression::Compression;
 use crate::request::Answer;
 use crate::units::{ByteRange, CommandId, IoToken, LinkId, RequestId};
 use crate::volume::notice::Notice;
@@ -48,6 +49,11 @@ pub enum Effect {
     Send {
         link: LinkId,
         envelope: Envelope,
+    },
+    /// The peer on this link takes compressed data; what is sent from here on may be.
+    Compress {
+        link: LinkId,
+        compression: Compression,
     },
     /// Drop the link; a `LinkDown` for it follows. The driver connects again while `Connect` holds.
     CloseLink {

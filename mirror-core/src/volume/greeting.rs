@@ -3,8 +3,10 @@
 //! Everything that must fit is compared before anything is decided, and the first misfit is named.
 
 use super::Volume;
+use super::config::Compression;
+use super::effect::Effect;
 use super::notice::Notice;
-use super::peering::Phase;
+use super::peering::{Link, Phase};
 use super::store::After;
 use crate::control::Connection;
 use crate::layout::superblock::FEATURES_SUPPORTED;
@@ -12,8 +14,12 @@ use crate::link::handshake::{Rule, Scope, Side, Strategy, Verdict, decide};
 use crate::request::{Answer, Failure};
 use crate::units::Epoch;
 use crate::wire::message::{
-    Hello, Message, Role, VERSION_CONFIRM, VERSION_MAX, VERSION_MIN, VERSION_MODES,
+    FEATURE_COMPRESSION, Hello, Message, Role, VERSION_CONFIRM, VERSION_MAX, VERSION_MIN,
+    VERSION_MODES,
 };
+
+/// Features of the link and of the superblock travel in one word.
+const _: () = assert!(FEATURES_SUPPORTED & FEATURE_COMPRESSION == 0);
 
 impl Volume {
     pub(super) fn hello(&self) -> Hello {
@@ -21,7 +27,7 @@ impl Volume {
         Hello {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            features: FEATURES_SUPPORTED,
+            features: FEATURES_SUPPORTED | FEATURE_COMPRESSION,
             cluster: self.config.cluster,
             mirror: self.config.mirror,
             node: self.config.node,
@@ -79,6 +85,7 @@ impl Volume {
             link.peer_epoch = epoch;
             link.hello = Some(hello.clone());
         }
+        self.agree_compression(&hello);
         self.peering.last_hello = Some(hello);
         self.judge();
     }
@@ -172,6 +179,32 @@ impl Volume {
             }
         }
         None
+    }
+
+    /// A peer of an earlier version gets plain data; what it sends compressed, this side takes in any case.
+    fn agree_compression(&mut self, hello: &Hello) {
+        let compression = self.config.compression;
+        let Some(link) = self.link().map(Link::id) else {
+            return;
+        };
+        if compression == Compression::None {
+            return;
+        }
+        if hello.features & FEATURE_COMPRESSION == 0 {
+            let last = self.peering.last_hello.as_ref();
+            if last.is_some_and(|last| last.features & FEATURE_COMPRESSION == 0) {
+                return;
+            }
+            self.report(Notice::info(
+                "compression-off",
+                format!(
+                    "{} does not know compression: data goes there as it is until it is upgraded",
+                    self.config.peer_name
+                ),
+            ));
+            return;
+        }
+        self.fx.push(Effect::Compress { link, compression });
     }
 
     /// Both hellos are known: decide, and tell the other side what.

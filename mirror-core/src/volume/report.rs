@@ -40,6 +40,7 @@ impl Volume {
             device_waits: false,
             exports: Vec::new(),
             counters: self.counters,
+            compression_ratio: None,
             last_sync_copied_bytes: self.last_sync_copied_bytes,
             last_verify_mismatch_bytes: self.last_verify_mismatch_bytes,
             statistics: None,

@@ -1,7 +1,7 @@
 //! One volume against a scripted peer: what only another version, another configuration or a broken
 //! peer would send.
 
-use super::config::Seed;
+use super::config::{Compression, Seed, VolumeConfig};
 use super::effect::Effect;
 use super::event::{Event, Output};
 use super::tests::{config, fresh_metadata};
@@ -9,7 +9,9 @@ use super::{Now, Volume};
 use crate::layout::metadata::parse;
 use crate::link::handshake::{Rule, Strategy};
 use crate::units::{ByteRange, Epoch, Generation, IoToken, LinkId, Sequence, Uuid};
-use crate::wire::message::{DiskState, Envelope, Hello, InitialSync, Message, Mode, PeerLoss};
+use crate::wire::message::{
+    DiskState, Envelope, FEATURE_COMPRESSION, Hello, InitialSync, Message, Mode, PeerLoss,
+};
 
 const LINK: LinkId = LinkId(1);
 
@@ -22,6 +24,10 @@ struct Scripted {
 
 impl Scripted {
     fn new(side: usize) -> Self {
+        Self::with(side, config(side))
+    }
+
+    fn with(side: usize, config: VolumeConfig) -> Self {
         let metadata = fresh_metadata(side);
         let loaded = parse(metadata.len() as u64, |offset, buffer| {
             let start = offset as usize;
@@ -35,7 +41,7 @@ impl Scripted {
             entropy: side as u64,
         };
         let mut effects = Vec::new();
-        let volume = Volume::open(config(side), loaded, seed, Now::default(), &mut effects);
+        let volume = Volume::open(config, loaded, seed, Now::default(), &mut effects);
         let mut scripted = Self {
             volume,
             effects: Vec::new(),
@@ -82,6 +88,19 @@ impl Scripted {
                 _ => None,
             })
             .expect("a hello was sent")
+    }
+
+    /// What it was told to compress for its peer.
+    fn compression(&self) -> Option<Compression> {
+        self.effects.iter().find_map(|effect| match effect {
+            Effect::Compress { link, compression } => (*link == LINK).then_some(*compression),
+            _ => None,
+        })
+    }
+
+    fn has_told(&self, kind: &str) -> bool {
+        let mut effects = self.effects.iter();
+        effects.any(|effect| matches!(effect, Effect::Report(notice) if notice.kind == kind))
     }
 
     fn has_closed(&self) -> bool {
@@ -198,6 +217,49 @@ fn every_misfit_of_a_hello_is_named() {
         for word in words {
             assert!(said.contains(word), "{word:?} in {said:?}");
         }
+    }
+}
+
+#[test]
+fn data_goes_compressed_only_to_a_peer_that_takes_it() {
+    let ours = Scripted::new(0).hello();
+    assert_ne!(ours.features & FEATURE_COMPRESSION, 0, "it always takes it");
+    let older = Hello {
+        features: ours.features & !FEATURE_COMPRESSION,
+        ..ours.clone()
+    };
+    let cases = [
+        (Compression::None, &ours, None, false),
+        (Compression::None, &older, None, false),
+        (Compression::Resync, &ours, Some(Compression::Resync), false),
+        (Compression::Both, &older, None, true),
+    ];
+    for (compression, hello, expected, told) in cases {
+        let mut config = config(1);
+        config.compression = compression;
+        let mut scripted = Scripted::with(1, config);
+        scripted.hears(Message::Hello(Box::new(hello.clone())));
+        assert!(!scripted.has_closed());
+        assert_eq!(scripted.compression(), expected, "{compression:?}");
+        assert_eq!(scripted.has_told("compression-off"), told);
+    }
+}
+
+#[test]
+fn an_older_peer_that_comes_back_is_told_of_once() {
+    let mut hello = Scripted::new(0).hello();
+    let mut config = config(1);
+    config.compression = Compression::Both;
+    let mut scripted = Scripted::with(1, config);
+    for (takes_it, told) in [(false, true), (false, false), (true, false), (false, true)] {
+        hello.features &= !FEATURE_COMPRESSION;
+        hello.features |= if takes_it { FEATURE_COMPRESSION } else { 0 };
+        scripted.hears(Message::Hello(Box::new(hello.clone())));
+        assert_eq!(scripted.has_told("compression-off"), told);
+        assert_eq!(scripted.compression().is_some(), takes_it);
+        scripted.step(Event::LinkDown { link: LINK });
+        scripted.effects.clear();
+        scripted.step(Event::LinkUp { link: LINK });
     }
 }
 

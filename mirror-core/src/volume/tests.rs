@@ -66,6 +66,7 @@ pub(super) fn config(side: usize) -> VolumeConfig {
         checkpoint_bytes: 64 << 20,
         queue_bytes: 1 << 20,
         bandwidth_max: 0,
+        compression: crate::volume::config::Compression::None,
         queue_full: crate::volume::config::QueueFull::Block,
     }
 }
@@ -257,6 +258,7 @@ impl Pair {
                     continue;
                 }
                 Effect::Serve { .. }
+                | Effect::Compress { .. }
                 | Effect::Resized { .. }
                 | Effect::Measure
                 | Effect::ConfirmWanted { .. } => continue,

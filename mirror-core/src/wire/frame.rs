@@ -1,7 +1,7 @@
 //! The bytes of each message, and the way back.
 //!
 //! Bulk data is never copied: [`encode`] hands it on beside the head, and [`decode`] takes the buffer
-//! that the payload was read into. What comes back from [`decode`] is checked: ranges are not empty,
+//! that the payload was read into, or decompressed into. What comes back from [`decode`] is checked: ranges are not empty,
 //! lie in one extent and inside the largest mirror, and counts match. Nothing later checks it again,
 //! except against the mirror's actual size, which only the volume knows.
 
@@ -12,6 +12,7 @@ use crate::wire::header::{
     ACKS_MAX, BITMAP_WORDS_MAX, DETACHED_EXTENTS_MAX, DOUBT_EXTENTS_MAX, Fields, FrameFault,
     HASHES_MAX, HEADER_BYTES, Header, Kind,
 };
+use crate::wire::lz4;
 use crate::wire::message::{DiskState, Envelope, HASH_BYTES, Message, Role};
 
 mod hello;
@@ -22,13 +23,7 @@ const BIT_1: u8 = 2;
 /// The head of a frame (header, then payload that is not data) and the data to send after it.
 pub fn encode(envelope: &Envelope) -> (Vec<u8>, Option<Buffer>) {
     let (inline, data) = payload(&envelope.message);
-    let payload: &[u8] = data.as_deref().unwrap_or(&inline);
-    let header = Header {
-        epoch: envelope.epoch,
-        payload_bytes: payload.len() as u32,
-        payload_checksum: crc32fast::hash(payload),
-        fields: fields(&envelope.message),
-    };
+    let header = header(envelope, data.as_deref().unwrap_or(&inline));
     let (min, max) = header.kind().payload_limits();
     assert!(
         (min..=max).contains(&header.payload_bytes),
@@ -42,15 +37,36 @@ pub fn encode(envelope: &Envelope) -> (Vec<u8>, Option<Buffer>) {
     (head, data)
 }
 
-/// The message of a frame whose header passed and whose payload was read.
+/// The header of a frame whose data follows as an LZ4 block of `block_bytes`. Panics for a message without data, and
+/// for a block that saves nothing.
+pub fn encode_compressed(envelope: &Envelope, block_bytes: usize) -> [u8; HEADER_BYTES] {
+    let (_, data) = payload(&envelope.message);
+    let data = data.expect("only data is compressed");
+    assert!((1..data.len()).contains(&block_bytes), "a block is shorter");
+    let header = Header {
+        payload_bytes: block_bytes as u32,
+        compressed: true,
+        ..header(envelope, &data)
+    };
+    header.encode()
+}
+
+/// Fills `data`, of [`Header::content_bytes`], from the payload of a compressed frame.
+pub fn decompress(header: &Header, payload: &[u8], data: &mut [u8]) -> Result<(), FrameFault> {
+    check_length(header, payload, header.payload_bytes)?;
+    match lz4::unpack(payload, data) {
+        true => Ok(()),
+        false => Err(FrameFault::Decompression {
+            kind: header.kind(),
+            length: header.fields.length,
+        }),
+    }
+}
+
+/// The message of a frame whose header passed and whose payload was read, and decompressed if need be.
 pub fn decode(header: &Header, payload: Buffer) -> Result<Envelope, FrameFault> {
     let kind = header.kind();
-    if payload.len() as u64 != u64::from(header.payload_bytes) {
-        return Err(FrameFault::Invalid {
-            kind,
-            field: "payload length",
-        });
-    }
+    check_length(header, &payload, header.content_bytes())?;
     if crc32fast::hash(&payload) != header.payload_checksum {
         return Err(FrameFault::PayloadChecksum { kind });
     }
@@ -70,6 +86,26 @@ pub fn decode(header: &Header, payload: Buffer) -> Result<Envelope, FrameFault> 
         epoch: header.epoch,
         message,
     })
+}
+
+fn check_length(header: &Header, payload: &[u8], length: u32) -> Result<(), FrameFault> {
+    match payload.len() as u64 == u64::from(length) {
+        true => Ok(()),
+        false => Err(FrameFault::Invalid {
+            kind: header.kind(),
+            field: "payload length",
+        }),
+    }
+}
+
+fn header(envelope: &Envelope, content: &[u8]) -> Header {
+    Header {
+        epoch: envelope.epoch,
+        payload_bytes: content.len() as u32,
+        payload_checksum: crc32fast::hash(content),
+        compressed: false,
+        fields: fields(&envelope.message),
+    }
 }
 
 /// The header fields of a message.

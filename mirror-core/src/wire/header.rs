@@ -28,6 +28,9 @@ pub const HELLO_BYTES_MAX: u32 = 4096;
 pub(super) const HELLO_BYTES: usize = 256;
 pub(super) const GENERATIONS_BYTES: usize = 80;
 
+/// Bit of the flags, the same for every kind that carries data.
+const COMPRESSED: u8 = 1 << 7;
+
 macro_rules! kinds {
     ($($name:ident = $code:literal),* $(,)?) => {
         /// What a frame is. The codes are part of the protocol and never reused.
@@ -171,6 +174,19 @@ pub enum FrameFault {
         min: u32,
         max: u32,
     },
+    #[error(
+        "a {kind:?} frame has {payload_bytes} bytes of payload compressed from {length}, which must be more than \
+         that and no more than {REQUEST_BYTES_MAX}"
+    )]
+    Compressed {
+        kind: Kind,
+        payload_bytes: u32,
+        length: u32,
+    },
+    #[error(
+        "the payload of a {kind:?} frame does not decompress to the {length} bytes that its header names"
+    )]
+    Decompression { kind: Kind, length: u32 },
     #[error("the {field} of a {kind:?} frame makes no sense")]
     Invalid { kind: Kind, field: &'static str },
 }
@@ -180,7 +196,10 @@ pub enum FrameFault {
 pub struct Header {
     pub epoch: Epoch,
     pub payload_bytes: u32,
+    /// Over the payload; over the data itself where that travels compressed.
     pub payload_checksum: u32,
+    /// The payload is an LZ4 block of `length` bytes of data.
+    pub compressed: bool,
     pub fields: Fields,
 }
 
@@ -220,7 +239,11 @@ impl Header {
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &FRAME_MAGIC.to_le_bytes());
         put(4, &FRAME_VERSION.to_le_bytes());
-        put(6, &[self.fields.kind.code(), self.fields.flags]);
+        let compressed = if self.compressed { COMPRESSED } else { 0 };
+        put(
+            6,
+            &[self.fields.kind.code(), self.fields.flags | compressed],
+        );
         put(8, &self.epoch.0.to_le_bytes());
         put(16, &self.fields.sequence.to_le_bytes());
         put(24, &self.fields.offset.to_le_bytes());
@@ -252,9 +275,10 @@ impl Header {
             epoch: Epoch(u64_at(bytes, 8)),
             payload_bytes: u32_at(bytes, 36),
             payload_checksum: u32_at(bytes, 48),
+            compressed: bytes[7] & COMPRESSED != 0,
             fields: Fields {
                 kind,
-                flags: bytes[7],
+                flags: bytes[7] & !COMPRESSED,
                 sequence: u64_at(bytes, 16),
                 offset: u64_at(bytes, 24),
                 length: u32_at(bytes, 32),
@@ -277,13 +301,29 @@ impl Header {
                 max,
             });
         }
-        if kind.carries_data() && header.payload_bytes != header.fields.length {
-            return Err(FrameFault::Invalid {
+        let invalid = |field| FrameFault::Invalid { kind, field };
+        let (payload_bytes, length) = (header.payload_bytes, header.fields.length);
+        match (kind.carries_data(), header.compressed) {
+            (false, false) => Ok(header),
+            (false, true) => Err(invalid("compression")),
+            (true, false) if payload_bytes == length => Ok(header),
+            (true, false) => Err(invalid("length")),
+            (true, true) if payload_bytes < length && length <= max => Ok(header),
+            (true, true) => Err(FrameFault::Compressed {
                 kind,
-                field: "length",
-            });
+                payload_bytes,
+                length,
+            }),
         }
-        Ok(header)
+    }
+
+    /// Bytes of payload once it is decompressed.
+    pub const fn content_bytes(&self) -> u32 {
+        if self.compressed {
+            self.fields.length
+        } else {
+            self.payload_bytes
+        }
     }
 
     pub const fn kind(&self) -> Kind {

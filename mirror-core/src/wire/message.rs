@@ -15,6 +15,8 @@ pub const VERSION_CONFIRM: u16 = 2;
 /// First version that serves other modes than sync: [`Message::Received`], and flushes that keep their
 /// place among the writes.
 pub const VERSION_MODES: u16 = 3;
+/// In [`Hello::features`]: the sender takes data in compressed frames. Features of the superblock have the lower half.
+pub const FEATURE_COMPRESSION: u64 = 1 << 32;
 /// Bytes of one block hash in [`Message::Compare`]: a BLAKE3 hash cut to 128 bits.
 pub const HASH_BYTES: usize = 16;
 
@@ -229,7 +231,7 @@ impl Message {
 pub struct Hello {
     pub version_min: u16,
     pub version_max: u16,
-    /// Features the sender understands, `FEATURE_*` in `layout::superblock`.
+    /// Features the sender understands: `FEATURE_*` in `layout::superblock`, and [`FEATURE_COMPRESSION`].
     pub features: u64,
     pub cluster: Uuid,
     pub mirror: Uuid,

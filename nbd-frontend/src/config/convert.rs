@@ -53,6 +53,7 @@ impl Config {
             checkpoint_bytes: RESYNC_CHECKPOINT_BYTES,
             queue_bytes: mirror.queue_size,
             queue_full: mirror.queue_full,
+            compression: mirror.compression,
             bandwidth_max: if mirror.mode == Mode::Async {
                 mirror.bandwidth_max
             } else {

@@ -20,7 +20,8 @@ use super::value::{address, choice, duration, integer, name, path, value_or};
 use crate::kernel::found::DeviceNumber;
 
 use super::{
-    Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, QueueFull, Side, units,
+    Compression, Encryption, MetadataPlace, Mirror, NbdListen, NbdTls, PeerLoss, QueueFull, Side,
+    units,
 };
 
 const PEER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(6);
@@ -69,6 +70,7 @@ pub(super) struct DraftMirror {
     pub queue_size: Option<Located<u64>>,
     pub queue_full: Option<Located<QueueFull>>,
     pub bandwidth_max: Option<Located<u64>>,
+    pub compression: Compression,
     pub stop_timeout: Duration,
     pub device_timeout: Duration,
     pub device_connections: usize,
@@ -253,6 +255,17 @@ fn read_mirror(
         )
     });
     let bandwidth_max = section.optional("bandwidth_max", problems, bandwidth);
+    let compression = section.optional("compression", problems, |value| {
+        choice(
+            value,
+            &[
+                ("none", Compression::None),
+                ("data", Compression::Data),
+                ("resync", Compression::Resync),
+                ("both", Compression::Both),
+            ],
+        )
+    });
     let insecure = section.optional("insecure", problems, boolean);
     let sides = read_sides(&mut section, &title, lines, problems);
     section.refuse_unknown_keys(problems);
@@ -269,6 +282,7 @@ fn read_mirror(
         queue_size,
         queue_full,
         bandwidth_max,
+        compression: value_or(compression, Compression::None),
         stop_timeout: value_or(stop_timeout, STOP_TIMEOUT_DEFAULT),
         device_timeout: value_or(device_timeout, DEVICE_TIMEOUT_DEFAULT),
         device_connections: value_or(device_connections, 1) as usize,
@@ -494,6 +508,7 @@ fn finish_mirror(mirror: &DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2])
             .as_ref()
             .map_or(QueueFull::Block, |full| full.value),
         bandwidth_max: value_of(&mirror.bandwidth_max, 0),
+        compression: mirror.compression,
         stop_timeout: mirror.stop_timeout,
         device_timeout: mirror.device_timeout,
         device_connections: mirror.device_connections,

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use mirror_core::control::{InitialSync, Mode};
 pub use mirror_core::io::open::MetadataPlace;
-pub use mirror_core::volume::config::{PeerLoss, QueueFull};
+pub use mirror_core::volume::config::{Compression, PeerLoss, QueueFull};
 
 use crate::kernel::found::DeviceNumber;
 use crate::nbd::tls::ServerTls;
@@ -89,6 +89,8 @@ pub struct Mirror {
     pub queue_full: QueueFull,
     /// Async: bytes a second that writes may take of the link; 0 is no limit.
     pub bandwidth_max: u64,
+    /// What goes to the peer compressed.
+    pub compression: Compression,
     /// How long a stop waits for what is in flight.
     pub stop_timeout: Duration,
     /// How long the kernel lets requests of a device wait for a `mirrord` that died.

@@ -415,6 +415,29 @@ fn modes_that_answer_ahead_name_what_they_may_lose() {
 }
 
 #[test]
+fn compression_is_off_until_asked_for_and_may_differ_between_the_nodes() {
+    let config = |lines: &str| parse(&GOOD.replace("mode = \"sync\"", lines)).unwrap();
+    let plain = config("mode = \"sync\"");
+    assert_eq!(plain.mirrors[0].compression, Compression::None);
+    for (word, compression) in [
+        ("none", Compression::None),
+        ("data", Compression::Data),
+        ("resync", Compression::Resync),
+        ("both", Compression::Both),
+    ] {
+        let config = config(&format!("compression = {word:?}"));
+        let mirror = &config.mirrors[0];
+        assert_eq!(config.volume_config(mirror, 0).compression, compression);
+        assert_eq!(config.digest(mirror), plain.digest(&plain.mirrors[0]));
+    }
+    check(
+        "mode = \"sync\"",
+        "compression = \"lz4\"",
+        &["compression", "none of none, data, resync, both"],
+    );
+}
+
+#[test]
 fn a_device_of_the_kernel_is_named_by_its_path() {
     let with = |device: &str| GOOD.replace("nbd =", &format!("device = {device:?}\nnbd ="));
     let mirror = &parse(&with("/dev/nbd3")).unwrap().mirrors[0];

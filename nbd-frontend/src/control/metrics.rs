@@ -248,6 +248,23 @@ impl Exposition {
                     ("received", counted(|counters| counters.bytes_received)),
                 ],
             ),
+        )?;
+        to.counter(
+            "mirror_compression_bytes",
+            "Data for the peer that compression covers, before it and as it was sent",
+            Self::split(
+                "moment",
+                [
+                    (
+                        "before",
+                        counted(|counters| counters.bytes_before_compression),
+                    ),
+                    (
+                        "after",
+                        counted(|counters| counters.bytes_after_compression),
+                    ),
+                ],
+            ),
         )
     }
 

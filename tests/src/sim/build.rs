@@ -3,7 +3,7 @@
 use mirror_core::layout::geometry::Geometry;
 use mirror_core::layout::metadata::{self, FreshParams, Image};
 use mirror_core::units::Uuid;
-use mirror_core::volume::config::VolumeConfig;
+use mirror_core::volume::config::{Compression, VolumeConfig};
 
 use crate::sim::disk::SimDisk;
 use crate::sim::metadata_disk::MetadataDisk;
@@ -26,6 +26,7 @@ pub(super) fn new_node(index: NodeIndex, settings: &Settings) -> SimNode {
         mode: settings.mode,
         queue_bytes: settings.queue_bytes,
         bandwidth_max: settings.bandwidth_max,
+        compression: Compression::None,
         queue_full: settings.queue_full,
         initial_sync: settings.initial_sync,
         peer_loss: settings.peer_loss,

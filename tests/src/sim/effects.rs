@@ -83,7 +83,8 @@ impl World {
                 let life = self.nodes[node].life;
                 self.schedule(500, Happening::Measured { node, life });
             }
-            Effect::Resized { .. } => {}
+            // Messages have no bytes here.
+            Effect::Compress { .. } | Effect::Resized { .. } => {}
             Effect::Wake => {
                 let life = self.nodes[node].life;
                 self.schedule(WAKE_MS * 1000, Happening::Wake { node, life });

@@ -86,6 +86,14 @@ fn render_amounts(text: &mut String, mirror: &MirrorStatus, statistics: &Statist
         );
         let _ = writeln!(text, "      {name:<20}{count:>12}{total:>12}{average:>14}");
     }
+    if let Some(ratio) = mirror.compression_ratio {
+        let _ = writeln!(
+            text,
+            "      compression: {} to the peer sent as {}, {ratio:.2} to 1",
+            BinaryBytes(clients.bytes_before_compression),
+            BinaryBytes(clients.bytes_after_compression),
+        );
+    }
 }
 
 fn render_latencies(text: &mut String, statistics: &Statistics) {
@@ -145,6 +153,9 @@ mod tests {
         mirror.counters.writes = 1234;
         mirror.counters.bytes_written = 20 << 20;
         mirror.counters.bytes_sent = 21 << 20;
+        mirror.counters.bytes_before_compression = 60 << 20;
+        mirror.counters.bytes_after_compression = 20 << 20;
+        mirror.compression_ratio = Some(3.0);
         let mut statistics = Statistics {
             running_ms: 10_000,
             local_disk: DiskCounters {
@@ -184,6 +195,7 @@ mod tests {
             "      writes                     1,234   20.00 MiB    2.00 MiB/s",
             "      local disk writes          1,300   20.00 MiB    2.00 MiB/s",
             "      sent to peer                       21.00 MiB    2.10 MiB/s",
+            "      compression: 60.00 MiB to the peer sent as 20.00 MiB, 3.00 to 1",
             "      synchronisation            1,234      81.2µs      75.0µs       1.2ms       2.0ms        3.5s",
             "      ack of peer                    0           -           -           -           -           -",
             "      send (messages)                1          17",

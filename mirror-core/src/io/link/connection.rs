@@ -20,6 +20,7 @@ use super::handshake::Trusted;
 use super::outbox::{OUTBOX_MESSAGES_MAX, Outbox};
 use super::{reader, writer};
 use crate::io::buffers::BufferPool;
+use crate::link::compression::{Compression, Compressor, Savings};
 use crate::units::LinkId;
 use crate::wire::message::{Channel, Envelope};
 
@@ -33,6 +34,8 @@ const PARTING: Duration = Duration::from_secs(1);
 pub struct Traffic {
     pub sent: Rc<Cell<u64>>,
     pub received: Rc<Cell<u64>>,
+    /// Data that may go compressed, as it was and as it went.
+    pub savings: Rc<Cell<Savings>>,
     /// Most messages that ever waited at once on one connection.
     pub waiting_max: Rc<Cell<usize>>,
 }
@@ -128,6 +131,11 @@ impl Link {
             .set(self.waiting_max.get().max(end.outbox.len()));
     }
 
+    /// The peer takes compressed data, and gets it from the next message on.
+    pub fn compress(&self, compression: Compression) {
+        self.data.outbox.compress(Compressor::new(compression));
+    }
+
     /// Messages in line on the fuller of the two connections.
     pub fn waiting(&self) -> usize {
         self.control.outbox.len().max(self.data.outbox.len())
@@ -177,6 +185,7 @@ impl Link {
             stream: Rc::clone(&end.stream),
             tls: end.tls.clone(),
             sent: traffic.sent,
+            savings: traffic.savings,
         };
         let outcome = writer::run(sink, Rc::clone(&end.outbox)).await;
         match outcome {

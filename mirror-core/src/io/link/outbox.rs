@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::Notify;
 
+use crate::link::compression::Compressor;
 use crate::wire::header::ACKS_MAX;
 use crate::wire::message::{Envelope, Message};
 
@@ -18,6 +19,7 @@ pub(super) struct Outbox {
     queue: RefCell<VecDeque<Envelope>>,
     filled: Notify,
     finished: Cell<bool>,
+    compressor: RefCell<Option<Compressor>>,
 }
 
 impl Outbox {
@@ -36,6 +38,16 @@ impl Outbox {
         queue.push_back(envelope);
         self.filled.notify_one();
         true
+    }
+
+    /// What is sent from now on goes through it.
+    pub fn compress(&self, compressor: Compressor) {
+        *self.compressor.borrow_mut() = Some(compressor);
+    }
+
+    /// A compressor that the writer has not yet taken up.
+    pub fn take_compressor(&self) -> Option<Compressor> {
+        self.compressor.borrow_mut().take()
     }
 
     /// Nothing more comes; the writer ends when what waits is sent.

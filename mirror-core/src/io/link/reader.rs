@@ -2,7 +2,8 @@
 //!
 //! Headers and small payload come through a read-ahead buffer. Bulk payload goes from the socket
 //! straight into the pooled buffer that will be written to the disk, except for the part that the
-//! read-ahead already had. A header is checked before anything is allocated for its payload.
+//! read-ahead already had; compressed payload is decompressed into such a buffer. A header is checked before
+//! anything is allocated for its payload.
 //!
 //! The socket is read at once when it is ready, not through the ring: there a receive that has to wait
 //! wakes the thread twice, and small messages are all about waking up.
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use super::error::LinkError;
 use crate::buffer::Buffer;
 use crate::io::buffers::{BufferMut, BufferPool, Reserve};
+use crate::units::REQUEST_BYTES_MAX;
 use crate::wire::frame;
 use crate::wire::header::{HEADER_BYTES, Header};
 use crate::wire::message::{Channel, Envelope};
@@ -37,13 +39,18 @@ pub(super) async fn run(
     mut deliver: impl FnMut(Envelope),
 ) -> LinkError {
     let mut ahead = ReadAhead {
-        buffer: Some(pool.take(READ_AHEAD_BYTES, Reserve::Internal).await),
+        buffer: pool.take(READ_AHEAD_BYTES, Reserve::Internal).await,
         start: 0,
         end: 0,
         want: READ_AHEAD_BYTES,
     };
+    let packed_bytes = match channel {
+        Channel::Control => 0,
+        Channel::Data => REQUEST_BYTES_MAX as usize,
+    };
+    let mut packed = vec![0; packed_bytes].into_boxed_slice();
     loop {
-        match message(&mut source, &mut ahead, channel, &pool).await {
+        match message(&mut source, &mut ahead, &mut packed, channel, &pool).await {
             Ok(envelope) => deliver(envelope),
             Err(error) => return error,
         }
@@ -53,6 +60,7 @@ pub(super) async fn run(
 async fn message(
     source: &mut Source,
     ahead: &mut ReadAhead,
+    packed: &mut [u8],
     channel: Channel,
     pool: &BufferPool,
 ) -> Result<Envelope, LinkError> {
@@ -68,12 +76,15 @@ async fn message(
     }
     let length = header.payload_bytes as usize;
     let payload = if header.kind().carries_data() {
-        let mut buffer = pool.take(length, Reserve::Internal).await;
-        let mut done = ahead.take(&mut buffer);
-        while done < length {
-            let read;
-            (read, buffer) = source.read(buffer, done, length).await?;
-            done += some(read)?;
+        let content = header.content_bytes() as usize;
+        let mut buffer = pool.take(content, Reserve::Internal).await;
+        if header.compressed {
+            let packed = &mut packed[..length];
+            bulk(source, ahead, packed).await?;
+            frame::decompress(&header, packed, &mut buffer)?;
+            source.burst += content;
+        } else {
+            bulk(source, ahead, &mut buffer).await?;
         }
         buffer.freeze()
     } else {
@@ -93,6 +104,19 @@ async fn message(
     Ok(frame::decode(&header, payload)?)
 }
 
+/// Fills `target` from the read-ahead, and from the socket without a detour.
+async fn bulk(
+    source: &mut Source,
+    ahead: &mut ReadAhead,
+    target: &mut [u8],
+) -> Result<(), LinkError> {
+    let mut done = ahead.take(target);
+    while done < target.len() {
+        done += some(source.read(&mut target[done..]).await?)?;
+    }
+    Ok(())
+}
+
 fn some(read: usize) -> Result<usize, LinkError> {
     match read {
         0 => Err(LinkError::Closed),
@@ -101,8 +125,7 @@ fn some(read: usize) -> Result<usize, LinkError> {
 }
 
 struct ReadAhead {
-    /// Absent only while the ring has it.
-    buffer: Option<BufferMut>,
+    buffer: BufferMut,
     start: usize,
     end: usize,
     /// How much to ask for at once.
@@ -113,16 +136,11 @@ impl ReadAhead {
     /// Reads until at least `least` bytes are at hand.
     async fn fill(&mut self, source: &mut Source, least: usize) -> Result<(), LinkError> {
         while self.end - self.start < least {
-            let mut buffer = self
-                .buffer
-                .take()
-                .ok_or_else(|| LinkError::Broken(io::ErrorKind::Other.into()))?;
-            buffer.copy_within(self.start..self.end, 0);
+            self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
             let limit = self.want.max(least);
-            let (read, buffer) = source.read(buffer, self.end, limit).await?;
-            self.buffer = Some(buffer);
+            let read = source.read(&mut self.buffer[self.end..limit]).await?;
             self.end += some(read)?;
         }
         Ok(())
@@ -130,9 +148,8 @@ impl ReadAhead {
 
     /// Moves what is at hand to `target`, as far as both go.
     fn take(&mut self, target: &mut [u8]) -> usize {
-        let Some(buffer) = &self.buffer else { return 0 };
         let length = target.len().min(self.end - self.start);
-        target[..length].copy_from_slice(&buffer[self.start..self.start + length]);
+        target[..length].copy_from_slice(&self.buffer[self.start..self.start + length]);
         self.start += length;
         length
     }
@@ -144,7 +161,7 @@ pub(super) struct Source {
     tls: Option<Rc<RefCell<Connection>>>,
     records: Vec<u8>,
     consumed: usize,
-    /// Bytes since this connection last let others run.
+    /// Bytes, those that were decompressed included, since this connection last let others run.
     burst: usize,
     received: Rc<Cell<u64>>,
 }
@@ -166,29 +183,21 @@ impl Source {
         }
     }
 
-    /// Reads into `buffer[from..to]`; zero at the end of the stream.
-    async fn read(
-        &mut self,
-        mut buffer: BufferMut,
-        from: usize,
-        to: usize,
-    ) -> Result<(usize, BufferMut), LinkError> {
+    /// Reads into `target`; zero at the end of the stream.
+    async fn read(&mut self, target: &mut [u8]) -> Result<usize, LinkError> {
         let Some(tls) = self.tls.clone() else {
-            let read = self.receive(&mut buffer[from..to]).await?;
-            return Ok((read, buffer));
+            return self.receive(target).await;
         };
         loop {
-            match tls.borrow_mut().reader().read(&mut buffer[from..to]) {
-                Ok(read) => return Ok((read, buffer)),
+            match tls.borrow_mut().reader().read(target) {
+                Ok(read) => return Ok(read),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Cut off without a word of TLS, as a killed peer does.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Ok((0, buffer));
-                }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 Err(error) => return Err(LinkError::Broken(error)),
             }
             if self.consumed == self.records.len() && self.receive_records().await? == 0 {
-                return Ok((0, buffer));
+                return Ok(0);
             }
             let mut tls = tls.borrow_mut();
             let mut rest = &self.records[self.consumed..];

@@ -1,9 +1,10 @@
 //! Sends what waits in an outbox: as many frames in one system call as there are, heads and small
-//! payload gathered in one buffer, bulk payload from where it lies. Sent at once as far as the socket
-//! takes it.
+//! payload gathered in one buffer, bulk payload from where it lies, or from where it was compressed. Sent at
+//! once as far as the socket takes it.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, Write};
+use std::ops::Range;
 use std::rc::Rc;
 
 use rustls::Connection;
@@ -12,7 +13,9 @@ use tokio::net::TcpStream;
 use super::error::LinkError;
 use super::outbox::Outbox;
 use crate::buffer::Buffer;
+use crate::link::compression::{Compressor, Savings};
 use crate::wire::frame;
+use crate::wire::message::Envelope;
 
 /// A batch is sent when it has this much, or this many pieces.
 const BATCH_BYTES: usize = 1 << 20;
@@ -25,63 +28,120 @@ pub(super) struct Sink {
     pub stream: Rc<TcpStream>,
     pub tls: Option<Rc<RefCell<Connection>>>,
     pub sent: Rc<Cell<u64>>,
+    pub savings: Rc<Cell<Savings>>,
 }
 
 /// Sends until the outbox is finished and empty.
 pub(super) async fn run(sink: Sink, outbox: Rc<Outbox>) -> Result<(), LinkError> {
+    let mut compressor: Option<Compressor> = None;
     while outbox.wait().await {
-        let pieces = gather(&outbox);
+        compressor = outbox.take_compressor().or(compressor);
+        let pieces = gather(&outbox, compressor.as_mut());
+        let blocks = compressor.as_ref().map_or(&[][..], Compressor::blocks);
         match &sink.tls {
-            None => sink.send(pieces).await,
+            None => sink.send(pieces, blocks).await,
             Some(tls) => {
-                let sealed = seal(&mut tls.borrow_mut(), &pieces);
+                let sealed = seal(&mut tls.borrow_mut(), &pieces, blocks);
                 drop(pieces);
                 match sealed {
-                    Ok(records) => sink.send(vec![Piece::new(Bytes::Own(records))]).await,
+                    Ok(records) => sink.send(vec![Piece::new(Bytes::Own(records))], &[]).await,
                     Err(error) => Err(error),
                 }
             }
         }
         .map_err(LinkError::Broken)?;
+        if let Some(compressor) = &mut compressor {
+            let has_taken_long = compressor.is_full();
+            sink.note(compressor.finish_batch());
+            if has_taken_long {
+                tokio::task::yield_now().await;
+            }
+        }
     }
     Ok(())
 }
 
-fn gather(outbox: &Outbox) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    let mut heads = Vec::new();
-    let mut bytes = 0;
-    while bytes < BATCH_BYTES
-        && pieces.len() + 2 < PIECES_MAX
+fn gather(outbox: &Outbox, mut compressor: Option<&mut Compressor>) -> Vec<Piece> {
+    let mut batch = Batch::default();
+    while batch.bytes < BATCH_BYTES
+        && batch.pieces.len() + 2 < PIECES_MAX
+        && compressor
+            .as_ref()
+            .is_none_or(|compressor| !compressor.is_full())
         && let Some(envelope) = outbox.pop()
     {
-        let (head, data) = frame::encode(&envelope);
-        bytes += head.len() + data.as_ref().map_or(0, |data| data.len());
-        if heads.is_empty() {
-            heads = head;
+        match &mut compressor {
+            Some(compressor) => match compressor.compress(&envelope.message) {
+                Some(block) => batch.add_compressed(&envelope, block, compressor.blocks()),
+                None => batch.add(&envelope),
+            },
+            None => batch.add(&envelope),
+        }
+    }
+    batch.finish()
+}
+
+/// What is sent at once.
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Piece>,
+    /// Heads and small payload since the last piece.
+    heads: Vec<u8>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn add(&mut self, envelope: &Envelope) {
+        let (head, data) = frame::encode(envelope);
+        if self.heads.is_empty() {
+            self.bytes += head.len();
+            self.heads = head;
         } else {
-            heads.extend_from_slice(&head);
+            self.add_head(&head);
         }
         match data {
             Some(data) if data.len() > INLINE_BYTES => {
-                pieces.push(Piece::new(Bytes::Own(std::mem::take(&mut heads))));
-                pieces.push(Piece::new(Bytes::Shared(data)));
+                self.add_piece(data.len(), Bytes::Shared(data))
             }
-            Some(data) => heads.extend_from_slice(&data),
+            Some(data) => self.add_head(&data),
             None => {}
         }
     }
-    if !heads.is_empty() {
-        pieces.push(Piece::new(Bytes::Own(heads)));
+
+    fn add_compressed(&mut self, envelope: &Envelope, block: Range<usize>, blocks: &[u8]) {
+        self.add_head(&frame::encode_compressed(envelope, block.len()));
+        if block.len() > INLINE_BYTES {
+            self.add_piece(block.len(), Bytes::Compressed(block));
+        } else {
+            self.add_head(&blocks[block]);
+        }
     }
-    pieces
+
+    fn add_head(&mut self, head: &[u8]) {
+        self.bytes += head.len();
+        self.heads.extend_from_slice(head);
+    }
+
+    fn add_piece(&mut self, length: usize, bytes: Bytes) {
+        self.bytes += length;
+        let heads = std::mem::take(&mut self.heads);
+        self.pieces.push(Piece::new(Bytes::Own(heads)));
+        self.pieces.push(Piece::new(bytes));
+    }
+
+    fn finish(mut self) -> Vec<Piece> {
+        if !self.heads.is_empty() {
+            self.pieces.push(Piece::new(Bytes::Own(self.heads)));
+        }
+        self.pieces
+    }
 }
 
-fn seal(tls: &mut Connection, pieces: &[Piece]) -> io::Result<Vec<u8>> {
+fn seal(tls: &mut Connection, pieces: &[Piece], blocks: &[u8]) -> io::Result<Vec<u8>> {
     for piece in pieces {
-        tls.writer().write_all(piece.rest())?;
+        tls.writer().write_all(piece.rest(blocks))?;
     }
-    let bytes: usize = pieces.iter().map(|piece| piece.rest().len()).sum();
+    let bytes: usize = pieces.iter().map(|piece| piece.rest(blocks).len()).sum();
     let mut records = Vec::with_capacity(bytes + bytes / 256 + 64);
     while tls.wants_write() {
         tls.write_tls(&mut records)?;
@@ -90,16 +150,23 @@ fn seal(tls: &mut Connection, pieces: &[Piece]) -> io::Result<Vec<u8>> {
 }
 
 impl Sink {
-    async fn send(&self, mut pieces: Vec<Piece>) -> io::Result<()> {
+    fn note(&self, savings: Savings) {
+        let mut all = self.savings.get();
+        all.add(savings);
+        self.savings.set(all);
+    }
+
+    /// `blocks` is where compressed pieces lie.
+    async fn send(&self, mut pieces: Vec<Piece>, blocks: &[u8]) -> io::Result<()> {
         while !pieces.is_empty() {
-            let mut written = self.write(&pieces).await?;
+            let mut written = self.write(&pieces, blocks).await?;
             self.sent.set(self.sent.get() + written as u64);
             let whole = pieces
                 .iter()
                 .take_while(|piece| {
-                    let fits = piece.rest().len() <= written;
+                    let fits = piece.rest(blocks).len() <= written;
                     if fits {
-                        written -= piece.rest().len();
+                        written -= piece.rest(blocks).len();
                     }
                     fits
                 })
@@ -115,12 +182,12 @@ impl Sink {
 
 impl Sink {
     /// Hands over what the socket takes at once, waiting only when it takes nothing.
-    async fn write(&self, pieces: &[Piece]) -> io::Result<usize> {
+    async fn write(&self, pieces: &[Piece], blocks: &[u8]) -> io::Result<usize> {
         loop {
             let written = {
                 let slices: Vec<IoSlice> = pieces
                     .iter()
-                    .map(|piece| IoSlice::new(piece.rest()))
+                    .map(|piece| IoSlice::new(piece.rest(blocks)))
                     .collect();
                 self.stream.try_write_vectored(&slices)
             };
@@ -138,6 +205,8 @@ impl Sink {
 enum Bytes {
     Own(Vec<u8>),
     Shared(Buffer),
+    /// Where it lies among the compressor's blocks.
+    Compressed(Range<usize>),
 }
 
 /// What is left to send of one stretch of bytes.
@@ -151,10 +220,12 @@ impl Piece {
         Self { bytes, start: 0 }
     }
 
-    fn rest(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::Own(bytes) => &bytes[self.start..],
-            Bytes::Shared(bytes) => &bytes[self.start..],
-        }
+    fn rest<'a>(&'a self, blocks: &'a [u8]) -> &'a [u8] {
+        let bytes: &[u8] = match &self.bytes {
+            Bytes::Own(bytes) => bytes,
+            Bytes::Shared(bytes) => bytes,
+            Bytes::Compressed(block) => &blocks[block.clone()],
+        };
+        &bytes[self.start..]
     }
 }

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::generation::GenerationSet;
 use crate::units::{FullSyncId, Generation, Uuid};
-use crate::wire::header::{FRAME_VERSION, HELLO_BYTES};
+use crate::wire::header::{FRAME_VERSION, HELLO_BYTES, PAYLOAD_BYTES_MAX};
+use crate::wire::lz4::Packer;
 use crate::wire::message::{Channel, Hello, VERSION_MAX};
 use crate::wire::message::{InitialSync, Mode, PeerLoss};
 
@@ -271,7 +272,8 @@ proptest! {
     /// is accepted is what the decoder's promise says.
     #[test]
     fn arbitrary_fields_never_panic(
-        kind in 0..Kind::ALL.len(), flags in 0u8..8, numbers in any::<[u64; 2]>(),
+        kind in 0..Kind::ALL.len(), flags in 0u8..8, compressed in any::<bool>(),
+        numbers in any::<[u64; 2]>(),
         offset in prop_oneof![any::<u64>(), 0..USABLE_BYTES_MAX], length in any::<u32>(),
         extra in any::<u32>(), payload in vec(any::<u8>(), 0..5000),
     ) {
@@ -280,6 +282,7 @@ proptest! {
             epoch: Epoch(1),
             payload_bytes: payload.len() as u32,
             payload_checksum: crc32fast::hash(&payload),
+            compressed,
             fields: Fields {
                 kind,
                 flags,
@@ -290,10 +293,15 @@ proptest! {
                 extra,
             },
         };
-        if kind.carries_data() {
+        if kind.carries_data() && !compressed {
             header.fields.length = header.payload_bytes;
         }
         let Ok(header) = Header::decode(&header.encode()) else { return Ok(()) };
+        prop_assert!(header.content_bytes() <= PAYLOAD_BYTES_MAX);
+        if header.compressed {
+            let mut data = vec![0; header.content_bytes() as usize];
+            let _ = decompress(&header, &payload, &mut data);
+        }
         let Ok(envelope) = decode(&header, Buffer::from(payload)) else { return Ok(()) };
         if let Message::Write { range, data, .. } = &envelope.message {
             prop_assert!(range.within_one_extent());
@@ -347,6 +355,90 @@ fn data_is_handed_on_without_a_copy() {
     assert!(std::ptr::eq(&raw const received[0], &raw const data[0]));
 }
 
+/// A frame with its data compressed: header, and payload as it is on the wire.
+fn compressed(envelope: &Envelope) -> (Header, Vec<u8>) {
+    let (_, data) = encode(envelope);
+    let mut packer = Packer::default();
+    let block = packer.pack(&data.expect("data")).expect("it shrinks");
+    let head = encode_compressed(envelope, block.len());
+    let header = Header::decode(&head).expect("its own header");
+    (header, packer.blocks()[block].to_vec())
+}
+
+#[test]
+fn compressed_data_comes_back_as_the_same_message() {
+    let envelope = write(ByteRange::new(4096, 1 << 20));
+    let (header, payload) = compressed(&envelope);
+    assert!(header.compressed && header.payload_bytes as usize == payload.len());
+    let mut data = vec![0; header.content_bytes() as usize];
+    decompress(&header, &payload, &mut data).expect("its own block");
+    assert_eq!(decode(&header, Buffer::from(data)), Ok(envelope));
+}
+
+#[test]
+fn compressed_data_that_is_not_what_was_sent_is_refused() {
+    let (header, payload) = compressed(&write(ByteRange::new(0, 4096)));
+    let kind = Kind::Write;
+    let mut data = vec![0; 4096];
+    let short = decompress(&header, &payload[..payload.len() - 1], &mut data);
+    let field = "payload length";
+    assert_eq!(short, Err(FrameFault::Invalid { kind, field }));
+    let noise: Vec<u8> = (0..payload.len()).map(|at| (at * 37 + 11) as u8).collect();
+    let other = decompress(&header, &noise, &mut data);
+    assert_eq!(other, Err(FrameFault::Decompression { kind, length: 4096 }));
+    // A block that is in order, of other data: the checksum is over the data.
+    data.fill(9);
+    assert_eq!(
+        decode(&header, Buffer::from(data)),
+        Err(FrameFault::PayloadChecksum { kind })
+    );
+}
+
+#[test]
+fn lengths_of_compressed_data_are_checked_before_anything_is_read() {
+    let (good, _) = compressed(&write(ByteRange::new(0, 4096)));
+    let kind = Kind::Write;
+    let cases = [
+        (4096, 4096),
+        (4096, 4095),
+        (4096, 0),
+        (4096, REQUEST_BYTES_MAX + 1),
+        (4096, u32::MAX),
+        (REQUEST_BYTES_MAX, REQUEST_BYTES_MAX),
+    ];
+    for (payload_bytes, length) in cases {
+        let mut header = good;
+        (header.payload_bytes, header.fields.length) = (payload_bytes, length);
+        let fault = FrameFault::Compressed {
+            kind,
+            payload_bytes,
+            length,
+        };
+        assert_eq!(Header::decode(&header.encode()), Err(fault));
+    }
+    let mut header = good;
+    (header.payload_bytes, header.fields.length) = (REQUEST_BYTES_MAX - 1, REQUEST_BYTES_MAX);
+    assert!(Header::decode(&header.encode()).is_ok());
+}
+
+#[test]
+fn only_data_may_be_compressed() {
+    for kind in Kind::ALL {
+        let (payload_bytes, _) = kind.payload_limits();
+        let mut fields = Fields::of(*kind);
+        fields.length = payload_bytes + 1;
+        let header = Header {
+            epoch: Epoch(0),
+            payload_bytes,
+            payload_checksum: 0,
+            compressed: true,
+            fields,
+        };
+        let found = Header::decode(&header.encode());
+        assert_eq!(found.is_ok(), kind.carries_data(), "{kind:?}");
+    }
+}
+
 #[test]
 fn a_range_over_two_extents_is_refused() {
     let (mut header, payload) = whole(&write(ByteRange::new(0, 8192)));
@@ -373,6 +465,7 @@ fn a_payload_beyond_its_kind_is_refused_before_it_is_read() {
                 epoch: Epoch(0),
                 payload_bytes,
                 payload_checksum: 0,
+                compressed: false,
                 fields,
             }
             .encode()
@@ -417,6 +510,7 @@ fn a_hello_of_a_later_protocol_names_its_versions() {
         epoch: Epoch(0),
         payload_bytes: payload.len() as u32,
         payload_checksum: crc32fast::hash(&payload),
+        compressed: false,
         fields: Fields::of(Kind::Hello),
     };
     assert_eq!(
