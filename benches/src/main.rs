@@ -9,6 +9,7 @@ mod process;
 mod qemu_mirror;
 mod service;
 mod sizes;
+mod slow_link;
 mod table;
 mod throughput;
 
@@ -38,11 +39,15 @@ struct Arguments {
     /// Only failover, switchover and the agent. Needs root: the servers are made of namespaces
     #[arg(long, conflicts_with_all = ["throughput", "sizes"])]
     service: bool,
+    /// Only the modes and resyncs on links with little bandwidth or a long way; some ten minutes. Needs root: the
+    /// servers are made of namespaces
+    #[arg(long, conflicts_with_all = ["throughput", "sizes", "service"])]
+    slow_link: bool,
     /// Only beside DRBD, in a virtual machine; some six minutes
-    #[arg(long, conflicts_with_all = ["throughput", "sizes", "service", "smoke"])]
+    #[arg(long, conflicts_with_all = ["throughput", "sizes", "service", "slow_link", "smoke"])]
     drbd: bool,
     /// Every row on every contender, resyncs and memory, as a report; some twenty minutes
-    #[arg(long, conflicts_with_all = ["throughput", "sizes", "service", "drbd"])]
+    #[arg(long, conflicts_with_all = ["throughput", "sizes", "service", "slow_link", "drbd"])]
     full: bool,
     /// Of the full report only these rows, by their ids; a wrong one names all there are
     #[arg(long, requires = "full", value_delimiter = ',', value_name = "IDS")]
@@ -95,6 +100,9 @@ fn main() -> Result<()> {
     if arguments.full {
         return print_smoke_of_full();
     }
+    if arguments.slow_link {
+        return slow_link::print(arguments.smoke, arguments.seconds);
+    }
     if arguments.drbd {
         return drbd::print(arguments.seconds);
     }
@@ -114,9 +122,17 @@ fn main() -> Result<()> {
         print_smoke_of_full()?;
     }
     if all && !nix::unistd::geteuid().is_root() {
-        println!("\nService and agent: measured as root only, in servers made of namespaces");
-    } else if all || arguments.service {
+        println!(
+            "\nService, agent and slow links: measured as root only, in servers made of namespaces"
+        );
+        return Ok(());
+    }
+    if all || arguments.service {
         service::print(arguments.smoke)?;
+    }
+    // The whole takes ten minutes, and is asked for by name.
+    if all && arguments.smoke {
+        slow_link::print(true, None)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use mirror_core::io::open::{MetadataPlace, MirrorSettings};
 use mirror_core::link::preface::ClusterKey;
 use mirror_core::request::{Answer, Failure, Operation};
 use mirror_core::units::{ByteRange, Uuid};
-use mirror_core::volume::config::{Compression, PeerLoss, QueueFull, VolumeConfig};
+use mirror_core::volume::config::{Compression, PeerLoss, QueueFull, Rates, VolumeConfig};
 use mirror_core::volume::event::Command;
 use mirror_core::wire::message::{DiskState, InitialSync, Mode, Role};
 use tokio::sync::{mpsc, oneshot};
@@ -122,7 +122,7 @@ impl Node {
                 logical_block_bytes: 512,
                 first: self.index == 0,
                 peer_timeout_ms: 6000,
-                resync_rate_max: 0,
+                resync_rates: Rates::default(),
                 resync_in_flight: 8,
                 arbitration: None,
                 checkpoint_bytes: 4 << 20,

@@ -2,11 +2,13 @@
 //! and by blocks that cannot be read.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use mirror_core::control::SyncKind;
 use mirror_core::request::Answer;
-use mirror_core::units::EXTENT_BYTES;
+use mirror_core::units::{EXTENT_BYTES, REQUEST_BYTES_MAX};
+use mirror_core::volume::config::Rates;
 use mirror_core::volume::event::Command;
 use mirror_core::wire::message::{InitialSync, Message};
 use mirror_tests::sim::client::Asked;
@@ -367,4 +369,90 @@ fn an_order_to_copy_everything_outlives_the_resync_that_is_ending() {
     });
     world.until("both sides are in sync", |world| world.is_settled());
     world.end_well();
+}
+
+// --- among clients -----------------------------------------------------------------------------
+
+/// Where each operation of a disk takes 10 ms, a step and its rest take 80 and move 12 MiB/s, and eight places 400 MiB/s.
+const STEP_AND_REST_MS: u64 = 80;
+const RATE_AMONG_CLIENTS: u64 = 40 << 20;
+
+/// Bytes of a resync, and how long it took beside clients that had eight writes under way all the while.
+fn resync_among_clients(min: u64) -> (u64, u64) {
+    const DIRTY_BYTES: u64 = 64 << 20;
+    let settings = Settings {
+        size_bytes: 32 * EXTENT_BYTES,
+        log_slots: 32,
+        resync_in_flight: 8,
+        resync_rates: Rates { min, max: 0 },
+        checkpoint_bytes: 64 << 20,
+        disk_us: (10_000, 10_000),
+        peer_timeout_ms: 2_000,
+        ..Settings::quiet()
+    };
+    let mut world = World::pair(11, settings);
+    world.crash(1, Crash::Kill);
+    world.until("the loss is noticed", |world| !world.is_connected(0));
+    for half in 0..64 {
+        let unit = world.extent(half / 2) + half % 2 * 256;
+        world.write(0, unit..unit + 256);
+    }
+    world.start(1);
+    world.until("the resync begins", |world| {
+        let sync = world.status(0).and_then(|status| status.sync);
+        sync.is_some_and(|sync| sync.total_bytes == DIRTY_BYTES)
+    });
+    let began_ms = world.now_ms();
+    // In the other half of each extent, so that nobody waits for a step of the resync.
+    let mut next = 0;
+    let mut write = move |world: &mut World| {
+        next += 1;
+        let unit = world.extent(next % 32) + 512 + next / 32 % 32;
+        world.submit(0, Asked::write(unit..unit + 1))
+    };
+    let mut under_way: Vec<_> = (0..8).map(|_| write(&mut world)).collect();
+    let mut said = BTreeSet::new();
+    world.until("the resync ends", |world| {
+        for id in &mut under_way {
+            if world.answers.contains_key(id) {
+                *id = write(world);
+            }
+        }
+        said.extend(what_decides(world));
+        world
+            .status(0)
+            .is_some_and(|status| status.sync.is_none() && status.out_of_sync_bytes == 0)
+    });
+    let took_ms = world.now_ms() - began_ms;
+    assert!(said.contains("it yields to clients"), "{said:?}");
+    let has_insisted = said.contains("it is behind and does not yield to clients");
+    assert_eq!(has_insisted, min > 0, "{said:?}");
+    world.until("the clients are done", |world| world.is_settled());
+    world.end_well();
+    (DIRTY_BYTES, took_ms)
+}
+
+/// What `explain` says of the pace of node 0.
+fn what_decides(world: &World) -> Option<String> {
+    let facts = world.nodes[0].volume.as_ref()?.explain().facts;
+    let fact = facts
+        .iter()
+        .find(|fact| fact.starts_with("the resync moves"))?;
+    let (_, why) = fact.split_once(": ")?;
+    Some(why.split(';').next()?.to_owned())
+}
+
+#[test]
+fn clients_that_never_pause_do_not_keep_a_resync_from_its_minimum() {
+    let (bytes, took_ms) = resync_among_clients(RATE_AMONG_CLIENTS);
+    // It may be late by what the minimum looks back on, a step, and what the disks record at the end.
+    let longest_ms = bytes * 1000 / RATE_AMONG_CLIENTS + 2_000;
+    assert!(took_ms <= longest_ms, "{took_ms} ms of {longest_ms}");
+    // Otherwise it yields for good, and rests no longer than it has to.
+    let (_, without_ms) = resync_among_clients(0);
+    let yielding_ms = bytes / u64::from(REQUEST_BYTES_MAX) * STEP_AND_REST_MS;
+    assert!(
+        without_ms > longest_ms && (yielding_ms..yielding_ms * 5 / 4).contains(&without_ms),
+        "{without_ms} ms without a minimum"
+    );
 }

@@ -8,7 +8,7 @@ mod machine;
 mod memory;
 mod plot;
 mod report;
-mod resync;
+pub mod resync;
 mod row;
 
 use std::fs;

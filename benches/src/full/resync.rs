@@ -102,14 +102,15 @@ pub fn measure(bytes: u64, wants: impl Fn(&str) -> bool) -> Result<Resyncs> {
 }
 
 /// Writes the first `bytes` of the mirror.
-fn fill(pair: &Pair, bytes: u64) -> Result<()> {
+pub fn fill(pair: &Pair, bytes: u64) -> Result<()> {
     let words = ["--rw=write", "--bs=1M", "--iodepth=8"];
     let mut words: Vec<String> = words.map(String::from).to_vec();
     words.push(format!("--size={bytes}"));
     fio::run(&pair.uri(Side::First), SECONDS_MAX, &words).map(drop)
 }
 
-fn full(pair: &mut Pair, bytes: u64) -> Result<f64> {
+/// Megabytes a second of a copy of everything.
+pub fn full(pair: &mut Pair, bytes: u64) -> Result<f64> {
     let began = Instant::now();
     pair.ctl(Side::First, &["resync", MIRROR, "--full"])
         .done()?;
@@ -126,8 +127,9 @@ fn difference(pair: &mut Pair, bytes: u64) -> Result<f64> {
     rate(pair, began, bytes)
 }
 
-/// Every extent was written lately, so that all of the disk is in doubt after the crash.
-fn identical(pair: &mut Pair, bytes: u64) -> Result<f64> {
+/// The same of a comparison of equal sides. Every extent was written lately, so that all of the disk is in doubt after
+/// the crash.
+pub fn identical(pair: &mut Pair, bytes: u64) -> Result<f64> {
     pair.node_mut(Side::First).kill()?;
     let began = Instant::now();
     pair.start(Side::First)?;

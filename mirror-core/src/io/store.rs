@@ -267,23 +267,37 @@ impl Store {
         runs
     }
 
+    /// Nothing of the range is allocated, as far as that can be known. Of a range with data it does not ask where that
+    /// ends: in memory the kernel goes through all pages up to there, which takes longer than a copy of the range.
+    pub fn is_hole(&self, offset: u64, length: u64) -> bool {
+        let end = offset + length;
+        self.data_from(offset, end) == end
+    }
+
     /// Kind and end of the run at `at`.
     fn run_at(&self, at: u64, end: u64) -> (bool, u64) {
-        use nix::unistd::Whence::{SeekData, SeekHole};
+        let data = self.data_from(at, end);
+        if data > at {
+            return (true, data);
+        }
         if self.block_device {
             return (false, end);
         }
-        let seek = |whence| nix::unistd::lseek(&self.file, at as i64, whence);
-        match seek(SeekData) {
-            Ok(data) if data as u64 > at => (true, (data as u64).min(end)),
-            Ok(_) => match seek(SeekHole) {
-                Ok(hole) if hole as u64 > at => (false, (hole as u64).min(end)),
-                _ => (false, end),
-            },
-            Err(nix::errno::Errno::ENXIO) if self.size_bytes().is_ok_and(|size| size >= end) => {
-                (true, end)
-            }
-            Err(_) => (false, end),
+        match nix::unistd::lseek(&self.file, at as i64, nix::unistd::Whence::SeekHole) {
+            Ok(hole) if hole as u64 > at => (false, (hole as u64).min(end)),
+            _ => (false, end),
+        }
+    }
+
+    /// Where the first data is between the two, or `end`. At once, where that is not known.
+    fn data_from(&self, at: u64, end: u64) -> u64 {
+        if self.block_device {
+            return at;
+        }
+        match nix::unistd::lseek(&self.file, at as i64, nix::unistd::Whence::SeekData) {
+            Ok(data) => (data as u64).clamp(at, end),
+            Err(nix::errno::Errno::ENXIO) if self.size_bytes().is_ok_and(|size| size >= end) => end,
+            Err(_) => at,
         }
     }
 

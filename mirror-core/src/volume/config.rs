@@ -2,6 +2,7 @@
 
 use super::ack_policy::BACKLOG_WRITES_MAX;
 pub use crate::link::compression::Compression;
+pub use crate::resync::pace::Rates;
 use crate::units::Uuid;
 pub use crate::wire::message::PeerLoss;
 use crate::wire::message::{InitialSync, Mode};
@@ -55,8 +56,8 @@ pub struct VolumeConfig {
     pub first: bool,
     /// Silence after which a peer counts as lost.
     pub peer_timeout_ms: u64,
-    /// Bytes a second that a resync may move; 0 for no limit.
-    pub resync_rate_max: u64,
+    /// Bytes a second that a resync keeps up against clients, and may move at most.
+    pub resync_rates: Rates,
     /// Resync steps in flight, each up to 1 MiB of buffer memory.
     pub resync_in_flight: u32,
     /// An arbiter decides who may be primary, and every answer needs proof that this node still is (A3).

@@ -1,9 +1,11 @@
 //! Why a mirror is in its state, what each side holds, and what can be done about it, for people.
 
 use super::Volume;
+use super::walk::Walk;
 use crate::control::{Choice, Connection, Explanation};
 use crate::generation::GenerationSet;
 use crate::link::handshake::Rule;
+use crate::resync::pace::Stride;
 use crate::wire::message::{DiskState, Mode, Role};
 
 /// A summary and the ways out of it.
@@ -262,6 +264,7 @@ impl Volume {
             ));
             facts.push(format!("{} said: {}", self.config.peer_name, lineage(set)));
         }
+        facts.extend(self.walk.as_ref().map(|walk| self.explain_pace(walk)));
         let discard = &self.superblock.last_discard;
         if discard.bytes > 0 {
             facts.push(format!(
@@ -270,6 +273,24 @@ impl Volume {
             ));
         }
         facts
+    }
+
+    fn explain_pace(&self, walk: &Walk) -> String {
+        let (kind, pace) = (walk.kind.name(), walk.pace());
+        let minimum = match pace.rate_min() {
+            0 => "without resync_rate_min".into(),
+            min => format!("resync_rate_min is {min} bytes a second"),
+        };
+        let why = match pace.stride(self.now.monotonic_ms) {
+            _ if walk.is_paused() => "it is paused".into(),
+            Stride::Free => "no client is active".into(),
+            Stride::Yielding => format!("it yields to clients; {minimum}"),
+            Stride::AtMinimum => format!("it is behind and does not yield to clients; {minimum}"),
+        };
+        format!(
+            "the {kind} moves {} bytes a second: {why}",
+            pace.rate_bytes_per_s()
+        )
     }
 }
 

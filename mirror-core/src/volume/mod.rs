@@ -300,6 +300,7 @@ impl Volume {
             Event::Measured { usable_bytes } => self.on_measured(usable_bytes),
             Event::Tick => self.on_tick(),
         }
+        self.resume_walk();
         self.resume_handshake();
         self.advance_gate();
         self.advance_leaving();

@@ -53,7 +53,7 @@ impl Volume {
             .as_ref()
             .filter(|walk| walk.total_bytes > 0 || walk.is_paused())
         {
-            let rate = walk.rate_bytes_per_s();
+            let rate = walk.pace().rate_bytes_per_s();
             let left = walk.total_bytes.saturating_sub(walk.done_bytes);
             return Some(SyncStatus {
                 kind: walk.kind,
@@ -66,7 +66,7 @@ impl Volume {
             });
         }
         let target = self.target.as_ref().filter(|target| target.started)?;
-        let rate = target.pace.rate_bytes_per_s();
+        let rate = target.meter.rate_bytes_per_s();
         let left = target.total_bytes.saturating_sub(target.done_bytes);
         Some(SyncStatus {
             kind: if target.full {

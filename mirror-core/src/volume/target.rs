@@ -7,7 +7,7 @@ use super::store::After;
 use crate::generation::GenerationSet;
 use crate::layout::superblock::Discard;
 use crate::link::handshake::{Rule, Scope};
-use crate::resync::pace::Pace;
+use crate::resync::meter::Meter;
 use crate::units::{ByteRange, FullSyncId, LinkId};
 use crate::wire::message::{DiskState, Message, Role};
 
@@ -23,14 +23,14 @@ pub(super) struct Target {
     pub(super) done_bytes: u64,
     pub(super) copied_bytes: u64,
     pub(super) paused: bool,
-    /// Measures how fast data comes in.
-    pub(super) pace: Pace,
+    /// How fast data comes in.
+    pub(super) meter: Meter,
     generations: Option<GenerationSet>,
 }
 
 impl Target {
     pub(super) fn note(&mut self, range: ByteRange, copied: bool) {
-        self.pace.done(u64::from(range.length));
+        self.meter.done(u64::from(range.length));
         self.done_bytes = (self.done_bytes + u64::from(range.length)).min(self.total_bytes);
         if copied {
             self.copied_bytes += u64::from(range.length);
@@ -65,7 +65,7 @@ impl Volume {
             self.superblock.flags.primary = false;
             self.reinstatable = None;
         }
-        let pace = self.new_pace();
+        let meter = Meter::new(self.now.monotonic_ms);
         self.target = Some(Target {
             scope,
             full: matches!(scope, Scope::Full | Scope::Remainder),
@@ -74,7 +74,7 @@ impl Volume {
             done_bytes: 0,
             copied_bytes: 0,
             paused: false,
-            pace,
+            meter,
             generations: None,
         });
         self.meet_peer();
@@ -113,7 +113,7 @@ impl Volume {
             return;
         }
         let full = !full_sync.is_none();
-        let pace = self.new_pace();
+        let meter = Meter::new(self.now.monotonic_ms);
         let target = self.target.get_or_insert(Target {
             scope: Scope::Bitmap,
             full,
@@ -122,7 +122,7 @@ impl Volume {
             done_bytes: 0,
             copied_bytes: 0,
             paused: false,
-            pace,
+            meter,
             generations: None,
         });
         target.started = true;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::config::{PeerLoss, Seed, VolumeConfig};
+use super::config::{PeerLoss, Rates, Seed, VolumeConfig};
 use super::effect::Effect;
 use super::event::{Command, Event, Output};
 use super::promotion::NOT_REINSTATED;
@@ -60,7 +60,7 @@ pub(super) fn config(side: usize) -> VolumeConfig {
         logical_block_bytes: 512,
         first: side == 0,
         peer_timeout_ms: 6_000,
-        resync_rate_max: 0,
+        resync_rates: Rates::default(),
         resync_in_flight: 4,
         arbitration: None,
         checkpoint_bytes: 64 << 20,

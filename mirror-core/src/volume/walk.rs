@@ -138,8 +138,12 @@ impl Walk {
         self.paused
     }
 
-    pub(super) fn rate_bytes_per_s(&self) -> u64 {
-        self.pace.rate_bytes_per_s()
+    fn is_underway(&self) -> bool {
+        self.stage == Stage::Walking && !self.paused
+    }
+
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// The range became dirty for a new reason: no checkpoint may clear it.
@@ -376,11 +380,12 @@ impl Volume {
 
     /// Nothing of the step reached the peer: its blocks stay dirty.
     fn give_up_step(&mut self, owner: Owner) {
+        let now = self.now.monotonic_ms;
         let Some(walk) = &mut self.walk else {
             return;
         };
         if let Some(step) = walk.steps.remove(&owner) {
-            walk.pace.done(u64::from(step.range.length));
+            walk.pace.done(u64::from(step.range.length), now);
             self.unlock(owner, step.range);
         }
         self.pump_walk();
@@ -439,32 +444,49 @@ impl Volume {
     pub(super) fn tick_walk(&mut self) {
         let now = self.now.monotonic_ms;
         if let Some(target) = &mut self.target {
-            target.pace.tick(now);
+            target.meter.tick(now);
         }
         if let Some(walk) = &mut self.walk {
-            walk.pace.tick(now);
+            walk.pace.tick(now, walk.is_underway());
             self.pump_walk();
         } else if self.resync_due_ms.is_some_and(|due| now >= due) {
             self.want_resync();
         }
     }
 
+    /// A walk that has left clients alone for a while goes on. Where they are active something happens often enough for
+    /// that; where they no longer are, ticks come.
+    pub(super) fn resume_walk(&mut self) {
+        let now = self.now.monotonic_ms;
+        let walk = self.walk.as_mut();
+        if walk.is_some_and(|walk| walk.pace.has_rested(now)) {
+            self.pump_walk();
+        }
+    }
+
     pub(super) fn new_pace(&self) -> Pace {
         Pace::new(
-            self.config.resync_rate_max,
+            self.config.resync_rates,
             self.config.resync_in_flight,
             self.now.monotonic_ms,
         )
     }
 
+    fn note_clients(&mut self) {
+        let clients_active = self.has_active_requests();
+        if let Some(walk) = self.walk.as_mut().filter(|_| clients_active) {
+            walk.pace.note_clients(self.now.monotonic_ms);
+        }
+    }
+
     pub(super) fn pump_walk(&mut self) {
         loop {
-            let clients_active = self.has_active_requests();
+            self.note_clients();
+            let now = self.now.monotonic_ms;
             let Some(walk) = &self.walk else {
                 return;
             };
-            let ready = walk.stage == Stage::Walking && !walk.is_paused();
-            if !ready || !walk.pace.may_start(walk.steps.len(), clients_active) {
+            if !walk.is_underway() || !walk.pace.may_start(now) {
                 return;
             }
             let next = match walk.kind {
@@ -502,10 +524,11 @@ impl Volume {
 
     pub(super) fn begin_step(&mut self, range: ByteRange) {
         let owner = Owner(self.next_id());
+        let now = self.now.monotonic_ms;
         let Some(walk) = &mut self.walk else {
             return;
         };
-        walk.pace.started(u64::from(range.length));
+        walk.pace.started(u64::from(range.length), now);
         walk.steps.insert(owner, Step::new(range));
         if walk.kind == SyncKind::Recheck {
             self.note_begun(range);
@@ -605,6 +628,7 @@ impl Volume {
     }
 
     fn end_step(&mut self, owner: Owner) {
+        let now = self.now.monotonic_ms;
         let Some(walk) = &mut self.walk else {
             return;
         };
@@ -612,7 +636,7 @@ impl Volume {
             return;
         };
         let bytes = u64::from(step.range.length);
-        walk.pace.done(bytes);
+        walk.pace.done(bytes, now);
         walk.done_bytes += bytes;
         if walk.kind != SyncKind::Verify && step.equal {
             walk.copied.push(step.range);

@@ -1,7 +1,7 @@
 //! From configuration to what the engine takes.
 
 use mirror_core::units::{BLOCK_BYTES_MIN, Uuid};
-use mirror_core::volume::config::{LeaseCheck, VolumeConfig};
+use mirror_core::volume::config::{LeaseCheck, Rates, VolumeConfig};
 use mirror_core::wire::message::Mode;
 
 use super::agent::ResourceKind;
@@ -47,7 +47,10 @@ impl Config {
             logical_block_bytes: BLOCK_BYTES_MIN as u32,
             first: node == 0,
             peer_timeout_ms: u64::try_from(mirror.peer_timeout.as_millis()).unwrap_or(u64::MAX),
-            resync_rate_max: mirror.resync_rate_max,
+            resync_rates: Rates {
+                min: mirror.resync_rate_min,
+                max: mirror.resync_rate_max,
+            },
             resync_in_flight: RESYNC_IN_FLIGHT,
             arbitration: self.arbitration(mirror),
             checkpoint_bytes: RESYNC_CHECKPOINT_BYTES,

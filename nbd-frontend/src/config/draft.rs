@@ -31,6 +31,9 @@ const STOP_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_secs(1), Duration::fro
 const DEVICE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const DEVICE_TIMEOUT_RANGE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
 const DEVICE_CONNECTIONS_RANGE: [u32; 2] = [1, 16];
+/// A third of the slowest link that makes sense, 100 Mbit/s, and nothing to others; and a full resync of 1 TiB is over in
+/// three days, however busy its clients are.
+const RESYNC_RATE_MIN_DEFAULT: u64 = 4 << 20;
 const BUFFER_MEMORY_DEFAULT: u64 = 48 << 20;
 const BUFFER_MEMORY_RANGE: [u64; 2] = [16 << 20, 16 << 30];
 const QUEUE_SIZE_DEFAULT: u64 = 64 << 20;
@@ -65,7 +68,8 @@ pub(super) struct DraftMirror {
     pub peer_loss: Option<Located<PeerLoss>>,
     pub encryption: Encryption,
     pub peer_timeout: Duration,
-    pub resync_rate_max: u64,
+    pub resync_rate_min: Option<Located<u64>>,
+    pub resync_rate_max: Option<Located<u64>>,
     pub buffer_memory: u64,
     pub queue_size: Option<Located<u64>>,
     pub queue_full: Option<Located<QueueFull>>,
@@ -239,9 +243,8 @@ fn read_mirror(
     let device_connections = section.optional("device_connections", problems, |value| {
         integer(value, DEVICE_CONNECTIONS_RANGE)
     });
-    let resync_rate_max = section.optional("resync_rate_max", problems, |value| {
-        Ok(units::parse_rate(text(value)?)?)
-    });
+    let resync_rate_min = section.optional("resync_rate_min", problems, rate);
+    let resync_rate_max = section.optional("resync_rate_max", problems, rate);
     let buffer_memory = section.optional("buffer_memory", problems, |value| {
         memory(value, BUFFER_MEMORY_RANGE, "choose between 16MiB and 16GiB")
     });
@@ -277,7 +280,8 @@ fn read_mirror(
         peer_loss,
         encryption: value_or(encryption, Encryption::Tls),
         peer_timeout: value_or(peer_timeout, PEER_TIMEOUT_DEFAULT),
-        resync_rate_max: value_or(resync_rate_max, 0),
+        resync_rate_min,
+        resync_rate_max,
         buffer_memory: value_or(buffer_memory, BUFFER_MEMORY_DEFAULT),
         queue_size,
         queue_full,
@@ -411,8 +415,12 @@ fn export(value: &DeValue) -> Result<NbdListen, Complaint> {
 }
 
 /// A slower line would leave a single write unacknowledged for so long that the peer counts as lost.
+fn rate(value: &DeValue) -> Result<u64, Complaint> {
+    Ok(units::parse_rate(text(value)?)?)
+}
+
 fn bandwidth(value: &DeValue) -> Result<u64, Complaint> {
-    let rate = units::parse_rate(text(value)?)?;
+    let rate = rate(value)?;
     if (1..BANDWIDTH_MIN).contains(&rate) {
         return Err(Complaint::new(
             format!("{rate} bytes a second is too little"),
@@ -500,7 +508,8 @@ fn finish_mirror(mirror: &DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2])
         peer_loss,
         encryption: mirror.encryption,
         peer_timeout: mirror.peer_timeout,
-        resync_rate_max: mirror.resync_rate_max,
+        resync_rate_min: value_of(&mirror.resync_rate_min, RESYNC_RATE_MIN_DEFAULT),
+        resync_rate_max: value_of(&mirror.resync_rate_max, 0),
         buffer_memory: mirror.buffer_memory,
         queue_size: value_of(&mirror.queue_size, QUEUE_SIZE_DEFAULT),
         queue_full: mirror

@@ -79,6 +79,8 @@ pub struct Mirror {
     pub encryption: Encryption,
     /// Without a sign of life for this long, the peer counts as lost.
     pub peer_timeout: Duration,
+    /// Bytes per second below which a resync does not yield to clients; 0 is none. No more than the other counts.
+    pub resync_rate_min: u64,
     /// Bytes per second; 0 is no limit.
     pub resync_rate_max: u64,
     /// Bytes of payload buffers, taken at start.

@@ -59,6 +59,7 @@ fn a_good_file_is_taken_with_its_defaults() {
     assert_eq!(mirror.encryption, Encryption::Tls);
     assert_eq!(mirror.peer_timeout, Duration::from_secs(3));
     assert_eq!(mirror.stop_timeout, Duration::from_secs(10));
+    assert_eq!(mirror.resync_rate_min, 4 << 20);
     assert_eq!(mirror.resync_rate_max, 100 << 20);
     assert_eq!(mirror.buffer_memory, 48 << 20);
     assert_eq!(
@@ -202,6 +203,38 @@ fn values_of_the_wrong_kind_are_refused() {
     );
     check("name = \"md1\"", "name = \"../md1\"", &["no valid name"]);
     check("name = \"md1\"", "name = \"\"", &["empty"]);
+}
+
+#[test]
+fn the_rates_of_a_resync_fit_each_other() {
+    let max = "resync_rate_max = \"100MiB/s\"";
+    let with = |min: &str, max_is: &str| {
+        let both = format!("resync_rate_min = \"{min}\"\nresync_rate_max = \"{max_is}\"");
+        GOOD.replacen(max, &both, 1)
+    };
+    let rates = |text: &str| {
+        let config = parse(text).unwrap();
+        let rates = config.volume_config(&config.mirrors[0], 0).resync_rates;
+        (rates.min, rates.max)
+    };
+    assert_eq!(rates(&with("8MiB/s", "9MiB/s")), (8 << 20, 9 << 20));
+    assert_eq!(rates(&with("8MiB/s", "8MiB/s")), (8 << 20, 8 << 20));
+    assert_eq!(rates(&with("8MiB/s", "0MiB/s")), (8 << 20, 0));
+    assert_eq!(rates(&with("0MiB/s", "8MiB/s")), (0, 8 << 20));
+    // Whoever writes only a low maximum has not asked for more than that.
+    parse(&GOOD.replacen("100MiB/s", "1MiB/s", 1)).unwrap();
+    let problems = parse(&with("10MiB/s", "9MiB/s")).unwrap_err().into_vec();
+    let [problem] = &problems[..] else {
+        panic!("{problems:#?}")
+    };
+    let problem = problem.to_string();
+    for part in [
+        "cluster.toml:15",
+        "resync_rate_min",
+        "resync_rate_max, on line 16",
+    ] {
+        assert!(problem.contains(part), "{problem}");
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ pub(super) fn check(draft: &Draft, problems: &mut Collector) {
     check_mirror_names(draft, problems);
     for mirror in &draft.mirrors {
         check_sides_differ(mirror, problems);
+        check_rates(mirror, problems);
         for side in &mirror.sides {
             check_paths(mirror, side, problems);
             check_exports(draft, mirror, side, problems);
@@ -231,6 +232,21 @@ fn check_sides_differ(mirror: &DraftMirror, problems: &mut Collector) {
                 "write the address that this node has on the network between the nodes",
             );
         }
+    }
+}
+
+/// A minimum that is not written gives way to a lower maximum.
+fn check_rates(mirror: &DraftMirror, problems: &mut Collector) {
+    let (Some(min), Some(max)) = (&mirror.resync_rate_min, &mirror.resync_rate_max) else {
+        return;
+    };
+    if max.value > 0 && min.value > max.value {
+        problems.add(
+            Some(min.line),
+            format!("{} resync_rate_min", mirror.title()),
+            format!("it is above resync_rate_max, on line {}", max.line),
+            "lower it to that or below, or raise resync_rate_max",
+        );
     }
 }
 

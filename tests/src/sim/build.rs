@@ -36,7 +36,7 @@ pub(super) fn new_node(index: NodeIndex, settings: &Settings) -> SimNode {
         logical_block_bytes: settings.unit_bytes,
         first: index == 0,
         peer_timeout_ms: settings.peer_timeout_ms,
-        resync_rate_max: 0,
+        resync_rates: settings.resync_rates,
         resync_in_flight: settings.resync_in_flight,
         arbitration: settings.arbiter.map(|plan| plan.check),
         checkpoint_bytes: settings.checkpoint_bytes,

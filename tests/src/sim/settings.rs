@@ -2,7 +2,7 @@
 //! rare combinations are met by some worlds instead of being thinned out over all.
 
 use mirror_core::units::EXTENT_BYTES;
-use mirror_core::volume::config::{LeaseCheck, PeerLoss, QueueFull};
+use mirror_core::volume::config::{LeaseCheck, PeerLoss, QueueFull, Rates};
 use mirror_core::wire::message::{InitialSync, Mode};
 
 use crate::random::Random;
@@ -96,6 +96,7 @@ pub struct Settings {
     pub leftovers: u64,
     pub peer_timeout_ms: u64,
     pub resync_in_flight: u32,
+    pub resync_rates: Rates,
     pub checkpoint_bytes: u64,
     /// Virtual time of the eventful part.
     pub duration_ms: u64,
@@ -133,6 +134,7 @@ impl Settings {
             leftovers: 0,
             peer_timeout_ms: 600,
             resync_in_flight: 4,
+            resync_rates: Rates::default(),
             checkpoint_bytes: 1 << 20,
             duration_ms: 0,
             disk_us: (100, 100),
@@ -281,6 +283,11 @@ impl Settings {
             leftovers: random.below(40),
             peer_timeout_ms: random.between(300, 1_500),
             resync_in_flight: random.between(1, 8) as u32,
+            // Between what short steps come to beside clients and what long ones do.
+            resync_rates: Rates {
+                min: 64 << 20,
+                max: 0,
+            },
             checkpoint_bytes: random.skewed(4096, 16 << 20),
             duration_ms: random.between(500, 3_500),
             disk_us: (disk / 4 + 1, disk * 2),

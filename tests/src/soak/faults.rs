@@ -229,12 +229,8 @@ fn side_of(fault: Fault, serving: Side) -> Side {
     }
 }
 
-const LIMITED: &[&str] = &[
-    "tc", "qdisc", "replace", "dev", "ic0", "root", "tbf", "rate", "40mbit", "burst", "64kb",
-    "latency", "200ms",
-];
-/// What a new interface has, so that it is right for a server that was switched on meanwhile, too.
-const UNLIMITED: &[&str] = &["tc", "qdisc", "replace", "dev", "ic0", "root", "noqueue"];
+/// Of a slow link between the servers.
+const SLOW_MBIT: u32 = 40;
 
 /// Routes that take all for the other server away from what this one sends.
 fn set_deaf(bed: &Bed, side: Side, deaf: bool) -> Result<()> {
@@ -260,7 +256,7 @@ impl Present {
             Fault::Unplugged(_) => bed.set_links(side, false)?,
             Fault::SlowLink => {
                 for side in Side::BOTH {
-                    bed.run_on(side, LIMITED)?;
+                    bed.shape(side, Net::Interconnect, Some(SLOW_MBIT))?;
                 }
             }
             Fault::KillWitness => bed.kill_witness()?,
@@ -318,7 +314,7 @@ impl Present {
             Fault::Unplugged(_) => bed.set_links(side, true)?,
             Fault::SlowLink => {
                 for side in Side::BOTH {
-                    bed.run_on(side, UNLIMITED)?;
+                    bed.shape(side, Net::Interconnect, None)?;
                 }
             }
             Fault::KillWitness => bed.start_witness()?,

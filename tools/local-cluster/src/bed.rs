@@ -422,6 +422,11 @@ impl Bed {
         self.machine(side)?.run_in_network(words)
     }
 
+    /// Limits what a server sends, or no longer.
+    pub fn shape(&self, side: Side, net: Net, mbit: Option<u32>) -> Result<()> {
+        net.shape(self.machine(side)?, mbit)
+    }
+
     /// What is mounted in a server, as the kernel tells it there.
     pub fn mounts(&self, side: Side) -> Result<String> {
         self.machine(side)?.run(&["cat", "/proc/mounts"])

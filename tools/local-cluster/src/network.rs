@@ -35,6 +35,21 @@ impl Net {
         }
     }
 
+    /// Limits what a machine sends here by a token bucket, or takes that limit away, as a new interface has none.
+    pub fn shape(self, machine: &Machine, mbit: Option<u32>) -> Result<()> {
+        let bucket = mbit.map(|mbit| {
+            // What the kernel's timer lets pass in a few ticks of it.
+            let burst_kib = (mbit / 4).max(64);
+            format!("tbf rate {mbit}mbit burst {burst_kib}kb latency 200ms")
+        });
+        let discipline = bucket.as_deref().unwrap_or("noqueue");
+        let interface = self.interface();
+        let mut words = vec!["tc", "qdisc", "replace", "dev", interface, "root"];
+        words.extend(discipline.split(' '));
+        machine.run_in_network(&words)?;
+        Ok(())
+    }
+
     pub fn address(self, host: u8) -> String {
         match self {
             Net::Public => format!("10.77.0.{host}"),
