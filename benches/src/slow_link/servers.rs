@@ -1,6 +1,6 @@
 //! Two servers in network namespaces with one link between them, and pairs whose sides are in the one and the other.
 //! When it is dropped, also by an error, nothing of it is left; when the whole program is killed, the kernel ends
-//! what it started, and namespaces go with the last process in them.
+//! what it started, and namespaces go with the last process in them; only the files of the pairs stay.
 
 use std::fs;
 use std::net::SocketAddr;
