@@ -111,6 +111,19 @@ fn a_group_that_neither_starts_nor_stops_where_it_was_given_to_is_started_nowher
     in_order(&world);
 }
 
+/// The daemon of a group that failed and stopped without it comes back and goes on with its device.
+#[test]
+fn a_primary_under_no_group_makes_room_for_the_node_that_starts_it() {
+    let (mut world, owner) = served(Profile::Classic, |settings| {
+        settings.reinstates = true;
+        no_final_action(settings);
+    });
+    world.kill_mirror(owner, 8_000);
+    comes_true(&mut world, 40_000, |world| world.serves(1 - owner));
+    world.run_until(world.now_ms + 5_000);
+    in_order(&world);
+}
+
 #[test]
 fn a_monitor_s_last_action_stops_the_group_on_both_nodes_until_somebody_starts_it() {
     for reset_ms in [None, Some(60_000)] {

@@ -187,6 +187,7 @@ pub enum MirrorCommand {
     FailIo,
     Outdate,
     PeerDown,
+    Demote,
     EpochSeen {
         epoch: u64,
     },

@@ -9,6 +9,7 @@ use super::event::{Effect, MirrorCommand, MirrorView};
 use super::report::MirrorReport;
 use super::rights;
 use crate::alert;
+use crate::control::State;
 use crate::membership::Peer;
 
 /// Pause between tries of a command that a mirror has not taken up.
@@ -41,6 +42,8 @@ pub(super) struct Mirror {
     told: Option<(bool, u64)>,
     /// Word that the peer is down was given, and when.
     peer_down_ms: Option<u64>,
+    /// It was told to make room for the other node, and when.
+    demoted_ms: Option<u64>,
     /// That the lease ran out was told.
     late_told: bool,
 }
@@ -189,6 +192,7 @@ impl Node {
             self.reconcile_freeze(mirror, view);
             self.settle_suspension(mirror, view);
             self.answer_outdate(mirror, view);
+            self.make_room(mirror, view);
             self.tell_late_lease(mirror, view);
         }
     }
@@ -249,6 +253,31 @@ impl Node {
         } else if self.membership.peer() == Peer::Up && self.mirrors[mirror].outdate == 0 {
             // Numbers are never used twice in a run, so an old word cannot answer a new request.
             self.mirrors[mirror].outdate = self.next_number() as u32;
+        }
+    }
+
+    /// A mirror that is primary under no group, while the other node tries to start its group: the `mirrord` of a group
+    /// that stopped without it came back, say, and went on with its device. Under an arbiter the later grant decides.
+    fn make_room(&mut self, mirror: usize, view: MirrorView) {
+        let wanted_there = (0..self.controls.len()).any(|group| {
+            let there = self.peer_group(group).map(|there| there.state);
+            self.group_mirrors(group).contains(&mirror)
+                && self.controls[group].group.state() == State::Offline
+                && !self.controls[group].waits_for_grant
+                && there == Some(State::OnlinePending)
+        });
+        let heard = self.membership.peer() == Peer::Up;
+        let in_the_way = view.primary && view.connected && wanted_there;
+        if !in_the_way || !heard || self.rights.is_some() {
+            self.mirrors[mirror].demoted_ms = None;
+            return;
+        }
+        let due = self.mirrors[mirror]
+            .demoted_ms
+            .is_none_or(|told_ms| self.now_ms.saturating_sub(told_ms) >= RETRY_MS);
+        if due {
+            self.mirrors[mirror].demoted_ms = Some(self.now_ms);
+            self.command_mirror(mirror, MirrorCommand::Demote);
         }
     }
 

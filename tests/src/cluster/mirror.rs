@@ -425,6 +425,10 @@ impl Mirror {
                 }
                 Ok(())
             }
+            MirrorCommand::Demote => match self.demote(false) {
+                true => Ok(()),
+                false => Err("requests wait for answers".into()),
+            },
             MirrorCommand::EpochSeen { epoch } => {
                 if !arbiter {
                     return Err("no-arbiter".into());

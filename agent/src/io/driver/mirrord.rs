@@ -202,6 +202,8 @@ async fn carry_out(client: &Client, name: &str, command: MirrorCommand) -> Resul
         MirrorCommand::FailIo => CommandRequest::FailIo,
         MirrorCommand::Outdate => CommandRequest::Outdate,
         MirrorCommand::PeerDown => CommandRequest::PeerDown,
+        // Refused while its device is in use.
+        MirrorCommand::Demote => CommandRequest::Demote,
         MirrorCommand::EpochSeen { epoch } => CommandRequest::EpochSeen { epoch },
         MirrorCommand::DiscardLocal => CommandRequest::Resync {
             full: false,
