@@ -10,6 +10,7 @@ use crate::bed::{self, Bed, Machine, PATIENCE, Spec};
 pub const MIB: usize = 1 << 20;
 const METADATA_BYTES: usize = 16 * MIB;
 const CONFIG: &str = "/etc/mirror/cluster.toml";
+const COMMITS_ENDED: &str = "/run/commits.ended";
 const KEY: &str = "/etc/mirror/cluster.key";
 /// What `mirrorctl` waits for is waited for a little shorter than its end, so that it says what it saw instead.
 const WAIT: &str = "9m";
@@ -278,13 +279,15 @@ impl Servers {
     pub fn start_commits(&self, side: Side) -> Result<()> {
         let script = format!(
             "{SQLITE} 'pragma journal_mode=wal; create table if not exists t (i integer primary key, filler blob)'
+             rm -f {COMMITS_ENDED}
              setsid sh -c '
                 i=$({SQLITE} \"select coalesce(max(i), 0) from t\")
                 i=$((i + 1))
                 while {SQLITE} \"pragma synchronous=full; insert into t values ($i, randomblob(20000))\"; do
                     echo {ACKNOWLEDGED}$i >/dev/ttyS0
                     i=$((i + 1))
-                done' >/run/commits.log 2>&1 &
+                done
+                touch {COMMITS_ENDED}' >/run/commits.log 2>&1 &
              # What nobody asks to be durable.
              setsid sh -c 'while dd if=/dev/urandom of=/mnt/noise bs=64k count=16 conv=notrunc oflag=direct; do
                 usleep 300000; done' >/dev/null 2>&1 &"
@@ -298,6 +301,17 @@ impl Servers {
             Ok((self.acknowledged(side).len() >= count).then_some(()))
         });
         found.with_context(|| self.log(side))
+    }
+
+    /// Until one has failed. What was acknowledged is complete then: a commit may be durable for long before whoever
+    /// made it can say so, because closing the data base waits for the mirror as well.
+    pub fn wait_commits_end(&self, side: Side) -> Result<()> {
+        let ended = self.machine(side);
+        let ended = ended.until(
+            "the end of the commits",
+            &format!("test -e {COMMITS_ENDED}"),
+        );
+        ended.with_context(|| self.log(side)).map(drop)
     }
 
     /// Acknowledged since the machine was switched on.
