@@ -214,16 +214,8 @@ fn a_switchover_loses_nothing_and_stops_nobody() {
                 group: GROUP.into(),
                 to: Some(NAMES[1 - was].into()),
             };
-            let id = world.command(from, request);
-            comes_true(&mut world, 15_000, |world| {
-                world.outcomes.iter().any(|(at, _)| *at == id)
-            });
-            let outcome = world.outcomes.iter().find(|(at, _)| *at == id);
-            assert!(
-                outcome.is_some_and(|(_, result)| result.is_ok()),
-                "{}",
-                story(&world)
-            );
+            let outcome = outcome(&mut world, from, request, 15_000);
+            assert!(outcome.is_ok(), "{outcome:?}\n{}", story(&world));
             comes_true(&mut world, 3_000, |world| world.serves(1 - was));
             world.run_until(world.now_ms + 5_000);
             in_order(&world);
@@ -326,18 +318,11 @@ fn a_start_by_hand_where_the_record_knows_the_other_node_alone_says_which_one() 
     world.run_until(world.now_ms + 5_000);
     let group = GROUP.to_owned();
     let peer_down = false;
-    let id = world.command(other, CommandRequest::GroupStart { group, peer_down });
-    comes_true(&mut world, 60_000, |world| {
-        world.outcomes.iter().any(|(at, _)| *at == id)
-    });
-    let outcome = world.outcomes.iter().find(|(at, _)| *at == id);
+    let request = CommandRequest::GroupStart { group, peer_down };
+    let outcome = outcome(&mut world, other, request, 60_000);
     let current = format!("current is {}", NAMES[owner]);
     assert!(
-        outcome.is_some_and(|(_, result)| {
-            result
-                .as_ref()
-                .is_err_and(|reason| reason.contains(&current))
-        }),
+        outcome.as_ref().is_err_and(|why| why.contains(&current)),
         "{outcome:?}\n{}",
         story(&world)
     );
@@ -611,6 +596,13 @@ fn a_group_whose_mirror_waits_for_a_grant_stops_at_once_when_it_is_told_to() {
     in_order(&world);
 }
 
+fn start_by_hand() -> CommandRequest {
+    CommandRequest::GroupStart {
+        group: GROUP.into(),
+        peer_down: false,
+    }
+}
+
 /// Somebody who starts a group by hand may not know that the other node runs it.
 #[test]
 fn a_start_by_hand_beside_a_node_that_was_never_heard_takes_a_word_that_it_is_down() {
@@ -622,21 +614,37 @@ fn a_start_by_hand_beside_a_node_that_was_never_heard_takes_a_word_that_it_is_do
     comes_true(&mut world, 60_000, |world| {
         count(world, other, alert::STARTUP_DONE.id) == 2
     });
-    let request = CommandRequest::GroupStart {
-        group: GROUP.into(),
-        peer_down: false,
-    };
-    let id = world.command(other, request);
-    comes_true(&mut world, 10_000, |world| {
-        world.outcomes.iter().any(|(at, _)| *at == id)
-    });
-    let outcome = world.outcomes.iter().find(|(at, _)| *at == id);
-    let refused = outcome.and_then(|(_, result)| result.as_ref().err());
+    let outcome = outcome(&mut world, other, start_by_hand(), 10_000);
     assert!(
-        refused.is_some_and(|why| why.contains("not heard since")),
+        outcome
+            .as_ref()
+            .is_err_and(|why| why.contains("not heard since")),
         "{outcome:?}\n{}",
         story(&world)
     );
     assert!(world.serves(owner), "{}", story(&world));
+    in_order(&world);
+}
+
+/// An agent that was never heard may stand still beside a mirror that serves.
+#[test]
+fn a_start_by_hand_is_refused_while_a_mirror_hears_the_other_node_as_its_primary() {
+    let (mut world, owner) = served(Profile::Classic, |_| {});
+    let other = 1 - owner;
+    world.begin(&trouble(60_000, Fault::FreezeAgent(owner)));
+    world.begin(&trouble(500, Fault::KillAgent(other)));
+    comes_true(&mut world, 20_000, |world| {
+        let agent = world.machines[other].agent.as_ref();
+        let view = agent.and_then(|agent| agent.viewed.flatten());
+        view.is_some_and(|view| view.connected && view.peer_primary)
+    });
+    let outcome = outcome(&mut world, other, start_by_hand(), 10_000);
+    assert!(
+        outcome
+            .as_ref()
+            .is_err_and(|why| why.contains("which is its primary")),
+        "{outcome:?}\n{}",
+        story(&world)
+    );
     in_order(&world);
 }

@@ -55,6 +55,14 @@ fn a_start_that_failed_on_both_nodes_is_tried_again_after_a_while_where_that_is_
     }
 }
 
+fn switch_over(world: &mut World, owner: usize) -> Result<String, String> {
+    let request = CommandRequest::Switchover {
+        group: GROUP.into(),
+        to: None,
+    };
+    outcome(world, owner, request, 30_000)
+}
+
 /// What fails to start may have started in part: it comes back when all of it is stopped there, and not before.
 #[test]
 fn a_group_that_could_not_be_started_where_it_was_given_to_comes_back_after_it_has_stopped_there() {
@@ -66,20 +74,7 @@ fn a_group_that_could_not_be_started_where_it_was_given_to_comes_back_after_it_h
     for fault in [Fault::StartFails(1 - owner), slow] {
         begin(&mut world, fault);
     }
-    let request = CommandRequest::Switchover {
-        group: GROUP.into(),
-        to: None,
-    };
-    let id = world.command(owner, request);
-    comes_true(&mut world, 30_000, |world| {
-        world.outcomes.iter().any(|(at, _)| *at == id)
-    });
-    let outcome = world.outcomes.iter().find(|(at, _)| *at == id);
-    assert!(
-        outcome.is_some_and(|(_, result)| result.is_err()),
-        "{}",
-        story(&world)
-    );
+    assert!(switch_over(&mut world, owner).is_err(), "{}", story(&world));
     comes_true(&mut world, 10_000, |world| world.serves(owner));
     assert!(!world.has_alert(owner, alert::BOTH_ACTIVE.id));
     in_order(&world);
@@ -92,19 +87,18 @@ fn a_group_that_neither_starts_nor_stops_where_it_was_given_to_is_started_nowher
     for fault in [Fault::StartFails(1 - owner), Fault::StopFails(1 - owner)] {
         begin(&mut world, fault);
     }
-    let request = CommandRequest::Switchover {
-        group: GROUP.into(),
-        to: None,
-    };
-    let id = world.command(owner, request);
-    comes_true(&mut world, 30_000, |world| {
-        world.outcomes.iter().any(|(at, _)| *at == id)
-    });
+    let said = switch_over(&mut world, owner);
+    assert!(
+        said.as_ref().is_err_and(|why| why.contains("did not stop")),
+        "{said:?}\n{}",
+        story(&world)
+    );
     world.run_until(world.now_ms + 30_000);
     assert!(!world.machines[owner].mounted, "{}", story(&world));
     in_order(&world);
-    world.end(&trouble(0, Fault::StartFails(1 - owner)));
-    world.end(&trouble(0, Fault::StopFails(1 - owner)));
+    for fault in [Fault::StartFails(1 - owner), Fault::StopFails(1 - owner)] {
+        world.end(&trouble(0, fault));
+    }
     comes_true(&mut world, 60_000, |world| {
         world.serves(0) || world.serves(1)
     });

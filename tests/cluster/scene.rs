@@ -1,5 +1,6 @@
 //! A simulated cluster as a case begins with it, and what a case asks of it.
 
+use agent::control::CommandRequest;
 use mirror_tests::cluster::faults::{Fault, Trouble};
 use mirror_tests::cluster::settings::{Profile, Settings};
 use mirror_tests::cluster::world::{Mistakes, World};
@@ -42,6 +43,23 @@ pub fn in_order(world: &World) {
 
 pub fn comes_true(world: &mut World, within_ms: u64, is_so: impl Fn(&World) -> bool) {
     assert!(world.run_until_so(within_ms, is_so), "{}", story(world));
+}
+
+/// What this command on a node comes to.
+pub fn outcome(
+    world: &mut World,
+    node: usize,
+    request: CommandRequest,
+    within_ms: u64,
+) -> Result<String, String> {
+    let id = world.command(node, request);
+    let find = |world: &World| {
+        let mut outcomes = world.outcomes.iter();
+        let found = outcomes.find(|(at, _)| *at == id);
+        found.map(|(_, result)| result.clone())
+    };
+    comes_true(world, within_ms, |world| find(world).is_some());
+    find(world).expect("it is there")
 }
 
 pub fn trouble(for_ms: u64, fault: Fault) -> Trouble {

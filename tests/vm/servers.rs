@@ -306,11 +306,9 @@ impl Servers {
     /// Until one has failed. What was acknowledged is complete then: a commit may be durable for long before whoever
     /// made it can say so, because closing the data base waits for the mirror as well.
     pub fn wait_commits_end(&self, side: Side) -> Result<()> {
-        let ended = self.machine(side);
-        let ended = ended.until(
-            "the end of the commits",
-            &format!("test -e {COMMITS_ENDED}"),
-        );
+        let is_there = format!("test -e {COMMITS_ENDED}");
+        let machine = self.machine(side);
+        let ended = machine.until("the end of the commits", &is_there);
         ended.with_context(|| self.log(side)).map(drop)
     }
 

@@ -4,14 +4,15 @@
 //!
 //! * a write is done when both sides have it, or when it is on record here that the peer is outdated (D5);
 //! * with `hold` that record is made only after a word that the peer is down, or after its goodbye;
-//! * a promotion needs current data and the peer's leave; without a link it needs a grant, or the word
-//!   that the peer is down and a peer that was seen in this run;
+//! * a promotion needs current data and the peer's leave, and without a grant a peer that is not primary itself;
+//!   without a link it needs a grant, or the word that the peer is down and a peer that was seen in this run;
 //! * with an arbiter a promotion needs an epoch above any that this side has seen, and a side that gave
 //!   its word to a lost primary waits until that word is over;
 //! * every answer passes a gate: open, frozen or failing by order; with an arbiter it needs a live lease,
 //!   a lease confirmed on a request made after the work, or the peer's word of a moment ago (A3);
 //! * a later epoch seen ends the role, and the data here is outdated;
-//! * a daemon that restarts is secondary, has seen no peer, and holds no lease.
+//! * a daemon that restarts is secondary, has seen no peer, and holds no lease; where it has a device to go on with,
+//!   it is primary again in its epoch once the peer has agreed.
 //!
 //! It knows nothing of blocks, extents or disks that lose power: a write that was applied is durable.
 
