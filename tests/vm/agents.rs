@@ -242,6 +242,14 @@ impl Cluster {
         found.with_context(|| self.story(First)).map(drop)
     }
 
+    /// After the second server was behind. Until then it could not take over, synced or not.
+    fn wait_record_of_both(&self) -> Result<()> {
+        let last = "grep 'On record' /run/alert.log | tail -n 1 | grep -q 'both nodes'";
+        let machine = self.servers.machine(First);
+        let found = machine.until("the arbiter's record of both", last);
+        found.with_context(|| self.story(First)).map(drop)
+    }
+
     fn set_links(&self, cards: &[Card], up: bool) -> Result<()> {
         let machine = self.servers.machine(First);
         cards
@@ -416,6 +424,7 @@ pub fn a_server_that_is_cut_off_gives_way_and_follows_when_it_is_back() -> Resul
     );
     cluster.set_links(&[Card::Link], true)?;
     servers.wait_synced()?;
+    cluster.wait_record_of_both()?;
 
     cluster.set_links(&EVERYBODY, false)?;
     cluster.wait_retreat()?;

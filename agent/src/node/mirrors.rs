@@ -400,14 +400,11 @@ impl Node {
             }
             rights::Effect::Recorded { mirror, alone } => {
                 let who = if alone {
-                    format!("{} alone", self.config.my_name())
+                    format!("{} alone has", self.config.my_name())
                 } else {
-                    "both nodes".to_owned()
+                    "both nodes have".to_owned()
                 };
-                let text = format!(
-                    "On record: {who} has current data of {}.",
-                    name(self, mirror)
-                );
+                let text = format!("On record: {who} current data of {}.", name(self, mirror));
                 self.alert(alert::RECORDED, text);
             }
         }
