@@ -20,7 +20,7 @@ fn mount(servers: &Servers, filesystem: &str) -> Result<()> {
 fn kill_mirrord_under(servers: &Servers, load: Load) -> Result<u32> {
     for _ in 0..3 {
         servers.kill_mirrord_at_work(First)?;
-        servers.start_mirrord(First)?;
+        servers.restart_mirrord(First)?;
         servers.wait_attached(First)?;
     }
     let rounds = load.finish(servers)?;
@@ -34,7 +34,11 @@ fn kill_mirrord_under(servers: &Servers, load: Load) -> Result<u32> {
 }
 
 fn survives_restarts(filesystem: &str) -> Result<()> {
-    let mut options = Options::default();
+    let mut options = Options {
+        // The pause is as long as the unit makes it.
+        systemd: true,
+        ..Options::default()
+    };
     if filesystem == "xfs" {
         // It is made no smaller.
         options.data_bytes = 320 * MIB;

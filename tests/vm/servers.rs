@@ -171,6 +171,18 @@ impl Servers {
 
     pub fn start_mirrord(&self, side: Side) -> Result<()> {
         self.spawn(side, Daemon::Mirrord)?;
+        self.wait_mirrord(side)
+    }
+
+    /// After it was killed: systemd starts it, if it has the machine.
+    pub fn restart_mirrord(&self, side: Side) -> Result<()> {
+        match self.systemd {
+            true => self.wait_mirrord(side),
+            false => self.start_mirrord(side),
+        }
+    }
+
+    fn wait_mirrord(&self, side: Side) -> Result<()> {
         let machine = self.machine(side);
         let answered = machine.until("the start of mirrord", "mirrorctl --json mdstat");
         answered.with_context(|| self.log(side)).map(drop)

@@ -35,9 +35,10 @@ use crate::nbd::handshake::transmission_flags;
 
 /// Orders that may wait for the mirror's thread.
 pub const ORDERS_MAX: usize = 64;
-/// With one connection, how long a request may wait before the kernel looks whether its connection was replaced: what
-/// was under way when a daemon died is sent again after this time. The kernel rounds it up to whole seconds.
-const REQUEST_CHECK_MS: u32 = 500;
+/// With one connection, how old a request has to be before the kernel looks whether its connection was replaced: what
+/// was under way when a daemon died is sent again then. The kernel adds a second of its own between two looks, so this is
+/// the part of a pause that is ours; with less, more requests of slow disks are logged as possibly stuck.
+const REQUEST_CHECK_MS: u32 = 250;
 /// Between two tries to be primary again under a device that waits.
 const REINSTATE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the peer's word is waited for before an arbiter's has to do.
