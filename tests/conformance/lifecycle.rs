@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mirror_core::io::buffers::BufferPool;
+use mirror_core::io::ring::Runtime;
 use mirror_tests::memory_export::MemoryExport;
 use nbd_frontend::nbd::listener::{Address, Limits, ListenError, Server};
 use nbd_frontend::nbd::protocol::*;
@@ -100,7 +101,7 @@ fn the_socket_file_is_private() {
 
 /// Starts and stops a server on `address` without clients.
 fn start_and_stop(address: Address) -> Result<(), ListenError> {
-    tokio_uring::start(async {
+    Runtime::new().expect("io_uring").block_on(async {
         let pool = BufferPool::new(0).expect("buffer memory");
         let export = Rc::new(MemoryExport::new("disk", MIB, 512, pool));
         let server = Server::start(export, &[address], None, Limits::default())?;

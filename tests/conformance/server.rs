@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mirror_core::io::buffers::BufferPool;
+use mirror_core::io::ring::Runtime;
 use mirror_tests::memory_export::MemoryExport;
 use nbd_frontend::nbd::listener::{Address, Limits, Server};
 use nbd_frontend::nbd::tls::ServerTls;
@@ -54,7 +55,7 @@ impl TestServer {
         let (orders, incoming) = mpsc::unbounded_channel();
         let (ready, started) = reply::channel();
         let thread = std::thread::spawn(move || {
-            tokio_uring::start(async move {
+            Runtime::new().expect("io_uring").block_on(async move {
                 let pool = BufferPool::new(POOL_BYTES).expect("buffer memory");
                 let export =
                     MemoryExport::new("disk", size_bytes, logical_block_bytes, pool.clone());
@@ -165,7 +166,7 @@ async fn obey(
             Order::Look(look) => look(export, &server),
             Order::Drain(limit, done) => {
                 let server = Rc::clone(&server);
-                tokio_uring::spawn(async move {
+                tokio::task::spawn_local(async move {
                     server.drain(limit).await;
                     let _ = done.send(());
                 });

@@ -138,6 +138,7 @@ impl Node {
             key: ClusterKey::new(&[3; 32]).unwrap(),
             encrypted: self.encrypted,
             buffer_bytes: 24 << 20,
+            busy_poll: Duration::from_micros(200),
             claim_timeout: Duration::ZERO,
         }
     }
@@ -145,7 +146,7 @@ impl Node {
     fn start(&self) -> Result<Running, OpenError> {
         let (requests, mut asked) = mpsc::channel::<Asked>(64);
         let handle = MirrorHandle::spawn(self.settings(), move |mirror: LocalMirror| {
-            tokio_uring::spawn(async move {
+            tokio::task::spawn_local(async move {
                 while let Some((ask, reply)) = asked.recv().await {
                     let (range, operation) = ask.request();
                     mirror.submit(range, operation, move |answer| {
@@ -431,7 +432,7 @@ fn a_store_that_does_not_fit_the_mirror_is_refused() {
 fn a_mirror_whose_thread_breaks_says_so_and_lets_go_of_its_disks() {
     let test = |nodes: [Node; 2]| async move {
         let handle = MirrorHandle::spawn(nodes[0].settings(), |mirror| {
-            tokio_uring::spawn(async move {
+            tokio::task::spawn_local(async move {
                 let mut changes = mirror.changes();
                 changes.wait_for(|export| export.serving).await.unwrap();
                 let range = ByteRange::new(0, 4096);

@@ -13,6 +13,7 @@ use mirror_core::io::link::error::LinkError;
 use mirror_core::io::link::handshake::Credentials;
 use mirror_core::io::link::listen::Listener;
 use mirror_core::io::link::{Pair, Wanted};
+use mirror_core::io::ring::Runtime;
 use mirror_core::link::preface::{ClusterKey, Terms};
 use mirror_core::units::{Epoch, LinkId, Uuid};
 use mirror_core::wire::message::{Envelope, Message};
@@ -23,7 +24,7 @@ use tokio::sync::{Notify, mpsc};
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub fn run<F: Future<Output = ()>>(test: F) {
-    tokio_uring::start(async {
+    Runtime::new().expect("io_uring").block_on(async {
         tokio::time::timeout(LIMIT, test)
             .await
             .expect("the test did not end in time");
@@ -131,7 +132,7 @@ impl Party {
             let credentials = Credentials::new(terms).unwrap();
             let listener = Listener::bind(any, any, credentials, wanted, pairs, refused).unwrap();
             address = Some(listener.local_address().unwrap());
-            tokio_uring::spawn(listener.run())
+            tokio::task::spawn_local(listener.run())
         });
         (party, address.unwrap())
     }
@@ -145,7 +146,7 @@ impl Party {
                 pairs,
                 refused,
             };
-            tokio_uring::spawn(connector.run())
+            tokio::task::spawn_local(connector.run())
         })
     }
 

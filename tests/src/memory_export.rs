@@ -142,7 +142,7 @@ impl Export for MemoryExport {
                     return done.finish(self.shared.read_into(range, buffer));
                 }
                 let shared = Rc::clone(&self.shared);
-                tokio_uring::spawn(async move {
+                tokio::task::spawn_local(async move {
                     let buffer = shared.pool.take(length, Reserve::Normal).await;
                     done.finish(shared.read_into(range, buffer));
                 });

@@ -29,7 +29,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use tokio_uring::buf::{IoBuf, IoBufMut};
 
 use crate::buffer::{Buffer, Memory};
 use buddies::Buddies;
@@ -205,59 +204,11 @@ impl fmt::Debug for BufferMut {
     }
 }
 
-// SAFETY: the bytes live in the arena's mapping, which neither moves nor goes away while this value
-// exists; moving the value does not move them. All `length` bytes are initialised.
-unsafe impl IoBuf for BufferMut {
-    fn stable_ptr(&self) -> *const u8 {
-        self.start().as_ptr()
-    }
-
-    fn bytes_init(&self) -> usize {
-        self.length
-    }
-
-    fn bytes_total(&self) -> usize {
-        self.length
-    }
-}
-
-// SAFETY: as for `IoBuf`; the value is the piece's only user, so the kernel may write to it.
-unsafe impl IoBufMut for BufferMut {
-    fn stable_mut_ptr(&mut self) -> *mut u8 {
-        self.start().as_ptr()
-    }
-
-    unsafe fn set_init(&mut self, _bytes: usize) {
-        // All bytes are initialised from the start.
-    }
-}
-
 struct Frozen(BufferMut);
 
 impl Memory for Frozen {
     fn bytes(&self) -> &[u8] {
         &self.0
-    }
-}
-
-/// A shared buffer in the shape that ring writes want.
-#[derive(Debug, Clone)]
-pub struct IoBuffer(pub Buffer);
-
-// SAFETY: a `Memory` returns the same bytes for as long as it lives (its contract), it lives behind
-// an `Rc` that this value holds, and shared payload is never written to. Moving the handle
-// moves none of it.
-unsafe impl IoBuf for IoBuffer {
-    fn stable_ptr(&self) -> *const u8 {
-        self.0.as_ptr()
-    }
-
-    fn bytes_init(&self) -> usize {
-        self.0.len()
-    }
-
-    fn bytes_total(&self) -> usize {
-        self.0.len()
     }
 }
 

@@ -125,13 +125,14 @@ impl DataDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::ring::Runtime;
     use std::future::Future;
     use std::process::Command;
 
     const BYTES: u64 = 8 << 20;
 
     fn on_disk<F: Future<Output = ()>>(path: &Path, test: impl FnOnce(DataDisk) -> F) {
-        tokio_uring::start(async {
+        Runtime::new().unwrap().block_on(async {
             let pool = BufferPool::new(0).unwrap();
             test(DataDisk::open(path, Duration::ZERO, pool).unwrap()).await;
         });

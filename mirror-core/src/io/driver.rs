@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::control::{Explanation, MemoryUse, MirrorStatus, QueueDepth, Refusal, Statistics};
 use crate::io::buffers::{BufferPool, Reserve};
+use crate::io::busy_poll::BusyPoll;
 use crate::io::disk::DataDisk;
 use crate::io::link::connection::{Handler, Link, Traffic};
 use crate::io::link::error::LinkError;
@@ -95,6 +96,7 @@ pub(super) struct Driver {
     in_flight: Cell<usize>,
     settled: Notify,
     broken: Notify,
+    busy_poll: Rc<BusyPoll>,
 }
 
 impl Driver {
@@ -103,6 +105,7 @@ impl Driver {
         volume: Volume,
         resources: Resources,
         wanted: Wanted,
+        busy_poll: Duration,
         tickets: watch::Sender<u64>,
         notices: broadcast::Sender<Notice>,
     ) -> Rc<Self> {
@@ -129,6 +132,7 @@ impl Driver {
             in_flight: Cell::new(0),
             settled: Notify::new(),
             broken: Notify::new(),
+            busy_poll: BusyPoll::new(busy_poll),
         })
     }
 
@@ -158,6 +162,9 @@ impl Driver {
             };
             let now_ns = boot_clock_ns();
             self.metrics.advance(now_ns);
+            if !matches!(event, Event::Tick) && self.busy_poll.begin(now_ns) {
+                tokio::task::spawn_local(Rc::clone(&self.busy_poll).look(boot_clock_ns));
+            }
             if let Some(begun) = timed {
                 self.metrics.end(begun);
             }
@@ -469,7 +476,7 @@ impl Driver {
     fn run(self: &Rc<Self>, work: impl Future<Output = Occurred> + 'static) {
         self.in_flight.set(self.in_flight.get() + 1);
         let driver = Rc::clone(self);
-        tokio_uring::spawn(async move {
+        tokio::task::spawn_local(async move {
             let guard = BreakGuard(&driver);
             let occurred = work.await;
             driver.in_flight.set(driver.in_flight.get() - 1);

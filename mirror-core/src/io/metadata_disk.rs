@@ -170,13 +170,14 @@ pub fn same_store(one: &Path, other: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::ring::Runtime;
 
     fn check(internal: bool) {
         let data = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         let own = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         data.as_file().set_len(4 << 20).unwrap();
         own.as_file().set_len(3 << 20).unwrap();
-        tokio_uring::start(async {
+        Runtime::new().unwrap().block_on(async {
             let pool = BufferPool::new(0).unwrap();
             let disk = DataDisk::open(data.path(), Duration::ZERO, pool.clone()).unwrap();
             let area = if internal {
@@ -208,7 +209,7 @@ mod tests {
     fn data_and_metadata_on_one_store_are_refused() {
         let data = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         data.as_file().set_len(4 << 20).unwrap();
-        tokio_uring::start(async {
+        Runtime::new().unwrap().block_on(async {
             let pool = BufferPool::new(0).unwrap();
             let disk = DataDisk::open(data.path(), Duration::ZERO, pool.clone()).unwrap();
             let refused = MetadataDisk::open(data.path(), &disk, Duration::ZERO, pool);

@@ -101,7 +101,7 @@ impl std::fmt::Debug for Ask {
 impl MirrorHandle {
     /// Starts the mirror's thread and opens its disks there; waits until that is done, which takes
     /// `claim_timeout` at most. `front` then runs on that thread and may spawn tasks with
-    /// `tokio_uring::spawn`; they end with the mirror.
+    /// `tokio::task::spawn_local`; they end with the mirror.
     pub fn spawn(
         settings: MirrorSettings,
         front: impl FnOnce(LocalMirror) + Send + 'static,
@@ -283,7 +283,7 @@ impl Mirror {
             pair_maker.clone(),
             Rc::clone(&tell),
         )?;
-        let mut link_makers = vec![tokio_uring::spawn(listener.run())];
+        let mut link_makers = vec![tokio::task::spawn_local(listener.run())];
         if settings.volume.first {
             let connector = Connector {
                 peer: settings.peer,
@@ -292,7 +292,7 @@ impl Mirror {
                 pairs: pair_maker,
                 refused: tell,
             };
-            link_makers.push(tokio_uring::spawn(connector.run()));
+            link_makers.push(tokio::task::spawn_local(connector.run()));
         }
 
         let resources = Resources {
@@ -303,7 +303,14 @@ impl Mirror {
         };
         let mut effects = Vec::new();
         let volume = Volume::open(settings.volume, opened.loaded, seed, now(), &mut effects);
-        let driver = Driver::new(volume, resources, wanted, tickets, notices);
+        let driver = Driver::new(
+            volume,
+            resources,
+            wanted,
+            settings.busy_poll,
+            tickets,
+            notices,
+        );
         refused.set(&driver);
         driver.start(effects);
         Ok(Self {

@@ -5,6 +5,7 @@
 
 mod boot;
 pub mod buffers;
+mod busy_poll;
 pub mod claim;
 pub mod disk;
 mod driver;
@@ -21,6 +22,7 @@ pub mod mirror;
 pub mod open;
 pub mod probe;
 mod relocate;
+pub mod ring;
 pub mod signature;
 pub mod store;
 pub use driver::ExportState;

@@ -43,6 +43,8 @@ pub struct MirrorSettings {
     pub encrypted: bool,
     /// Bytes of payload memory, all taken at start.
     pub buffer_bytes: usize,
+    /// How long its thread may look for the next event before it sleeps; zero never does.
+    pub busy_poll: Duration,
     /// How long to wait for a dying predecessor to let go of the disks.
     pub claim_timeout: Duration,
 }

@@ -3,6 +3,8 @@
 
 use std::io;
 
+use crate::io::ring::Runtime;
+
 /// Why io_uring cannot be used here.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -31,26 +33,14 @@ pub enum ProbeError {
     Other(#[source] io::Error),
 }
 
-/// Entries of a mirror's submission queue. A full queue is submitted and used again.
-const RING_ENTRIES: u32 = 1024;
-
 /// Sets up a ring and drops it again.
 pub fn probe() -> Result<(), ProbeError> {
     runtime().map(|_| ())
 }
 
 /// The runtime that a mirror's thread runs on.
-pub(super) fn runtime() -> Result<tokio_uring::Runtime, ProbeError> {
-    // One thread submits and reaps, so completions need not interrupt it. Before Linux 5.19 there is
-    // no such flag.
-    let cooperative = tokio_uring::uring_builder().setup_coop_taskrun().clone();
-    tokio_uring::Runtime::new(
-        tokio_uring::builder()
-            .entries(RING_ENTRIES)
-            .uring_builder(&cooperative),
-    )
-    .or_else(|_| tokio_uring::Runtime::new(tokio_uring::builder().entries(RING_ENTRIES)))
-    .map_err(|error| explain(error, disabled_setting()))
+pub(super) fn runtime() -> Result<Runtime, ProbeError> {
+    Runtime::new().map_err(|error| explain(error, disabled_setting()))
 }
 
 fn disabled_setting() -> u8 {

@@ -12,15 +12,17 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::sys::stat::{major, minor};
 use tracing::{debug, error};
 
 use crate::buffer::Buffer;
-use crate::io::buffers::{BUFFER_BYTES_MAX, BufferMut, BufferPool, IoBuffer, Reserve};
+use crate::io::buffers::{BUFFER_BYTES_MAX, BufferMut, BufferPool, Reserve};
 use crate::io::claim::Claimed;
 use crate::io::error::OpenError;
 use crate::io::fault::FaultReports;
+use crate::io::ring;
 use crate::volume::event::DiskFault;
 
 const SECTOR_BYTES: u32 = 512;
@@ -36,9 +38,8 @@ nix::ioctl_read!(block_size_bytes, 0x12, 114, u64);
 
 /// A claimed file or block device.
 pub struct Store {
-    ring: tokio_uring::fs::File,
-    /// A second handle on the same open file, for calls that the ring does not have.
-    file: File,
+    /// The one that is claimed.
+    file: Rc<File>,
     path: PathBuf,
     block_device: bool,
     direct: bool,
@@ -71,7 +72,7 @@ pub struct Allocation {
 }
 
 impl Store {
-    /// Takes over a claim. To be called on the thread that runs the ring.
+    /// Takes over a claim.
     pub fn new(claimed: Claimed) -> Result<Self, OpenError> {
         let fail = |action| {
             let path = claimed.path.clone();
@@ -81,10 +82,6 @@ impl Store {
                 source,
             }
         };
-        let second = claimed
-            .file
-            .try_clone()
-            .map_err(fail("duplicate the handle of"))?;
         let (logical_block_bytes, memory_alignment) = if claimed.block_device {
             let bytes = device_logical_bytes(&claimed.file)
                 .map_err(fail("read the logical block size of"))?;
@@ -103,8 +100,7 @@ impl Store {
         let in_memory = !claimed.block_device && on_tmpfs(&claimed.file);
         Ok(Self {
             in_memory,
-            ring: tokio_uring::fs::File::from_std(claimed.file),
-            file: second,
+            file: Rc::new(claimed.file),
             path: claimed.path,
             block_device: claimed.block_device,
             direct: claimed.direct,
@@ -162,7 +158,7 @@ impl Store {
             let mut buffer = buffer;
             (self.read_now(&mut buffer, offset), buffer)
         } else {
-            self.ring.read_exact_at(buffer, offset).await
+            ring::read_exact(&self.file, buffer, offset).await
         };
         match result {
             Ok(()) => Ok(buffer),
@@ -183,7 +179,7 @@ impl Store {
         let result = if self.in_memory {
             self.write_now(&data, offset)
         } else if !self.direct || aligned {
-            self.ring.write_all_at(IoBuffer(data), offset).await.0
+            ring::write_all(&self.file, data, offset).await
         } else {
             self.write_copied(&data, offset, pool).await
         };
@@ -199,14 +195,14 @@ impl Store {
     ) -> Result<(), DiskFault> {
         if !no_hole && self.punches.get() {
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            match self.ring.fallocate(offset, length, mode).await {
+            match ring::fallocate(&self.file, offset, length, mode).await {
                 Ok(()) => return Ok(()),
                 Err(error) => self.give_up(&self.punches, "punch a hole", offset, length, error)?,
             }
         }
         if self.zeroes.get() {
             let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-            match self.ring.fallocate(offset, length, mode).await {
+            match ring::fallocate(&self.file, offset, length, mode).await {
                 Ok(()) => return Ok(()),
                 Err(error) => self.give_up(&self.zeroes, "zero a range", offset, length, error)?,
             }
@@ -215,7 +211,7 @@ impl Store {
         while done < length {
             let piece = (length - done).min(ZEROES_BYTES as u64) as usize;
             let zeroes: &'static [u8] = &ZEROES.0[..piece];
-            let (result, _) = self.ring.write_all_at(zeroes, offset + done).await;
+            let result = ring::write_all(&self.file, zeroes, offset + done).await;
             result.map_err(|error| self.fault("write zeroes", offset, length, &error))?;
             done += piece as u64;
         }
@@ -227,7 +223,7 @@ impl Store {
         let result = if self.in_memory {
             self.flush_now()
         } else {
-            self.ring.sync_data().await
+            ring::sync_data(&self.file).await
         };
         // What did not get to the medium is lost, for whatever reason: never "no space, try again".
         result.map_err(|error| {
@@ -319,7 +315,7 @@ impl Store {
             let piece = (data.len() - done).min(BUFFER_BYTES_MAX);
             let mut copy = pool.take(piece, Reserve::Internal).await;
             copy.copy_from_slice(&data[done..done + piece]);
-            self.ring.write_all_at(copy, offset + done as u64).await.0?;
+            ring::write_all(&self.file, copy, offset + done as u64).await?;
             done += piece;
         }
         Ok(())

@@ -36,6 +36,9 @@ const DEVICE_CONNECTIONS_RANGE: [u32; 2] = [1, 16];
 const RESYNC_RATE_MIN_DEFAULT: u64 = 4 << 20;
 const BUFFER_MEMORY_DEFAULT: u64 = 48 << 20;
 const BUFFER_MEMORY_RANGE: [u64; 2] = [16 << 20, 16 << 30];
+/// The way to a node in the same building and back, and its work in between.
+const BUSY_POLL_DEFAULT: Duration = Duration::from_micros(200);
+const BUSY_POLL_RANGE: [Duration; 2] = [Duration::ZERO, Duration::from_millis(1)];
 const QUEUE_SIZE_DEFAULT: u64 = 64 << 20;
 const QUEUE_SIZE_RANGE: [u64; 2] = [1 << 20, 16 << 30];
 const BANDWIDTH_MIN: u64 = 1 << 20;
@@ -71,6 +74,7 @@ pub(super) struct DraftMirror {
     pub resync_rate_min: Option<Located<u64>>,
     pub resync_rate_max: Option<Located<u64>>,
     pub buffer_memory: u64,
+    pub busy_poll: Duration,
     pub queue_size: Option<Located<u64>>,
     pub queue_full: Option<Located<QueueFull>>,
     pub bandwidth_max: Option<Located<u64>>,
@@ -248,6 +252,9 @@ fn read_mirror(
     let buffer_memory = section.optional("buffer_memory", problems, |value| {
         memory(value, BUFFER_MEMORY_RANGE, "choose between 16MiB and 16GiB")
     });
+    let busy_poll = section.optional("busy_poll", problems, |value| {
+        duration(value, BUSY_POLL_RANGE)
+    });
     let queue_size = section.optional("queue_size", problems, |value| {
         memory(value, QUEUE_SIZE_RANGE, "choose between 1MiB and 16GiB")
     });
@@ -283,6 +290,7 @@ fn read_mirror(
         resync_rate_min,
         resync_rate_max,
         buffer_memory: value_or(buffer_memory, BUFFER_MEMORY_DEFAULT),
+        busy_poll: value_or(busy_poll, BUSY_POLL_DEFAULT),
         queue_size,
         queue_full,
         bandwidth_max,
@@ -511,6 +519,7 @@ fn finish_mirror(mirror: &DraftMirror, peer_loss: PeerLoss, nodes: &[String; 2])
         resync_rate_min: value_of(&mirror.resync_rate_min, RESYNC_RATE_MIN_DEFAULT),
         resync_rate_max: value_of(&mirror.resync_rate_max, 0),
         buffer_memory: mirror.buffer_memory,
+        busy_poll: mirror.busy_poll,
         queue_size: value_of(&mirror.queue_size, QUEUE_SIZE_DEFAULT),
         queue_full: mirror
             .queue_full

@@ -85,6 +85,8 @@ pub struct Mirror {
     pub resync_rate_max: u64,
     /// Bytes of payload buffers, taken at start.
     pub buffer_memory: u64,
+    /// How long its thread may look for the next event before it sleeps.
+    pub busy_poll: Duration,
     /// Semisync and async: bytes that may be with the peer, or on their way, and not acknowledged.
     pub queue_size: u64,
     /// Async: what happens when these are used up.

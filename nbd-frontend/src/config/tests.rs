@@ -62,6 +62,7 @@ fn a_good_file_is_taken_with_its_defaults() {
     assert_eq!(mirror.resync_rate_min, 4 << 20);
     assert_eq!(mirror.resync_rate_max, 100 << 20);
     assert_eq!(mirror.buffer_memory, 48 << 20);
+    assert_eq!(mirror.busy_poll, Duration::from_micros(200));
     assert_eq!(
         mirror.sides[0].metadata,
         MetadataPlace::Path("/dev/vdb2".into())
@@ -181,6 +182,11 @@ fn values_of_the_wrong_kind_are_refused() {
         "mode = \"sync\"",
         "buffer_memory = \"1MiB\"",
         &["out of range", "16MiB"],
+    );
+    check(
+        "mode = \"sync\"",
+        "busy_poll = \"2ms\"",
+        &["2ms is out of range", "between 0s and 1ms"],
     );
     check("mode = \"sync\"", "insecure = \"yes\"", &["not a boolean"]);
     check(

@@ -23,7 +23,14 @@ const SIZE_UNITS: [(&str, u64); 10] = [
     ("TB", 1_000_000_000_000),
 ];
 
-const DURATION_UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+/// In microseconds.
+const DURATION_UNITS: [(&str, u64); 5] = [
+    ("us", 1),
+    ("ms", 1_000),
+    ("s", 1_000_000),
+    ("m", 60_000_000),
+    ("h", 3_600_000_000),
+];
 
 /// Bytes of a size such as `64MiB`. Zero needs no unit.
 pub fn parse_size(text: &str) -> Result<u64, UnitError> {
@@ -36,9 +43,9 @@ pub fn parse_rate(text: &str) -> Result<u64, UnitError> {
     parse(amount, &SIZE_UNITS, "rate", "100MiB/s")
 }
 
-/// A duration such as `500ms`, `3s`, `2m` or `1h`.
+/// A duration such as `200us`, `500ms`, `3s`, `2m` or `1h`.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
-    parse(text, &DURATION_UNITS, "duration", "3s").map(Duration::from_millis)
+    parse(text, &DURATION_UNITS, "duration", "3s").map(Duration::from_micros)
 }
 
 fn parse(text: &str, units: &[(&str, u64)], what: &str, example: &str) -> Result<u64, UnitError> {
@@ -99,6 +106,7 @@ mod tests {
 
     #[test]
     fn durations_take_the_usual_units() {
+        assert_eq!(parse_duration("200us"), Ok(Duration::from_micros(200)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("3s"), Ok(Duration::from_secs(3)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));

@@ -88,8 +88,8 @@ pub fn start(
     let server = Server::start(Rc::clone(&export) as _, addresses, tls, Limits::default())?;
     let server = Rc::new(server);
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
-    tokio_uring::spawn(obey(Rc::clone(&server), export, ordered));
-    tokio_uring::spawn(async move {
+    tokio::task::spawn_local(obey(Rc::clone(&server), export, ordered));
+    tokio::task::spawn_local(async move {
         while changes.changed().await.is_ok() {
             if !changes.borrow_and_update().serving {
                 server.drain(DRAIN_TIMEOUT).await;

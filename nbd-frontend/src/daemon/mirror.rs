@@ -86,6 +86,7 @@ impl MirrorPlan {
                 key: key.clone(),
                 encrypted: mirror.encryption == Encryption::Tls,
                 buffer_bytes: config.payload_memory(mirror),
+                busy_poll: mirror.busy_poll,
                 claim_timeout: CLAIM_TIMEOUT,
             },
             addresses,

@@ -134,7 +134,7 @@ impl Connection {
 
     /// Serves the client until one of the ends described above.
     pub async fn run(self: &Rc<Self>, input: Input) -> Result<(), ConnectionError> {
-        let writer = tokio_uring::spawn({
+        let writer = tokio::task::spawn_local({
             let connection = Rc::clone(self);
             async move {
                 let result = connection.write().await;
@@ -286,7 +286,7 @@ impl Connection {
 
     fn ask_status(&self, tag: Tag) {
         let Some(me) = self.me.upgrade() else { return };
-        tokio_uring::spawn(async move {
+        tokio::task::spawn_local(async move {
             let extents = me.export.block_status(tag.range()).await;
             me.session.borrow_mut().complete_status(tag, extents);
             me.after_change();

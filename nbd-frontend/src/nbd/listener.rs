@@ -93,7 +93,7 @@ pub enum ListenError {
     },
 }
 
-/// A running server for one export. Lives on one tokio-uring thread.
+/// A running server for one export. Lives on one thread of a ring.
 pub struct Server {
     shared: Rc<Shared>,
     addresses: Vec<Address>,
@@ -104,7 +104,7 @@ pub struct Server {
 
 impl Server {
     /// Binds all addresses and begins to accept. With `tls`, clients over TCP have to begin TLS
-    /// before anything else. Must be called inside a tokio-uring runtime.
+    /// before anything else. Must be called in a task of a ring's runtime.
     pub fn start(
         export: Rc<dyn Export>,
         addresses: &[Address],
@@ -153,7 +153,7 @@ impl Server {
         });
         let acceptors = listeners
             .into_iter()
-            .map(|listener| tokio_uring::spawn(accept(Rc::clone(&shared), listener)))
+            .map(|listener| tokio::task::spawn_local(accept(Rc::clone(&shared), listener)))
             .collect();
         Ok(Self {
             shared,
@@ -192,7 +192,7 @@ impl Server {
         let stream = Rc::new(Stream::adopt(socket)?);
         let number = self.shared.enter(Origin::Adopted, &stream);
         let shared = Rc::clone(&self.shared);
-        tokio_uring::spawn(async move {
+        tokio::task::spawn_local(async move {
             let input = Input::new(shared.limits.stall_timeout);
             let info = shared.export.info();
             let connection = shared.transmit(number, &stream, Agreed::PLAIN, &info);
@@ -339,7 +339,7 @@ impl Shared {
         let stream = Rc::new(stream);
         let number = self.enter(origin, &stream);
         let shared = Rc::clone(self);
-        tokio_uring::spawn(async move {
+        tokio::task::spawn_local(async move {
             let served = shared.serve(number, &stream).await;
             shared.leave(number, &stream, &client, served);
         });
@@ -435,10 +435,10 @@ enum Listener {
 async fn accept(shared: Rc<Shared>, listener: Listener) {
     loop {
         let accepted = match &listener {
-            Listener::Unix(listener) => listener.accept().await.and_then(|(socket, _)| {
-                let stream = Stream::from_unix(socket)?;
-                Ok((stream, Origin::Unix, "unix".to_owned()))
-            }),
+            Listener::Unix(listener) => listener
+                .accept()
+                .await
+                .map(|(socket, _)| (Stream::from_unix(socket), Origin::Unix, "unix".to_owned())),
             Listener::Tcp(listener) => listener.accept().await.and_then(|(socket, peer)| {
                 let stream = Stream::from_tcp(socket, shared.tls.as_ref())?;
                 Ok((stream, Origin::Tcp, peer.to_string()))

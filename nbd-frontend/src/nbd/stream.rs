@@ -1,9 +1,9 @@
 //! One client's socket: Unix, TCP, or TCP with TLS behind one face, and the buffer in front of it.
 //!
-//! Each direction first tries a plain non-blocking call, which on a busy connection moves many
-//! requests or replies at once without a turn through the ring, and waits on the ring where that
-//! would block. Small payloads arrive together with their headers; of a large one only the first
-//! bytes do, and the rest goes from the socket straight into its place. How that is with TLS,
+//! The socket is used at once when it is ready, not through the ring: there a receive that has to wait
+//! wakes the thread twice, and small requests are all about waking up. On a busy connection one call moves
+//! many requests or replies. Small payloads arrive together with their headers; of a large one only the
+//! first bytes do, and the rest goes from the socket straight into its place. How that is with TLS,
 //! `tls_stream` says.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
@@ -11,14 +11,14 @@ use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use mirror_core::io::buffers::{BufferMut, IoBuffer};
+use mirror_core::io::buffers::BufferMut;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, recvmsg, sendmsg};
-use tokio_uring::BufResult;
-use tokio_uring::buf::{BoundedBuf, BoundedBufMut};
-use tokio_uring::net::{TcpStream, UnixStream};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
 
-use super::reply::{Output, Piece};
+use super::reply::Output;
 use super::tls::ServerTls;
 use super::tls_stream::TlsStream;
 
@@ -28,9 +28,9 @@ const READ_BYTES: usize = 64 << 10;
 const READ_AHEAD_BYTES: usize = 512;
 /// Payloads up to here are read together with what follows them.
 const SMALL_PAYLOAD_BYTES: usize = 16 << 10;
-/// Non-blocking reads in a row before one goes through the ring, so that a client that never
-/// pauses cannot keep the thread from submitting other work.
-const DIRECT_READS_MAX: u32 = 16;
+/// Reads in a row that found something before others get their turn, so that a client that never pauses
+/// cannot keep the thread from its other work.
+const READS_IN_A_ROW_MAX: u32 = 16;
 /// Pieces of one vectored send.
 const SEND_PIECES_MAX: usize = 128;
 
@@ -42,29 +42,24 @@ pub(super) enum Stream {
 
 impl Stream {
     /// Takes over an accepted connection.
-    pub fn from_unix(socket: tokio::net::UnixStream) -> io::Result<Self> {
-        let socket = socket.into_std()?;
-        // The ring waits in the kernel; a non-blocking socket would make it return at once.
-        socket.set_nonblocking(false)?;
-        Ok(Self::Plain(Plain::Unix(UnixStream::from_std(socket))))
+    pub fn from_unix(socket: UnixStream) -> Self {
+        Self::Plain(Plain::Unix(socket))
     }
 
     /// Takes over one end of a pair.
     pub fn adopt(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
-        socket.set_nonblocking(false)?;
-        Ok(Self::Plain(Plain::Unix(UnixStream::from_std(socket))))
+        socket.set_nonblocking(true)?;
+        Ok(Self::Plain(Plain::Unix(UnixStream::from_std(socket)?)))
     }
 
     /// Takes over an accepted connection; with `tls`, the client has to begin TLS.
-    pub fn from_tcp(socket: tokio::net::TcpStream, tls: Option<&ServerTls>) -> io::Result<Self> {
+    pub fn from_tcp(socket: TcpStream, tls: Option<&ServerTls>) -> io::Result<Self> {
         socket.set_nodelay(true)?;
-        socket2::SockRef::from(&socket).set_keepalive(true)?;
-        if let Some(tls) = tls {
-            return Ok(Self::Tls(TlsStream::new(socket, tls.clone())));
-        }
-        let socket = socket.into_std()?;
-        socket.set_nonblocking(false)?;
-        Ok(Self::Plain(Plain::Tcp(TcpStream::from_std(socket))))
+        SockRef::from(&socket).set_keepalive(true)?;
+        Ok(match tls {
+            Some(tls) => Self::Tls(TlsStream::new(socket, tls.clone())),
+            None => Self::Plain(Plain::Tcp(socket)),
+        })
     }
 
     /// Ends both directions; everyone who waits on the socket wakes up.
@@ -81,7 +76,7 @@ impl Stream {
             return Ok(());
         }
         match self {
-            Self::Plain(plain) => plain.write_all(bytes).await.0,
+            Self::Plain(plain) => plain.send_all(&bytes).await,
             Self::Tls(tls) => tls.send_bytes(&bytes).await,
         }
     }
@@ -103,10 +98,14 @@ impl Stream {
                 count += 1;
             }
             sent += match self {
-                Self::Plain(plain) => {
-                    let rest = (first, sent);
-                    plain.send(&slices[..count], rest, stall).await?
-                }
+                Self::Plain(plain) => match plain.try_send(&slices[..count]) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        let rest = &first.bytes()[sent..];
+                        within(stall, plain.send_all(rest)).await?;
+                        rest.len()
+                    }
+                    sent => sent?,
+                },
                 Self::Tls(tls) => {
                     let sealed = tls.seal(&slices[..count])?;
                     within(stall, tls.flush()).await?;
@@ -134,8 +133,8 @@ impl Plain {
     fn shutdown(&self) {
         // Already gone is as good.
         let _ = match self {
-            Self::Unix(socket) => socket.shutdown(Shutdown::Both),
-            Self::Tcp(socket) => socket.shutdown(Shutdown::Both),
+            Self::Unix(socket) => SockRef::from(socket).shutdown(Shutdown::Both),
+            Self::Tcp(socket) => SockRef::from(socket).shutdown(Shutdown::Both),
         };
     }
 
@@ -146,52 +145,75 @@ impl Plain {
         }
     }
 
-    async fn read<T: BoundedBufMut>(&self, buffer: T) -> BufResult<usize, T> {
+    async fn ready(&self, interest: Interest) -> io::Result<()> {
         match self {
-            Self::Unix(socket) => socket.read(buffer).await,
-            Self::Tcp(socket) => socket.read(buffer).await,
+            Self::Unix(socket) => socket.ready(interest).await,
+            Self::Tcp(socket) => socket.ready(interest).await,
         }
+        .map(drop)
     }
 
-    async fn write_all<T: BoundedBuf>(&self, buffer: T) -> BufResult<(), T> {
-        match self {
-            Self::Unix(socket) => socket.write_all(buffer).await,
-            Self::Tcp(socket) => socket.write_all(buffer).await,
-        }
-    }
-
-    /// Sends what the socket takes of `slices` at once, or else the rest of the first piece, from
-    /// the byte given with it on. Returns how many bytes have left.
-    async fn send(
+    /// One call on the socket, unless it is known not to be ready.
+    fn attempt<T>(
         &self,
-        slices: &[IoSlice<'_>],
-        (first, start): (Piece<'_>, usize),
-        stall: Duration,
-    ) -> io::Result<usize> {
-        match try_send(self.fd(), slices) {
-            Ok(length) => Ok(length),
-            Err(Errno::EINTR) => Ok(0),
-            Err(Errno::EAGAIN) => {
-                let rest = async {
-                    match first {
-                        Piece::Head(bytes) => self.write_all(bytes[start..].to_vec()).await.0,
-                        Piece::Payload(buffer) => {
-                            let rest = buffer.slice(start, buffer.len() - start);
-                            self.write_all(IoBuffer(rest)).await.0
-                        }
-                    }
-                };
-                within(stall, rest).await?;
-                Ok(first.bytes().len() - start)
-            }
-            Err(errno) => Err(errno.into()),
+        interest: Interest,
+        mut call: impl FnMut(RawFd) -> nix::Result<T>,
+    ) -> io::Result<T> {
+        let fd = self.fd();
+        let call = || call(fd).map_err(io::Error::from);
+        match self {
+            Self::Unix(socket) => socket.try_io(interest, call),
+            Self::Tcp(socket) => socket.try_io(interest, call),
         }
     }
-}
 
-fn try_send(fd: RawFd, slices: &[IoSlice<'_>]) -> nix::Result<usize> {
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<()>(fd, slices, &[], flags, None)
+    fn try_receive(&self, target: &mut [u8]) -> io::Result<usize> {
+        let wanted = target.len();
+        self.receive(wanted, |fd| recv(fd, target, MsgFlags::MSG_DONTWAIT))
+    }
+
+    /// Fills `first`, then `second`.
+    fn try_receive_two(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
+        let wanted = first.len() + second.len();
+        self.receive(wanted, |fd| {
+            let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
+            recvmsg::<()>(fd, &mut slices, None, MsgFlags::MSG_DONTWAIT)
+                .map(|message| message.bytes)
+        })
+    }
+
+    fn receive(
+        &self,
+        wanted: usize,
+        call: impl FnMut(RawFd) -> nix::Result<usize>,
+    ) -> io::Result<usize> {
+        let received = self.attempt(Interest::READABLE, call)?;
+        if (1..wanted).contains(&received) {
+            // The socket had no more, so the next call need not ask it: epoll says when there is something again.
+            let _ = self.attempt(Interest::READABLE, |_| Err::<(), _>(Errno::EAGAIN));
+        }
+        Ok(received)
+    }
+
+    fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        self.attempt(Interest::WRITABLE, |fd| {
+            sendmsg::<()>(fd, slices, &[], flags, None)
+        })
+    }
+
+    async fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.try_send(&[IoSlice::new(bytes)]) {
+                Ok(length) => bytes = &bytes[length..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.ready(Interest::WRITABLE).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
 pub(super) async fn within<T>(
@@ -214,7 +236,7 @@ pub(super) struct Input {
     end: usize,
     /// Most that the next read may take in.
     ahead_bytes: usize,
-    direct_reads: u32,
+    reads_in_a_row: u32,
     /// Longest wait in the middle of a request.
     stall: Duration,
 }
@@ -226,7 +248,7 @@ impl Input {
             start: 0,
             end: 0,
             ahead_bytes: READ_BYTES,
-            direct_reads: 0,
+            reads_in_a_row: 0,
             stall,
         }
     }
@@ -255,34 +277,39 @@ impl Input {
                 return Ok(length > 0);
             }
         };
-        if self.direct_reads < DIRECT_READS_MAX {
-            let space = &mut self.bytes[self.end..limit];
-            match recv(stream.fd(), space, MsgFlags::MSG_DONTWAIT) {
+        let inside = self.end > 0;
+        loop {
+            self.let_others_run().await;
+            match stream.try_receive(&mut self.bytes[self.end..limit]) {
                 Ok(length) => {
-                    self.direct_reads += 1;
                     self.end += length;
                     return Ok(length > 0);
                 }
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
+                Err(error) => self.wait(stream, error, inside).await?,
             }
         }
-        self.direct_reads = 0;
-        let inside = self.end > 0;
-        let space = std::mem::take(&mut self.bytes).slice(self.end..limit);
-        let read = async {
-            let (result, space) = stream.read(space).await;
-            Ok((result, space.into_inner()))
-        };
-        let (result, bytes) = if inside {
-            within(self.stall, read).await?
-        } else {
-            read.await?
-        };
-        self.bytes = bytes;
-        let length = result?;
-        self.end += length;
-        Ok(length > 0)
+    }
+
+    /// A connection that never runs dry does not keep the thread to itself.
+    async fn let_others_run(&mut self) {
+        self.reads_in_a_row += 1;
+        if self.reads_in_a_row > READS_IN_A_ROW_MAX {
+            self.reads_in_a_row = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Until there is something to read, if that is what `error` is about.
+    async fn wait(&mut self, plain: &Plain, error: io::Error, inside: bool) -> io::Result<()> {
+        if error.kind() != ErrorKind::WouldBlock {
+            return Err(error);
+        }
+        self.reads_in_a_row = 0;
+        let ready = plain.ready(Interest::READABLE);
+        match inside {
+            true => within(self.stall, ready).await,
+            false => ready.await,
+        }
     }
 
     /// Fills all of `buffer`: with what is unread, then from the stream.
@@ -308,38 +335,17 @@ impl Input {
                     continue;
                 }
             };
-            if self.direct_reads < DIRECT_READS_MAX {
-                let wanted = buffer.len() - filled;
-                let mut slices = [
-                    IoSliceMut::new(&mut buffer[filled..]),
-                    IoSliceMut::new(&mut self.bytes[..self.ahead_bytes]),
-                ];
-                let received =
-                    recvmsg::<()>(stream.fd(), &mut slices, None, MsgFlags::MSG_DONTWAIT)
-                        .map(|message| message.bytes);
-                match received {
-                    Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                    Ok(length) => {
-                        self.direct_reads += 1;
-                        filled += length.min(wanted);
-                        self.end = length.saturating_sub(wanted);
-                        continue;
-                    }
-                    Err(Errno::EAGAIN | Errno::EINTR) => {}
-                    Err(errno) => return Err(errno.into()),
+            self.let_others_run().await;
+            let wanted = buffer.len() - filled;
+            let ahead = &mut self.bytes[..self.ahead_bytes];
+            match stream.try_receive_two(&mut buffer[filled..], ahead) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) => {
+                    filled += length.min(wanted);
+                    self.end = length.saturating_sub(wanted);
                 }
+                Err(error) => self.wait(stream, error, true).await?,
             }
-            self.direct_reads = 0;
-            let read = async {
-                let (result, space) = stream.read(buffer.slice(filled..)).await;
-                Ok((result?, space.into_inner()))
-            };
-            let (length, back) = within(self.stall, read).await?;
-            buffer = back;
-            if length == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-            filled += length;
         }
         Ok(buffer)
     }

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use local_machines::{Disk, Loss};
 use local_pair::Deadline;
 use mirror_core::io::buffers::{BufferPool, Reserve};
+use mirror_core::io::ring::Runtime;
 use mirror_core::request::{Answer, Operation};
 use mirror_core::units::ByteRange;
 use nbd_frontend::nbd::export::{Completion, Export, ExportInfo, Extent, StatusFuture};
@@ -50,7 +51,7 @@ impl DiskServer {
         let thread = std::thread::Builder::new()
             .name("disk".into())
             .spawn(move || {
-                tokio_uring::start(async move {
+                Runtime::new().expect("io_uring").block_on(async move {
                     let server = match serve(shared, address) {
                         Ok(server) => server,
                         Err(error) => return drop(ready.send(Err(error))),
@@ -155,7 +156,7 @@ impl Export for DiskExport {
         match operation {
             Operation::Read => {
                 let (shared, pool) = (Arc::clone(&self.disk), self.pool.clone());
-                tokio_uring::spawn(async move {
+                tokio::task::spawn_local(async move {
                     let mut buffer = pool.take(length, Reserve::Normal).await;
                     lock(&shared).read(offset, &mut buffer);
                     done.finish(Answer::Data(buffer.freeze()));

@@ -106,8 +106,8 @@ impl Link {
             reason: RefCell::default(),
         });
         for channel in [Channel::Control, Channel::Data] {
-            tokio_uring::spawn(Rc::clone(&link).read(channel, pool.clone(), traffic.clone()));
-            tokio_uring::spawn(Rc::clone(&link).write(channel, traffic.clone()));
+            tokio::task::spawn_local(Rc::clone(&link).read(channel, pool.clone(), traffic.clone()));
+            tokio::task::spawn_local(Rc::clone(&link).write(channel, traffic.clone()));
         }
         link
     }
@@ -203,7 +203,7 @@ impl Link {
             return;
         }
         let link = Rc::clone(self);
-        tokio_uring::spawn(async move {
+        tokio::task::spawn_local(async move {
             tokio::time::sleep(LAST_WORDS).await;
             link.fail(LinkError::Closed);
         });
@@ -222,7 +222,7 @@ impl Link {
 
     fn shut_down_after(self: &Rc<Self>, pause: Duration) {
         let link = Rc::clone(self);
-        tokio_uring::spawn(async move {
+        tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
             link.shut_down();
         });

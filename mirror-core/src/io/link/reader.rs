@@ -13,6 +13,7 @@ use std::io::{self, Read};
 use std::rc::Rc;
 
 use rustls::Connection;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::error::LinkError;
@@ -225,6 +226,12 @@ impl Source {
         loop {
             match self.stream.try_read(target) {
                 Ok(read) => {
+                    if (1..target.len()).contains(&read) {
+                        // The socket had no more, so the next call need not ask it: epoll says when there is
+                        // something again.
+                        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                        let _ = self.stream.try_io(Interest::READABLE, nothing);
+                    }
                     self.burst += read;
                     self.received.set(self.received.get() + read as u64);
                     return Ok(read);
