@@ -41,10 +41,10 @@ pub(super) async fn run(sink: Sink, outbox: Rc<Outbox>) -> Result<(), LinkError>
         match &sink.tls {
             None => sink.send(pieces, blocks).await,
             Some(tls) => {
-                let sealed = seal(&mut tls.borrow_mut(), &pieces, blocks);
+                let encrypted = encrypt(&mut tls.borrow_mut(), &pieces, blocks);
                 drop(pieces);
-                match sealed {
-                    Ok(records) => sink.send(vec![Piece::new(Bytes::Own(records))], &[]).await,
+                match encrypted {
+                    Ok(()) => sink.send_records(tls).await,
                     Err(error) => Err(error),
                 }
             }
@@ -137,16 +137,35 @@ impl Batch {
     }
 }
 
-fn seal(tls: &mut Connection, pieces: &[Piece], blocks: &[u8]) -> io::Result<Vec<u8>> {
-    for piece in pieces {
-        tls.writer().write_all(piece.rest(blocks))?;
+/// Makes records of all pieces, heads and payload together, from where they lie.
+fn encrypt(tls: &mut Connection, pieces: &[Piece], blocks: &[u8]) -> io::Result<()> {
+    let slices: Vec<IoSlice> = pieces
+        .iter()
+        .map(|piece| IoSlice::new(piece.rest(blocks)))
+        .collect();
+    let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+    // It has no limit to what it takes at once (`tls`).
+    match tls.writer().write_vectored(&slices)? {
+        taken if taken == bytes => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
     }
-    let bytes: usize = pieces.iter().map(|piece| piece.rest(blocks).len()).sum();
-    let mut records = Vec::with_capacity(bytes + bytes / 256 + 64);
-    while tls.wants_write() {
-        tls.write_tls(&mut records)?;
+}
+
+/// The socket as rustls writes to it: at once, or not at all.
+struct Ready<'a>(&'a TcpStream);
+
+impl Write for Ready<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
     }
-    Ok(records)
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Sink {
@@ -154,6 +173,22 @@ impl Sink {
         let mut all = self.savings.get();
         all.add(savings);
         self.savings.set(all);
+    }
+
+    /// What `tls` has in line, records that it answers its peer with included.
+    async fn send_records(&self, tls: &RefCell<Connection>) -> io::Result<()> {
+        while tls.borrow().wants_write() {
+            let written = tls.borrow_mut().write_tls(&mut Ready(&self.stream));
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.sent.set(self.sent.get() + written as u64),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stream.writable().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// `blocks` is where compressed pieces lie.
