@@ -1,8 +1,10 @@
 //! A server on a thread of its own, told what to do by closures that run beside it.
 
+use std::future::{Future, poll_fn};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::mpsc as reply;
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,7 +25,8 @@ type Look = Box<dyn FnOnce(&MemoryExport, &Server) + Send>;
 
 enum Order {
     Look(Look),
-    Drain(Duration, reply::Sender<()>),
+    /// With who hears that it has begun, and who hears that it has ended.
+    Drain(Duration, reply::Sender<()>, reply::Sender<()>),
     Stop(Duration),
 }
 
@@ -124,11 +127,14 @@ impl TestServer {
         }
     }
 
+    /// Returns when it has begun: what a client asks for after that is refused.
     pub fn drain(&self, limit: Duration) -> reply::Receiver<()> {
+        let (begin, begun) = reply::channel();
         let (send, receive) = reply::channel();
         self.orders
-            .send(Order::Drain(limit, send))
+            .send(Order::Drain(limit, begin, send))
             .expect("server runs");
+        begun.recv_timeout(PATIENCE).expect("the drain begins");
         receive
     }
 
@@ -164,10 +170,15 @@ async fn obey(
     while let Some(order) = incoming.recv().await {
         match order {
             Order::Look(look) => look(export, &server),
-            Order::Drain(limit, done) => {
+            Order::Drain(limit, begun, done) => {
                 let server = Rc::clone(&server);
+                let mut drain = Box::pin(async move { server.drain(limit).await });
+                let first = poll_fn(|context| Poll::Ready(drain.as_mut().poll(context))).await;
+                let _ = begun.send(());
                 tokio::task::spawn_local(async move {
-                    server.drain(limit).await;
+                    if first.is_pending() {
+                        drain.await;
+                    }
                     let _ = done.send(());
                 });
             }
