@@ -20,6 +20,7 @@ pub mod metadata_disk;
 mod metrics;
 pub mod mirror;
 pub mod open;
+pub mod outlet;
 pub mod probe;
 mod relocate;
 pub mod ring;

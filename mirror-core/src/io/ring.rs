@@ -11,11 +11,12 @@
 //! - Memory and file of an operation belong to it until the kernel has ended it, whoever stopped waiting for it.
 //! - A runtime is gone only when all of its operations have ended: a mirror that was given up does nothing to a disk
 //!   that somebody else has claimed.
-//! - Operations under way are bounded by whoever enters them; a full submission queue is submitted and used again, and
-//!   the kernel keeps what the completion queue has no room for.
+//! - Operations under way are bounded by whoever enters them. What the kernel does not take at once waits in line here, and
+//!   what the completion queue has no room for waits in the kernel; the thread waits for neither.
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -32,11 +33,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
+use tracing::warn;
 
 use crate::buffer::Buffer;
 use crate::io::buffers::BufferMut;
 
-/// Entries of the submission queue.
+/// Entries of the submission queue: most that the kernel is offered at once.
 const RING_ENTRIES: u32 = 1024;
 /// Before the kernel is offered again what it did not take.
 const RETRY_PAUSE: Duration = Duration::from_millis(1);
@@ -91,53 +93,57 @@ impl Runtime {
 /// Fills all of `buffer` from `offset` of `file`. To be called, like all here, by a task of a [`Runtime`].
 pub async fn read_exact(
     file: &Rc<File>,
-    mut buffer: BufferMut,
+    buffer: BufferMut,
     offset: u64,
 ) -> (io::Result<()>, BufferMut) {
-    let mut done = 0;
-    while done < buffer.len() {
-        let at = offset + done as u64;
-        let (read, held) = enter((Rc::clone(file), buffer), |(file, buffer)| {
-            let rest = &mut buffer[done..];
-            let length = rest.len().min(LENGTH_MAX) as u32;
-            opcode::Read::new(fd(file), rest.as_mut_ptr(), length)
-                .offset(at)
-                .build()
-        })
-        .await;
-        buffer = held.1;
-        match read {
-            Ok(0) => return (Err(io::ErrorKind::UnexpectedEof.into()), buffer),
-            Ok(length) => done += length as usize,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (Err(error), buffer),
-        }
-    }
-    (Ok(()), buffer)
+    let length = buffer.len();
+    let ends_early = io::ErrorKind::UnexpectedEof;
+    piecewise(file, buffer, length, ends_early, |fd, buffer, done| {
+        let rest = &mut buffer[done..];
+        let length = rest.len().min(LENGTH_MAX) as u32;
+        opcode::Read::new(fd, rest.as_mut_ptr(), length)
+            .offset(offset + done as u64)
+            .build()
+    })
+    .await
 }
 
 /// Writes all of `data` at `offset` of `file`.
-pub async fn write_all(file: &Rc<File>, mut data: impl Payload, offset: u64) -> io::Result<()> {
+pub async fn write_all(file: &Rc<File>, data: impl Payload, offset: u64) -> io::Result<()> {
+    let length = data.bytes().len();
+    let ends_early = io::ErrorKind::WriteZero;
+    let (written, _) = piecewise(file, data, length, ends_early, |fd, data, done| {
+        let rest = &data.bytes()[done..];
+        let length = rest.len().min(LENGTH_MAX) as u32;
+        opcode::Write::new(fd, rest.as_ptr(), length)
+            .offset(offset + done as u64)
+            .build()
+    })
+    .await;
+    written
+}
+
+/// Enters one operation after the other, each for what is left, until `length` bytes of `held` are done.
+async fn piecewise<T: 'static>(
+    file: &Rc<File>,
+    mut held: T,
+    length: usize,
+    ends_early: io::ErrorKind,
+    entry: impl Fn(Fd, &mut T, usize) -> squeue::Entry,
+) -> (io::Result<()>, T) {
     let mut done = 0;
-    while done < data.bytes().len() {
-        let at = offset + done as u64;
-        let (written, held) = enter((Rc::clone(file), data), |(file, data)| {
-            let rest = &data.bytes()[done..];
-            let length = rest.len().min(LENGTH_MAX) as u32;
-            opcode::Write::new(fd(file), rest.as_ptr(), length)
-                .offset(at)
-                .build()
-        })
-        .await;
-        data = held.1;
-        match written {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+    while done < length {
+        let both = (Rc::clone(file), held);
+        let (moved, both) = enter(both, |(file, held)| entry(fd(file), held, done)).await;
+        held = both.1;
+        match moved {
+            Ok(0) => return (Err(ends_early.into()), held),
             Ok(length) => done += length as usize,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return (Err(error), held),
         }
     }
-    Ok(())
+    (Ok(()), held)
 }
 
 /// Makes durable what was written to `file`, and of its metadata what is needed to read it.
@@ -256,6 +262,8 @@ enum Operation {
 struct Ring {
     uring: RefCell<IoUring>,
     operations: RefCell<Slab<Operation>>,
+    /// Entered, and not in the submission queue yet: of operations that are not over.
+    line: RefCell<VecDeque<squeue::Entry>>,
     /// The kernel did not take something that was entered.
     refused: Notify,
 }
@@ -280,6 +288,7 @@ impl Ring {
         Ok(Self {
             uring: RefCell::new(uring),
             operations: RefCell::new(Slab::with_capacity(RING_ENTRIES as usize)),
+            line: RefCell::default(),
             refused: Notify::new(),
         })
     }
@@ -296,13 +305,9 @@ impl Ring {
             .operations
             .borrow_mut()
             .insert(Operation::Running(None));
-        let entry = entry.user_data(key as u64);
-        // SAFETY: the entry points to what `Running` holds, and hands over to `Operation::Abandoned`, until the kernel
-        // has ended the operation.
-        while unsafe { self.uring.borrow_mut().submission().push(&entry) }.is_err() {
-            // What fills the queue is what the kernel did not take yet.
-            let _ = self.turn();
-        }
+        self.line
+            .borrow_mut()
+            .push_back(entry.user_data(key as u64));
         if self.turn().is_err() {
             self.refused.notify_one();
         }
@@ -339,11 +344,15 @@ impl Ring {
     }
 
     /// Offers the kernel again what it did not take for want of memory, or because too much had ended that nobody took:
-    /// neither lasts.
+    /// neither lasts. Until then it is with these operations as with those of a disk that does not answer.
     async fn submit_again(self: Rc<Self>) {
         loop {
             self.refused.notified().await;
-            while self.turn().is_err() {
+            let mut told = false;
+            while let Err(error) = self.turn() {
+                if !std::mem::replace(&mut told, true) {
+                    warn!(%error, "the kernel takes no disk operations; they are offered again every millisecond");
+                }
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
@@ -370,14 +379,25 @@ impl Ring {
     fn submit(&self) -> io::Result<()> {
         let mut uring = self.uring.borrow_mut();
         loop {
-            let queue = uring.submission();
+            let mut queue = uring.submission();
+            let mut line = self.line.borrow_mut();
+            while let Some(first) = line.front() {
+                // SAFETY: the entry points to what `Running` holds, and hands over to `Operation::Abandoned`, until the
+                // kernel has ended the operation.
+                if unsafe { queue.push(first) }.is_err() {
+                    break;
+                }
+                line.pop_front();
+            }
+            let is_left = !line.is_empty();
+            drop(line);
             if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
                 return Ok(());
             }
             drop(queue);
             match uring.submit() {
                 // The kernel took all; or what is left will end with an error of its own.
-                Ok(_) if uring.submission().is_empty() => return Ok(()),
+                Ok(_) if !is_left && uring.submission().is_empty() => return Ok(()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -412,7 +432,9 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
+        // However long that takes, and it is the kernel that waits: see the invariants.
         while !self.is_idle() {
+            let _ = self.submit();
             let _ = self.uring.borrow_mut().submit_and_wait(1);
             self.take_ended();
         }
@@ -425,6 +447,18 @@ mod tests {
 
     use super::*;
     use crate::io::buffers::{BufferPool, POOL_BYTES_MIN, Reserve};
+
+    /// Only ends a test that hangs.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Tells when it is dropped.
+    struct Tells(std::sync::mpsc::Sender<()>);
+
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
 
     fn file() -> Rc<File> {
         Rc::new(tempfile::tempfile().unwrap())
@@ -465,14 +499,19 @@ mod tests {
         let runtime = Runtime::new().unwrap();
         runtime.block_on(async {
             let buffer = pool.try_take(4096, Reserve::Normal).unwrap();
-            let read = read_exact(&pipe, buffer, 0);
-            let waited = tokio::time::timeout(Duration::from_millis(20), read).await;
-            assert!(waited.is_err(), "nothing was sent");
+            tokio::select! {
+                biased;
+                _ = read_exact(&pipe, buffer, 0) => panic!("nothing was sent"),
+                () = std::future::ready(()) => {}
+            }
             assert_eq!(pool.stats().free_bytes, POOL_BYTES_MIN - 4096);
             std::io::Write::write_all(&mut &writer, b"late").unwrap();
-            while pool.stats().free_bytes < POOL_BYTES_MIN {
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
+            let given_back = async {
+                while pool.stats().free_bytes < POOL_BYTES_MIN {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, given_back).await.unwrap();
         });
     }
 
@@ -483,8 +522,11 @@ mod tests {
         let pool = BufferPool::new(0).unwrap();
         let runtime = Runtime::new().unwrap();
         let (pipe_of_task, pool_of_task) = (Rc::clone(&pipe), pool.clone());
+        let (give_up, given_up) = std::sync::mpsc::channel();
         runtime.block_on(async move {
+            let tells = Tells(give_up);
             tokio::task::spawn_local(async move {
+                let _tells = tells;
                 let buffer = pool_of_task.try_take(4096, Reserve::Normal).unwrap();
                 read_exact(&pipe_of_task, buffer, 0).await.0.unwrap();
             });
@@ -492,8 +534,8 @@ mod tests {
             tokio::task::yield_now().await;
         });
         let sender = std::thread::spawn(move || {
-            // So that the end has to wait for it, mostly.
-            std::thread::sleep(Duration::from_millis(50));
+            // By the end of the runtime, which then has to wait for this.
+            given_up.recv_timeout(PATIENCE).unwrap();
             std::io::Write::write_all(&mut &writer, &[7; 4096]).unwrap();
         });
         drop(runtime);

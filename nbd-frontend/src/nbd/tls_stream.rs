@@ -1,11 +1,10 @@
 //! A client of a TCP export with TLS: plain until it has asked for TLS, sealed from then on.
 //!
-//! Reader and writer of a connection share one TLS state and never keep it over a wait. The socket
-//! is used when it is ready instead of through the ring: what the ring would fill is ciphertext,
-//! which has to be moved by the processor anyway. Ciphertext is read many records at a time and
-//! opened one after the other, as plaintext is asked for, so that little of it lies around; the
-//! plaintext of a payload goes from TLS to its place. Replies are sealed from where they lie,
-//! headers and payload in the same records, up to [`SEALED_BYTES_MAX`] at once.
+//! Reader and writer of a connection share one TLS state and never keep it over a wait. Ciphertext
+//! is read many records at a time and opened one after the other, as plaintext is asked for, so
+//! that little of it lies around; the plaintext of a payload goes from TLS to its place. Replies
+//! are sealed from where they lie, headers and payload in the same records, up to
+//! [`SEALED_BYTES_MAX`] at once.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -13,6 +12,7 @@ use std::net::Shutdown;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use mirror_core::io::outlet::Outlet;
 use rustls::ServerConnection;
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -295,23 +295,6 @@ fn whole_records_bytes(bytes: &[u8]) -> usize {
         whole = end;
     }
     whole
-}
-
-/// Lets TLS write to the socket without waiting.
-struct Outlet<'a>(&'a TcpStream);
-
-impl Write for Outlet<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(slices)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -121,3 +121,34 @@ impl ServerCertVerifier for AnyCertificate {
             .supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pass_on(from: &mut Connection, to: &mut Connection) {
+        let mut records = Vec::new();
+        while from.wants_write() {
+            from.write_tls(&mut records).unwrap();
+        }
+        let mut rest = &records[..];
+        while !rest.is_empty() {
+            to.read_tls(&mut rest).unwrap();
+            to.process_new_packets().unwrap();
+        }
+    }
+
+    #[test]
+    fn two_of_us_agree_on_the_fastest_cipher() {
+        let [mut connector, mut acceptor] = [Side::Connector, Side::Acceptor]
+            .map(|side| Encryption::new().unwrap().connection(side).unwrap());
+        while connector.is_handshaking() || acceptor.is_handshaking() {
+            pass_on(&mut connector, &mut acceptor);
+            pass_on(&mut acceptor, &mut connector);
+        }
+        for end in [&connector, &acceptor] {
+            let agreed = end.negotiated_cipher_suite().map(|suite| suite.suite());
+            assert_eq!(agreed, Some(CIPHER_SUITES[0].suite()));
+        }
+    }
+}

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use super::error::LinkError;
 use super::outbox::Outbox;
 use crate::buffer::Buffer;
+use crate::io::outlet::Outlet;
 use crate::link::compression::{Compressor, Savings};
 use crate::wire::frame;
 use crate::wire::message::Envelope;
@@ -151,23 +152,6 @@ fn encrypt(tls: &mut Connection, pieces: &[Piece], blocks: &[u8]) -> io::Result<
     }
 }
 
-/// The socket as rustls writes to it: at once, or not at all.
-struct Ready<'a>(&'a TcpStream);
-
-impl Write for Ready<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(slices)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Sink {
     fn note(&self, savings: Savings) {
         let mut all = self.savings.get();
@@ -178,7 +162,7 @@ impl Sink {
     /// What `tls` has in line, records that it answers its peer with included.
     async fn send_records(&self, tls: &RefCell<Connection>) -> io::Result<()> {
         while tls.borrow().wants_write() {
-            let written = tls.borrow_mut().write_tls(&mut Ready(&self.stream));
+            let written = tls.borrow_mut().write_tls(&mut Outlet(&self.stream));
             match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => self.sent.set(self.sent.get() + written as u64),
