@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use local_pair::Side::{First, Second};
 
 use crate::load::{Load, expect_built, longest_wait_ms};
-use crate::servers::{MIB, Options, Servers};
+use crate::servers::{MIB, Options, Servers, WAIT};
 
 fn mount(servers: &Servers, filesystem: &str) -> Result<()> {
     // Without a discard of it all, which would put all of it in doubt when mirrord is killed.
@@ -18,10 +18,10 @@ fn mount(servers: &Servers, filesystem: &str) -> Result<()> {
 
 /// Kills `mirrord` three times while writes of the load are under way. Gives what the load's end gives.
 fn kill_mirrord_under(servers: &Servers, load: Load) -> Result<u32> {
-    for _ in 0..3 {
+    for restart in 1..=3 {
         servers.kill_mirrord_at_work(First)?;
         servers.restart_mirrord(First)?;
-        servers.wait_attached(First)?;
+        servers.wait_resumed(First, restart)?;
     }
     let rounds = load.finish(servers)?;
     servers.expect_no_errors(First)?;
@@ -81,6 +81,33 @@ fn ext4_sees_a_pause_and_no_error_when_mirrord_is_killed_under_load() -> Result<
 
 pub fn xfs_sees_a_pause_and_no_error() -> Result<()> {
     survives_restarts("xfs")
+}
+
+/// What waits in the device is sent to the mirror that comes back before that is primary again. It is not, and then the
+/// kernel has to get rid of more than its socket holds.
+pub fn a_device_whose_peer_was_promoted_meanwhile_is_let_go_of() -> Result<()> {
+    let servers = Servers::in_step(&Options::default())?;
+    let first = servers.machine(First);
+    let load = first.start(
+        "fio --name=load --filename=/dev/nbd0 --rw=randwrite --bs=1m --ioengine=libaio --direct=1 --iodepth=16 \
+            --time_based --runtime=1h >&2",
+    )?;
+    servers.kill_mirrord_at_work(First)?;
+    servers.take_over(Second)?;
+    servers.start_mirrord(First)?;
+    let ended = first.wait(load, "the load")?;
+    ensure!(ended.code != 0, "the load gets errors: {ended:?}");
+    let gone =
+        "[ $(cat /sys/block/nbd0/size) = 0 ] && grep -q 'nbd0 is let go of' /run/mirrord.log";
+    first.until("the device to be gone", gone)?;
+    first.run("! grep 'did not end within' /run/mirrord.log")?;
+    first.run("! dmesg | grep -E 'hung_task|blocked for more'")?;
+    // It is as good as new.
+    servers.ctl(Second, &format!("wait md1 --for synced --timeout {WAIT}"))?;
+    servers.ctl(Second, "demote md1")?;
+    servers.ctl(First, "promote md1")?;
+    servers.wait_attached(First)?;
+    servers.expect_equal(First)
 }
 
 pub fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {

@@ -13,7 +13,7 @@ const CONFIG: &str = "/etc/mirror/cluster.toml";
 const COMMITS_ENDED: &str = "/run/commits.ended";
 const KEY: &str = "/etc/mirror/cluster.key";
 /// What `mirrorctl` waits for is waited for a little shorter than its end, so that it says what it saw instead.
-const WAIT: &str = "9m";
+pub const WAIT: &str = "9m";
 /// What the load writes there when a commit is acknowledged: outside of all that loses its power.
 const ACKNOWLEDGED: &str = "acknowledged ";
 /// Whoever opens it last for the moment has it to itself for a moment.
@@ -174,12 +174,22 @@ impl Servers {
         self.wait_mirrord(side)
     }
 
-    /// After it was killed: systemd starts it, if it has the machine.
+    /// After it was killed: systemd does, if it has the machine.
     pub fn restart_mirrord(&self, side: Side) -> Result<()> {
         match self.systemd {
-            true => self.wait_mirrord(side),
-            false => self.start_mirrord(side),
+            true => Ok(()),
+            false => self.spawn(side, Daemon::Mirrord),
         }
+    }
+
+    /// The device goes on for so many times now. Looking takes next to nothing of what the restart needs.
+    pub fn wait_resumed(&self, side: Side, times: u32) -> Result<()> {
+        let script = format!(
+            "usleep 200000; [ $(grep -c 'nbd0 goes on' {}) = {times} ]",
+            Daemon::Mirrord.log()
+        );
+        let resumed = self.machine(side).until("the device", &script);
+        resumed.with_context(|| self.log(side)).map(drop)
     }
 
     fn wait_mirrord(&self, side: Side) -> Result<()> {

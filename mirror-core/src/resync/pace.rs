@@ -109,9 +109,9 @@ impl Pace {
         };
     }
 
-    /// A client waits for something.
-    pub fn note_clients(&mut self, now_ms: u64) {
-        self.clients_ms = Some(now_ms);
+    /// A client waits for something; or will by then, if that time is to come.
+    pub fn note_clients(&mut self, at_ms: u64) {
+        self.clients_ms = self.clients_ms.max(Some(at_ms));
     }
 
     pub fn stride(&self, now_ms: u64) -> Stride {
@@ -380,6 +380,17 @@ mod tests {
             pace.started(MIB, 10 + ACTIVE_MS);
         }
         assert!(!pace.may_start(10 + ACTIVE_MS), "all places are taken");
+    }
+
+    #[test]
+    fn clients_that_are_expected_count_as_active_until_they_should_be_there() {
+        let mut pace = Pace::new(rates(0, 0), 4, 0);
+        pace.note_clients(2_000);
+        assert_eq!(pace.stride(0), Stride::Yielding);
+        // One of them comes, and the others do not.
+        pace.note_clients(500);
+        assert_eq!(pace.stride(2_000 + ACTIVE_MS - 1), Stride::Yielding);
+        assert_eq!(pace.stride(2_000 + ACTIVE_MS), Stride::Free);
     }
 
     #[test]

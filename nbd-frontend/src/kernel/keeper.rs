@@ -39,8 +39,9 @@ pub const ORDERS_MAX: usize = 64;
 /// was under way when a daemon died is sent again then. The kernel adds a second of its own between two looks, so this is
 /// the part of a pause that is ours; with less, more requests of slow disks are logged as possibly stuck.
 const REQUEST_CHECK_MS: u32 = 250;
-/// Between two tries to be primary again under a device that waits.
-const REINSTATE_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two tries to be primary again under a device that waits. Short, so that the peer is asked for its word
+/// before it gets more to do: what the last run left in doubt is compared as soon as both are connected.
+const REINSTATE_INTERVAL: Duration = Duration::from_millis(10);
 /// How long the peer's word is waited for before an arbiter's has to do.
 const PEER_WAIT: Duration = Duration::from_secs(3);
 /// Longest that a call of the kernel may take.
@@ -149,6 +150,9 @@ pub struct Keeper {
     asks: mpsc::Receiver<Ask>,
     shown: watch::Sender<Shown>,
     phase: Phase,
+    /// Our ends of what the kernel sends requests to while its device waits. Nobody reads them before the mirror is
+    /// primary again.
+    offered: Vec<UnixStream>,
     /// Ended connections, by the number of the attachment they belonged to.
     ended: mpsc::Receiver<u64>,
     ending: mpsc::Sender<u64>,
@@ -181,6 +185,7 @@ impl Keeper {
             asks,
             shown,
             phase: Phase::Detached,
+            offered: Vec::new(),
             ended,
             ending,
             number: 0,
@@ -229,6 +234,13 @@ impl Keeper {
         match plan::at_start(&self.settings.device.device(), own) {
             AtStart::Nothing => self.follow().await,
             AtStart::GoOn => {
+                // Now, and not when the mirror is primary: the kernel sends what was under way again when it next looks
+                // at it after its connection was replaced, so that it looks while the mirror gets ready. Where this
+                // does not work, `go_on` tries once more.
+                self.offered = self
+                    .offer(own, self.settings.connections)
+                    .await
+                    .unwrap_or_default();
                 self.phase = Phase::Waiting {
                     identity: own,
                     since: Instant::now(),
@@ -478,40 +490,35 @@ impl Keeper {
     /// Takes over all connections of a device whose daemon died.
     async fn reconnect(&mut self, identity: Identity) -> Result<(), Trouble> {
         self.number += 1;
-        let wanted = self.settings.connections;
-        let taken = self.give_sockets(identity, wanted).await?;
-        if taken == 0 {
+        let mut taken = std::mem::take(&mut self.offered);
+        taken.retain(|socket| !is_hung_up(socket));
+        if taken.is_empty() {
+            taken = self.offer(identity, self.settings.connections).await?;
+        }
+        if taken.is_empty() {
             return Err(format!(
                 "the kernel took no new connection for {}: it holds the old ones for alive",
                 self.path()
             ));
         }
-        Ok(())
+        self.adopt_all(taken).await
     }
 
     async fn reconnect_dead(&mut self, identity: Identity) -> Result<(), Trouble> {
-        let taken = self.give_sockets(identity, 1).await?;
-        if taken == 0 {
+        let taken = self.offer(identity, 1).await?;
+        if taken.is_empty() {
             return Err(format!(
                 "the kernel took no new connection for {}",
                 self.path()
             ));
         }
-        Ok(())
+        self.adopt_all(taken).await
     }
 
-    /// How many of so many new sockets the kernel took: it says nothing of it.
-    async fn give_sockets(&mut self, identity: Identity, count: usize) -> Result<usize, Trouble> {
-        // Those that are refused end at once, which is nothing to mend.
-        let current = std::mem::take(&mut self.number);
-        let sockets = self.pairs(count)?;
+    /// Our ends of those of so many new sockets that the kernel took: it says nothing of it.
+    async fn offer(&self, identity: Identity, count: usize) -> Result<Vec<UnixStream>, Trouble> {
+        let (mut ours, theirs): (Vec<_>, Vec<_>) = self.pairs(count)?.into_iter().unzip();
         let device = self.settings.device;
-        let mut ours = Vec::new();
-        let mut theirs = Vec::new();
-        for (our, their) in sockets {
-            ours.push(our);
-            theirs.push(their);
-        }
         with_driver(move |driver| {
             let sockets: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
             // One by one: the kernel stops at the first that it has no place for.
@@ -520,16 +527,9 @@ impl Keeper {
                 .try_for_each(|one| driver.reconnect(device, identity, one))
         })
         .await?;
-        self.number = current;
-        let mut taken = 0;
-        for socket in ours {
-            // Nobody else has the other end by now, if the kernel has not.
-            if !is_hung_up(&socket) {
-                self.adopt(socket).await?;
-                taken += 1;
-            }
-        }
-        Ok(taken)
+        // Nobody else has the other end by now, if the kernel has not.
+        ours.retain(|socket| !is_hung_up(socket));
+        Ok(ours)
     }
 
     async fn resize(&mut self, identity: Identity, size_bytes: u64) {
@@ -590,6 +590,13 @@ impl Keeper {
         Ok(theirs)
     }
 
+    async fn adopt_all(&self, ours: Vec<UnixStream>) -> Result<(), Trouble> {
+        for socket in ours {
+            self.adopt(socket).await?;
+        }
+        Ok(())
+    }
+
     fn pairs(&self, count: usize) -> Result<Vec<(UnixStream, UnixStream)>, Trouble> {
         let pairs = std::iter::repeat_with(UnixStream::pair).take(count);
         pairs
@@ -634,6 +641,8 @@ impl Keeper {
     }
 
     fn forget(&mut self) {
+        // Before the device is disconnected: the kernel waits then for whoever is sending to one that nobody reads.
+        self.offered.clear();
         self.phase = Phase::Detached;
         self.shown.send_replace(Shown::Nothing);
     }
