@@ -9,6 +9,7 @@ use crate::io::buffers::{BufferPool, Reserve};
 use crate::io::claim::{self, Durability};
 use crate::io::error::OpenError;
 use crate::io::store::{Allocation, Store};
+use crate::io::turns::Turns;
 use crate::units::ByteRange;
 use crate::volume::event::{DiskFault, Output};
 
@@ -17,6 +18,7 @@ use crate::volume::event::{DiskFault, Output};
 pub struct DataDisk {
     store: Rc<Store>,
     pool: BufferPool,
+    turns: Rc<Turns>,
 }
 
 impl DataDisk {
@@ -25,7 +27,11 @@ impl DataDisk {
     pub fn open(path: &Path, claim_timeout: Duration, pool: BufferPool) -> Result<Self, OpenError> {
         let claimed = claim::claim(path, Durability::OnFlush, claim_timeout)?;
         let store = Rc::new(Store::new(claimed)?);
-        Ok(Self { store, pool })
+        Ok(Self {
+            store,
+            pool,
+            turns: Rc::default(),
+        })
     }
 
     pub(super) fn store(&self) -> &Rc<Store> {
@@ -63,6 +69,14 @@ impl DataDisk {
     /// `reserve`: whose memory the data is read into. A client that does not fetch its answers must
     /// not hold what link and resync live on.
     pub async fn read(&self, range: ByteRange, reserve: Reserve) -> Result<Output, DiskFault> {
+        if reserve == Reserve::Internal {
+            // To be hashed as soon as it is there.
+            self.turns.take(range.length as usize).await;
+        }
+        self.read_data(range, reserve).await
+    }
+
+    async fn read_data(&self, range: ByteRange, reserve: Reserve) -> Result<Output, DiskFault> {
         let buffer = self.pool.take(range.length as usize, reserve).await;
         let buffer = self.store.read_into(buffer, range.offset).await?;
         Ok(Output::Data(buffer.freeze()))
@@ -72,7 +86,7 @@ impl DataDisk {
     pub async fn read_sparse(&self, range: ByteRange) -> Result<Output, DiskFault> {
         match self.store.is_hole(range.offset, range.length as u64) {
             true => Ok(Output::Hole),
-            false => self.read(range, Reserve::Internal).await,
+            false => self.read_data(range, Reserve::Internal).await,
         }
     }
 

@@ -26,4 +26,5 @@ mod relocate;
 pub mod ring;
 pub mod signature;
 pub mod store;
+mod turns;
 pub use driver::ExportState;

@@ -148,6 +148,8 @@ pub struct Volume {
     superblock: Superblock,
     /// The epoch in which this side was primary when its process died, while nobody else was primary since.
     reinstatable: Option<Epoch>,
+    /// Until then clients count as active, also where nothing of theirs is under way yet.
+    clients_return_ms: Option<u64>,
     geometry: Geometry,
     store: Store,
     bitmap: Bitmap,
@@ -244,6 +246,7 @@ impl Volume {
             entropy: seed.entropy,
             incarnation,
             reinstatable: superblock.flags.primary.then_some(superblock.epoch),
+            clients_return_ms: None,
             superblock,
             geometry,
             store: Store::new(copy_first),

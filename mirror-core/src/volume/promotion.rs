@@ -13,6 +13,8 @@ use crate::link::handshake::Strategy;
 use crate::units::{CommandId, Epoch, FullSyncId, LinkId, Sequence, Uuid};
 use crate::wire::message::{DiskState, Message, Mode, Role};
 
+/// Within this time the kernel sends again what was under way when the process died. It looks for it every 1.3 s.
+const CLIENTS_RETURN_MS: u64 = 2_000;
 /// The rule by which a reinstatement is refused for good.
 pub const NOT_REINSTATED: &str = "not-reinstated";
 
@@ -103,8 +105,10 @@ impl Volume {
                 "wait for the resync to end",
             );
         } else if self.link_ready() {
+            self.expect_clients();
             self.ask_leave(id, false, None, true);
         } else if alone && self.has_arbiter() {
+            self.expect_clients();
             self.record_promotion(id, false, None, true);
         } else {
             self.refuse(
@@ -117,6 +121,12 @@ impl Volume {
                 "wait for it",
             );
         }
+    }
+
+    /// The clients of a kernel device are there, though nothing of theirs is: they find no heap of steps that have to end
+    /// before theirs.
+    fn expect_clients(&mut self) {
+        self.clients_return_ms = Some(self.now.monotonic_ms + CLIENTS_RETURN_MS);
     }
 
     /// With an arbiter nobody is primary without its grant, whoever insists. True if it refused.

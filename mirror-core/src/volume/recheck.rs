@@ -37,9 +37,6 @@ use crate::wire::message::{DiskState, Message, Mode, Role};
 /// Extents that two crashes in a row may leave in doubt, by the slots of the log. More is left to a resync.
 const CRASHES: u64 = 2;
 
-/// Within this time the kernel sends again what was under way when the process died. It looks for it every 1.3 s.
-const CLIENTS_RETURN_MS: u64 = 2_000;
-
 /// What earlier runs had under way: every block that is dirty here.
 #[derive(Debug)]
 pub(super) struct Recheck {
@@ -102,9 +99,7 @@ impl Volume {
     pub(super) fn begin_recheck(&mut self) {
         self.resync_due_ms = None;
         let total_bytes = self.bitmap.dirty_bytes();
-        let mut pace = self.new_pace();
-        // Those whose process died under load find no heap of steps that have to end before theirs.
-        pace.note_clients(self.now.monotonic_ms + CLIENTS_RETURN_MS);
+        let pace = self.new_pace();
         let walk = Walk::new(SyncKind::Recheck, Stage::Walking, total_bytes, pace);
         self.walk = Some(walk);
         self.report(Notice::info(

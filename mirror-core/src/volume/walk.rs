@@ -16,7 +16,7 @@ use super::store::After;
 use super::{Io, Sent, Volume};
 use crate::buffer::Buffer;
 use crate::control::SyncKind;
-use crate::resync::hash::{COMPARE_BYTES, block_hashes, is_zero};
+use crate::resync::hash::{COMPARE_BYTES, VERIFY_BYTES, block_hashes, is_zero};
 use crate::resync::pace::Pace;
 use crate::units::{ByteRange, EXTENT_BYTES, ExtentIndex, REQUEST_BYTES_MAX};
 use crate::wire::message::{InitialSync, Message};
@@ -210,10 +210,10 @@ impl Volume {
         match result {
             Err(_) => self.on_walk_read_failed(owner, range),
             Ok(Output::Data(data)) if verify || self.weak.contains(range.extent()) => {
-                let hashes = block_hashes(&data, COMPARE_BYTES);
+                let block_bytes = compare_bytes(verify);
+                let hashes = block_hashes(&data, block_bytes);
                 self.set_step(owner, Some(data), 1);
                 let sequence = self.next_sequence(Sent::Walk(owner));
-                let block_bytes = COMPARE_BYTES;
                 self.send(Message::Compare {
                     sequence,
                     range,
@@ -256,7 +256,7 @@ impl Volume {
         let Some(step) = walk.steps.get_mut(&owner) else {
             return;
         };
-        let runs = unequal_runs(step.range, unequal);
+        let runs = unequal_runs(step.range, unequal, compare_bytes(verify));
         let data = step.data.take();
         let whole = step.range;
         if runs.is_empty() {
@@ -473,9 +473,11 @@ impl Volume {
     }
 
     fn note_clients(&mut self) {
-        let clients_active = self.has_active_requests();
-        if let Some(walk) = self.walk.as_mut().filter(|_| clients_active) {
-            walk.pace.note_clients(self.now.monotonic_ms);
+        let active = self.has_active_requests().then_some(self.now.monotonic_ms);
+        if let Some(walk) = &mut self.walk
+            && let Some(at_ms) = active.max(self.clients_return_ms)
+        {
+            walk.pace.note_clients(at_ms);
         }
     }
 
@@ -664,10 +666,18 @@ fn next_range(cursor: u64, size_bytes: u64) -> Option<ByteRange> {
     (cursor < end).then(|| ByteRange::new(cursor, (end - cursor) as u32))
 }
 
+/// Bytes that one hash stands for.
+fn compare_bytes(verify: bool) -> u32 {
+    match verify {
+        true => VERIFY_BYTES,
+        false => COMPARE_BYTES,
+    }
+}
+
 /// The unequal blocks of a comparison as runs of bytes.
-fn unequal_runs(range: ByteRange, unequal: &[u64]) -> Vec<ByteRange> {
+fn unequal_runs(range: ByteRange, unequal: &[u64], block_bytes: u32) -> Vec<ByteRange> {
     let mut runs: Vec<ByteRange> = Vec::new();
-    let blocks = range.length.div_ceil(COMPARE_BYTES);
+    let blocks = range.length.div_ceil(block_bytes);
     for block in 0..blocks {
         let word = unequal
             .get((block / 64) as usize)
@@ -676,8 +686,8 @@ fn unequal_runs(range: ByteRange, unequal: &[u64]) -> Vec<ByteRange> {
         if word >> (block % 64) & 1 == 0 {
             continue;
         }
-        let start = block * COMPARE_BYTES;
-        let length = COMPARE_BYTES.min(range.length - start);
+        let start = block * block_bytes;
+        let length = block_bytes.min(range.length - start);
         let offset = range.offset + u64::from(start);
         match runs.last_mut() {
             Some(last) if last.end() == offset => last.length += length,
@@ -695,7 +705,7 @@ mod tests {
     fn unequal_blocks_become_runs_and_the_last_may_be_short() {
         let range = ByteRange::new(1 << 20, 3 * 4096 + 512);
         assert_eq!(
-            unequal_runs(range, &[0b1101]),
+            unequal_runs(range, &[0b1101], 4096),
             [
                 ByteRange::new(1 << 20, 4096),
                 ByteRange::new((1 << 20) + 8192, 4096 + 512)
