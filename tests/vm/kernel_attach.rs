@@ -85,7 +85,8 @@ pub fn xfs_sees_a_pause_and_no_error() -> Result<()> {
 
 /// What waits in the device is sent to the mirror that comes back before that is primary again. It is not, and then the
 /// kernel has to get rid of more than its socket holds.
-pub fn a_device_whose_peer_was_promoted_meanwhile_is_let_go_of() -> Result<()> {
+#[test]
+fn a_device_whose_peer_was_promoted_meanwhile_is_let_go_of() -> Result<()> {
     let servers = Servers::in_step(&Options::default())?;
     let first = servers.machine(First);
     let load = first.start(

@@ -28,11 +28,6 @@ fn a_mounted_file_system_grows_with_its_mirror() -> Result<()> {
 }
 
 #[test]
-fn a_device_whose_peer_was_promoted_meanwhile_is_let_go_of() -> Result<()> {
-    kernel_attach::a_device_whose_peer_was_promoted_meanwhile_is_let_go_of()
-}
-
-#[test]
 fn what_cannot_be_attached_or_detached_is_said_with_a_remedy() -> Result<()> {
     kernel_attach::what_cannot_be_attached_or_detached_is_said_with_a_remedy()
 }

@@ -72,7 +72,7 @@ pub fn run(contender: &Contender, row: &Row, length: Duration) -> Result<Sample>
 
 /// Writes all of the target once, so that no row meets space that was never written. In small requests, as they leave a
 /// server as it was: from the first request of 1 MiB on, the C library no longer gives memory back to the kernel after each
-/// large one, and QEMU, which takes memory for each, is two to three times as fast with 128 KiB as in its own figures.
+/// large one, and QEMU, which takes memory for each, is more than twice as fast with 128 KiB then.
 pub fn fill(contender: &Contender) -> Result<()> {
     let words = ["--rw=write", "--bs=64k", "--iodepth=16"];
     fio::report(&contender.target().fio_words(), MARGIN, &words).map(drop)

@@ -70,7 +70,7 @@ impl DataDisk {
     /// not hold what link and resync live on.
     pub async fn read(&self, range: ByteRange, reserve: Reserve) -> Result<Output, DiskFault> {
         if reserve == Reserve::Internal {
-            // To be hashed as soon as it is there.
+            // For a comparison, but for few: hashed as soon as it is there.
             self.turns.take(range.length as usize).await;
         }
         self.read_data(range, reserve).await

@@ -18,7 +18,7 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Waits until so much more may be worked on.
+    /// Waits until so much more may be worked on: as long as all who are in line now take, once each.
     pub(super) async fn take(&self, bytes: usize) {
         while self.used_bytes.get() >= TURN_BYTES {
             let_others_run().await;

@@ -431,6 +431,35 @@ fn a_primary_that_died_is_reinstated_in_its_epoch_when_the_peer_was_not_promoted
 }
 
 #[test]
+fn a_walk_makes_way_for_the_clients_of_a_device_before_they_are_back() {
+    let mut pair = Pair::synced();
+    pair.kill(0);
+    pair.start(0);
+    let steps_begun = |pair: &mut Pair| {
+        let mut effects = Vec::new();
+        let (id, now) = (CommandId(0), pair.now);
+        let command = Command::Verify { repair: false };
+        let volume = &mut pair.node(0).volume;
+        volume.step(now, Event::Command { id, command }, &mut effects);
+        let reads = effects
+            .iter()
+            .filter(|it| matches!(it, Effect::Read { .. }));
+        let begun = reads.count();
+        pair.carry_out(0, effects);
+        pair.run();
+        begun
+    };
+    pair.run();
+    assert_eq!(steps_begun(&mut pair), 4, "no client is active");
+    pair.command(0, Command::Reinstate { alone: false })
+        .expect("nobody else was primary");
+    assert_eq!(steps_begun(&mut pair), 1, "clients are to come back");
+    pair.expect_synced();
+    pair.now.monotonic_ms += 2_100;
+    assert_eq!(steps_begun(&mut pair), 4, "they did not");
+}
+
+#[test]
 fn nobody_is_reinstated_after_another_or_without_its_word() {
     const REINSTATE: Command = Command::Reinstate { alone: false };
     let rule = |result: Result<String, Refusal>| result.expect_err("it proves nothing").rule;

@@ -234,18 +234,18 @@ impl Keeper {
         match plan::at_start(&self.settings.device.device(), own) {
             AtStart::Nothing => self.follow().await,
             AtStart::GoOn => {
-                // Now, and not when the mirror is primary: the kernel sends what was under way again when it next looks
-                // at it after its connection was replaced, so that it looks while the mirror gets ready. Where this
-                // does not work, `go_on` tries once more.
-                self.offered = self
-                    .offer(own, self.settings.connections)
-                    .await
-                    .unwrap_or_default();
                 self.phase = Phase::Waiting {
                     identity: own,
                     since: Instant::now(),
                 };
                 self.shown.send_replace(Shown::Waits);
+                // Now, and not when the mirror is primary: the kernel sends what was under way again when it next looks
+                // at it after its connection was replaced, so that it looks while the mirror gets ready. Nothing is
+                // lost where this does not work: `reconnect` offers what is missing, and says what is wrong.
+                self.offered = self
+                    .offer(own, self.settings.connections)
+                    .await
+                    .unwrap_or_default();
             }
             AtStart::Release => {
                 self.release("it is of an epoch that is over").await;
@@ -492,8 +492,10 @@ impl Keeper {
         self.number += 1;
         let mut taken = std::mem::take(&mut self.offered);
         taken.retain(|socket| !is_hung_up(socket));
-        if taken.is_empty() {
-            taken = self.offer(identity, self.settings.connections).await?;
+        // The kernel gives up one of several that does not answer for long.
+        let missing = self.settings.connections.saturating_sub(taken.len());
+        if missing > 0 {
+            taken.extend(self.offer(identity, missing).await?);
         }
         if taken.is_empty() {
             return Err(format!(
