@@ -9,7 +9,7 @@
 //! Each slot also knows which of its blocks the peer has acknowledged but not flushed: what a peer
 //! that comes back as another incarnation has lost.
 
-use std::collections::HashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::layout::log_record::{LOG_CONTEXT, LOG_UPDATES_MAX, LogRecord};
 use crate::units::{BLOCK_BYTES_MIN, ByteRange, EXTENT_BYTES, ExtentIndex};
@@ -51,7 +51,7 @@ struct Slot {
 #[derive(Debug)]
 pub struct ActivityLog {
     slots: Vec<Slot>,
-    index: HashMap<ExtentIndex, u16>,
+    index: FxHashMap<ExtentIndex, u16>,
     newest: u16,
     oldest: u16,
     free: Vec<u16>,
@@ -85,7 +85,7 @@ impl ActivityLog {
         };
         Self {
             slots: vec![slot; usize::from(slots)],
-            index: HashMap::with_capacity(usize::from(slots)),
+            index: FxHashMap::with_capacity_and_hasher(usize::from(slots), FxBuildHasher),
             newest: NO_SLOT,
             oldest: NO_SLOT,
             free: (0..slots).rev().collect(),

@@ -97,13 +97,29 @@ impl DataDisk {
         data: Buffer,
         fua: bool,
     ) -> Result<Output, DiskFault> {
-        assert_eq!(
-            data.len(),
-            range.length as usize,
-            "a write carries exactly the bytes of its range"
-        );
+        check_length(range, &data);
         self.store.write(data, range.offset, &self.pool).await?;
         self.settle(fua).await
+    }
+
+    /// Its writes are not waited for: [`Self::write_in_memory`] does them.
+    pub fn is_in_memory(&self) -> bool {
+        self.store.is_in_memory()
+    }
+
+    /// As [`Self::write`] where the disk is in memory, and at once.
+    pub fn write_in_memory(
+        &self,
+        range: ByteRange,
+        data: &Buffer,
+        fua: bool,
+    ) -> Result<Output, DiskFault> {
+        check_length(range, data);
+        self.store.write_in_memory(data, range.offset)?;
+        if fua {
+            self.store.flush_in_memory()?;
+        }
+        Ok(Output::Nothing)
     }
 
     /// Makes the range read as zeroes, edges included.
@@ -134,6 +150,14 @@ impl DataDisk {
         }
         Ok(Output::Nothing)
     }
+}
+
+fn check_length(range: ByteRange, data: &Buffer) {
+    assert_eq!(
+        data.len(),
+        range.length as usize,
+        "a write carries exactly the bytes of its range"
+    );
 }
 
 #[cfg(test)]

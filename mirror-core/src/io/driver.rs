@@ -5,12 +5,13 @@
 //! queue. Effects are started in the order in which the volume gave them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{info, warn};
 
@@ -33,7 +34,13 @@ use crate::volume::event::{Command, DiskFault, Event, Output, WAKE_MS};
 use crate::volume::notice::Notice;
 use crate::wire::message::Envelope;
 
+mod memory_writes;
+
+use memory_writes::{MemoryWrite, MemoryWrites};
+
 const NS_PER_MS: u64 = 1_000_000;
+/// Effects of one step that there is memory for from the start.
+const EFFECTS: usize = 256;
 
 /// What a front end waits for changes of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,9 +91,9 @@ pub(super) struct Driver {
     wanted: Wanted,
     link: RefCell<Option<Rc<Link>>>,
     traffic: Traffic,
-    unanswered: RefCell<HashMap<RequestId, Unanswered>>,
+    unanswered: RefCell<FxHashMap<RequestId, Unanswered>>,
     metrics: Metrics,
-    commands: RefCell<HashMap<CommandId, oneshot::Sender<CommandResult>>>,
+    commands: RefCell<FxHashMap<CommandId, oneshot::Sender<CommandResult>>>,
     next_id: Cell<u64>,
     export: watch::Sender<ExportState>,
     tickets: watch::Sender<u64>,
@@ -94,6 +101,9 @@ pub(super) struct Driver {
     last_refused: RefCell<String>,
     /// Operations that the disks have not answered yet.
     in_flight: Cell<usize>,
+    memory_writes: MemoryWrites,
+    /// Empty between two steps: the memory of each.
+    effects: Cell<Vec<Effect>>,
     settled: Notify,
     broken: Notify,
     busy_poll: Rc<BusyPoll>,
@@ -130,6 +140,8 @@ impl Driver {
             notices,
             last_refused: RefCell::default(),
             in_flight: Cell::new(0),
+            memory_writes: MemoryWrites::new(),
+            effects: Cell::new(Vec::with_capacity(EFFECTS)),
             settled: Notify::new(),
             broken: Notify::new(),
             busy_poll: BusyPoll::new(busy_poll),
@@ -155,7 +167,7 @@ impl Driver {
             return;
         }
         let guard = BreakGuard(self);
-        let mut effects = Vec::new();
+        let mut effects = self.effects.take();
         loop {
             let Some(Occurred { event, timed }) = self.events.borrow_mut().pop_front() else {
                 break;
@@ -189,6 +201,9 @@ impl Driver {
             }
         }
         drop(guard);
+        // A step that had much to do, and they are few, has not taken it for good.
+        effects.shrink_to(EFFECTS);
+        self.effects.set(effects);
         self.stepping.set(false);
     }
 
@@ -370,13 +385,22 @@ impl Driver {
             Effect::Write {
                 io,
                 range,
-                data: payload,
+                data,
                 fua,
             } => {
-                let data = self.resources.data.clone();
                 let begun = self.metrics.begin_local_write(range);
+                let disk = self.resources.data.clone();
+                if disk.is_in_memory() {
+                    return self.write_in_memory(MemoryWrite {
+                        io,
+                        range,
+                        data,
+                        fua,
+                        begun,
+                    });
+                }
                 self.local(io, Some(begun), async move {
-                    data.write(range, payload, fua).await
+                    disk.write(range, data, fua).await
                 });
             }
             Effect::WriteZeroes {
@@ -459,11 +483,21 @@ impl Driver {
         let driver = Rc::clone(self);
         self.run(async move {
             let result = work.await;
-            driver.tell_fault(driver.resources.data.take_fault());
-            let timed = begun.filter(|_| result.is_ok());
-            let event = Event::LocalDone { io, result };
-            Occurred { event, timed }
+            driver.local_done(io, begun, result)
         });
+    }
+
+    /// An operation on the data disk has ended.
+    fn local_done(
+        &self,
+        io: IoToken,
+        begun: Option<Begun>,
+        result: Result<Output, DiskFault>,
+    ) -> Occurred {
+        self.tell_fault(self.resources.data.take_fault());
+        let timed = begun.filter(|_| result.is_ok());
+        let event = Event::LocalDone { io, result };
+        Occurred { event, timed }
     }
 
     /// What the system said comes before what the volume makes of it.
@@ -479,11 +513,16 @@ impl Driver {
         tokio::task::spawn_local(async move {
             let guard = BreakGuard(&driver);
             let occurred = work.await;
-            driver.in_flight.set(driver.in_flight.get() - 1);
-            driver.occurred(occurred);
-            driver.settled.notify_one();
+            driver.ended(occurred);
             drop(guard);
         });
+    }
+
+    /// What was in flight is not any more.
+    fn ended(self: &Rc<Self>, occurred: Occurred) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        self.occurred(occurred);
+        self.settled.notify_one();
     }
 
     fn send(&self, link: LinkId, envelope: Envelope) {
@@ -569,6 +608,13 @@ fn boot_clock_ns() -> u64 {
     u64::try_from(ns).expect("the time since boot is not negative")
 }
 
+/// As of the last tick of the kernel, which is a few milliseconds old at most and takes no look at a hardware clock.
+fn wall_clock_s() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_REALTIME_COARSE)
+        .expect("Linux has had this clock since 2.6.32");
+    u64::try_from(time.tv_sec()).unwrap_or(0)
+}
+
 /// The time of a step.
 pub(super) fn now() -> Now {
     now_at(boot_clock_ns())
@@ -577,9 +623,7 @@ pub(super) fn now() -> Now {
 fn now_at(boot_ns: u64) -> Now {
     Now {
         monotonic_ms: boot_ns / NS_PER_MS,
-        unix_s: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |elapsed| elapsed.as_secs()),
+        unix_s: wall_clock_s(),
     }
 }
 

@@ -6,9 +6,9 @@
 //! start, and a record costs a few nanoseconds. Nothing is decided by what is measured.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 
 use hdrhistogram::Histogram;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::control::{
     DiskCounters, LATENCY_BOUNDS_NS, Latencies, Latency, LatencyBucket, MemoryUse, QueueDepth,
@@ -57,7 +57,7 @@ pub(super) struct Metrics {
     recorders: RefCell<[Recorder; TIMED]>,
     disk: Cell<DiskCounters>,
     /// When replicated writes were put in line.
-    awaited: RefCell<HashMap<Sequence, u64>>,
+    awaited: RefCell<FxHashMap<Sequence, u64>>,
     /// Stamp of the last keepalive, and when it was sent.
     pinged: Cell<Option<(u64, u64)>>,
     requests_max: Cell<usize>,
@@ -70,7 +70,10 @@ impl Metrics {
             now_ns: Cell::new(now_ns),
             recorders: RefCell::new(std::array::from_fn(|_| Recorder::new())),
             disk: Cell::default(),
-            awaited: RefCell::new(HashMap::with_capacity(AWAITED_MAX)),
+            awaited: RefCell::new(FxHashMap::with_capacity_and_hasher(
+                AWAITED_MAX,
+                FxBuildHasher,
+            )),
             pinged: Cell::default(),
             requests_max: Cell::default(),
         }

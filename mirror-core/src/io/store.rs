@@ -124,6 +124,11 @@ impl Store {
         self.logical_block_bytes
     }
 
+    /// Nothing on it has to be waited for but zeroing.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
     /// Bytes it has now.
     pub fn size_bytes(&self) -> io::Result<u64> {
         if !self.block_device {
@@ -174,11 +179,12 @@ impl Store {
         offset: u64,
         pool: &BufferPool,
     ) -> Result<(), DiskFault> {
+        if self.in_memory {
+            return self.write_in_memory(&data, offset);
+        }
         let length = data.len();
         let aligned = (data.as_ptr() as usize).is_multiple_of(self.memory_alignment);
-        let result = if self.in_memory {
-            self.write_now(&data, offset)
-        } else if !self.direct || aligned {
+        let result = if !self.direct || aligned {
             ring::write_all(&self.file, data, offset).await
         } else {
             self.write_copied(&data, offset, pool).await
@@ -220,11 +226,24 @@ impl Store {
 
     /// Makes everything that completed before durable.
     pub async fn flush(&self) -> Result<(), DiskFault> {
-        let result = if self.in_memory {
-            self.flush_now()
-        } else {
-            ring::sync_data(&self.file).await
-        };
+        if self.in_memory {
+            return self.flush_in_memory();
+        }
+        self.flushed(ring::sync_data(&self.file).await)
+    }
+
+    /// As [`Self::write`] for a store that is in memory, and at once.
+    pub fn write_in_memory(&self, data: &[u8], offset: u64) -> Result<(), DiskFault> {
+        self.write_now(data, offset)
+            .map_err(|error| self.fault("write", offset, data.len() as u64, &error))
+    }
+
+    /// As [`Self::flush`] for a store that is in memory, and at once.
+    pub fn flush_in_memory(&self) -> Result<(), DiskFault> {
+        self.flushed(self.flush_now())
+    }
+
+    fn flushed(&self, result: io::Result<()>) -> Result<(), DiskFault> {
         // What did not get to the medium is lost, for whatever reason: never "no space, try again".
         result.map_err(|error| {
             self.fault("flush", 0, 0, &error);

@@ -10,7 +10,7 @@ use std::task::Poll;
 use tokio::task::spawn_local;
 
 /// A turn ends when it has had this much: 50 µs or so of reading and hashing.
-const TURN_BYTES: usize = 256 << 10;
+pub(super) const TURN_BYTES: usize = 256 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Turns {
@@ -34,7 +34,7 @@ impl Turns {
 }
 
 /// Until all tasks of this thread that can run have run once. Unlike `yield_now` of tokio, without a look at the sockets.
-async fn let_others_run() {
+pub(super) async fn let_others_run() {
     let mut has_waited = false;
     poll_fn(|context| {
         if std::mem::replace(&mut has_waited, true) {

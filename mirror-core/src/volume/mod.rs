@@ -66,7 +66,7 @@ mod target;
 mod tests;
 mod walk;
 
-use std::collections::HashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::control::Counters;
 use crate::dirty::activity_log::ActivityLog;
@@ -167,8 +167,8 @@ pub struct Volume {
     halted: bool,
     stopped: bool,
 
-    io: HashMap<IoToken, Io>,
-    sent: HashMap<Sequence, Awaited>,
+    io: FxHashMap<IoToken, Io>,
+    sent: FxHashMap<Sequence, Awaited>,
     requests: Requests,
     backlog: Backlog,
     line: Line,
@@ -188,7 +188,7 @@ pub struct Volume {
     /// A resync stopped while the link stands: when to go on with it.
     resync_due_ms: Option<u64>,
     /// Steps of an aborted walk that the peer still works on: their ranges stay locked (D6).
-    strays: HashMap<Owner, walk::Step>,
+    strays: FxHashMap<Owner, walk::Step>,
     target: Option<Target>,
     exchange: Option<Exchange>,
     commands: Commands,
@@ -258,8 +258,8 @@ impl Volume {
             recovered: false,
             halted: false,
             stopped: false,
-            io: HashMap::with_capacity(1024),
-            sent: HashMap::with_capacity(in_flight),
+            io: FxHashMap::with_capacity_and_hasher(1024, FxBuildHasher),
+            sent: FxHashMap::with_capacity_and_hasher(in_flight, FxBuildHasher),
             requests: Requests::with_capacity(in_flight),
             backlog: Backlog::default(),
             line: Line::default(),
@@ -274,7 +274,7 @@ impl Volume {
             resync_paused: false,
             size_untold: false,
             resync_due_ms: None,
-            strays: HashMap::new(),
+            strays: FxHashMap::default(),
             target: None,
             exchange: None,
             commands: Commands::default(),

@@ -15,7 +15,9 @@
 //! that line, waits for the peer's acknowledgement still. So a lock is held for as long as before, and the
 //! argument above stands.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
 
 use crate::units::{ByteRange, ExtentIndex};
 
@@ -51,7 +53,9 @@ impl Claim {
 #[derive(Debug, Default)]
 pub struct RangeLocks {
     /// Claims of each extent in order of arrival. Ranges never straddle extents.
-    extents: HashMap<ExtentIndex, VecDeque<Claim>>,
+    extents: FxHashMap<ExtentIndex, VecDeque<Claim>>,
+    /// Of extents that have no claims any more, for the next: as many as ever had claims at once.
+    spare: Vec<VecDeque<Claim>>,
 }
 
 impl RangeLocks {
@@ -59,7 +63,9 @@ impl RangeLocks {
     /// owner.
     pub fn acquire(&mut self, owner: Owner, range: ByteRange, what: Use) -> bool {
         assert!(range.within_one_extent(), "{range:?} straddles extents");
-        let claims = self.extents.entry(range.extent()).or_default();
+        let spare = &mut self.spare;
+        let extent = self.extents.entry(range.extent());
+        let claims = extent.or_insert_with(|| spare.pop().unwrap_or_default());
         let mut claim = Claim {
             owner,
             range,
@@ -83,7 +89,7 @@ impl RangeLocks {
         claims.remove(position);
         grant(claims, position, range, granted);
         if claims.is_empty() {
-            self.extents.remove(&range.extent());
+            self.spare.extend(self.extents.remove(&range.extent()));
         }
     }
 

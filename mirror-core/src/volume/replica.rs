@@ -9,7 +9,9 @@
 //! holds a prefix of what its primary answered: a barrier names the last operation answered before the
 //! submission of the one that carries it, and what is done is closed under that.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+
+use rustc_hash::FxHashMap;
 
 use super::effect::Effect;
 use super::event::{DiskFault, Output};
@@ -79,7 +81,7 @@ struct Op {
 
 #[derive(Debug, Default)]
 pub(super) struct Replica {
-    ops: HashMap<Owner, Op>,
+    ops: FxHashMap<Owner, Op>,
     /// Sequences of the ops that are not complete.
     incomplete: BTreeSet<Sequence>,
     /// Ops that wait for their barrier, in order of arrival.

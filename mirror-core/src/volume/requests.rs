@@ -8,7 +8,7 @@
 //! In semisync and async the answer comes earlier (`ack_policy`). Lock and extent are given back with the
 //! second leg then, too; until then the write is in the table without its client and without its payload.
 
-use std::collections::{HashMap, HashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use super::effect::Effect;
 use super::event::{DiskFault, Output};
@@ -111,11 +111,11 @@ struct PeerRead {
 
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    writes: HashMap<Owner, Write>,
-    reads: HashMap<RequestId, Read>,
-    peer_reads: HashMap<Owner, PeerRead>,
+    writes: FxHashMap<Owner, Write>,
+    reads: FxHashMap<RequestId, Read>,
+    peer_reads: FxHashMap<Owner, PeerRead>,
     /// Complete here, but the answer waits (D5, D13).
-    held: HashSet<Owner>,
+    held: FxHashSet<Owner>,
     parked: Vec<Owner>,
     /// Waited for proof of the lease when the line that they rested on was cut: the peer lacks them now.
     overtaken: Vec<RequestId>,
@@ -126,7 +126,7 @@ pub(super) struct Requests {
 impl Requests {
     pub(super) fn with_capacity(writes: usize) -> Self {
         Self {
-            writes: HashMap::with_capacity(writes),
+            writes: FxHashMap::with_capacity_and_hasher(writes, FxBuildHasher),
             ..Self::default()
         }
     }

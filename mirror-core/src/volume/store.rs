@@ -9,7 +9,9 @@
 //! A metadata write that fails cannot be undone or worked around: the volume halts, answers nothing
 //! more, and its peer takes the silence for a loss.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+
+use rustc_hash::FxHashMap;
 
 use super::Volume;
 use super::effect::Effect;
@@ -74,7 +76,7 @@ enum MetadataIo {
 
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    io: HashMap<IoToken, MetadataIo>,
+    io: FxHashMap<IoToken, MetadataIo>,
     /// Superblock contents asked for, being written and durable.
     wanted: u64,
     writing: u64,
@@ -84,11 +86,11 @@ pub(super) struct Store {
     copy_first: usize,
     bytes: Vec<u8>,
     waiters: VecDeque<(u64, After)>,
-    pages: HashMap<usize, PageIo>,
+    pages: FxHashMap<usize, PageIo>,
     /// Pages to be written, none of which is being written.
     pages_waiting: BTreeSet<usize>,
     runs_out: usize,
-    batches: HashMap<u64, Batch>,
+    batches: FxHashMap<u64, Batch>,
 }
 
 #[derive(Debug, Default)]

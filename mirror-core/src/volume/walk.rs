@@ -5,7 +5,7 @@
 //! dirty until a flush of the peer covers them: that is the checkpoint, after which both sides clear
 //! their bits (D2). A resync makes as many passes as it takes, then hands over the generation.
 
-use std::collections::{HashMap, HashSet};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::effect::Effect;
 use super::event::{DiskFault, Output};
@@ -71,7 +71,7 @@ pub(super) struct Walk {
     repair: bool,
     /// Next byte to look at.
     cursor: u64,
-    pub(super) steps: HashMap<Owner, Step>,
+    pub(super) steps: FxHashMap<Owner, Step>,
     pace: Pace,
     pub(super) total_bytes: u64,
     pub(super) done_bytes: u64,
@@ -92,7 +92,7 @@ pub(super) struct Walk {
 #[derive(Debug, Default)]
 struct Unreadable {
     /// Extents walked one block at a time.
-    extents: HashSet<ExtentIndex>,
+    extents: FxHashSet<ExtentIndex>,
     /// A run of this pass failed and is worth another pass.
     again: bool,
     /// Single blocks of this pass that failed.
@@ -107,7 +107,7 @@ impl Walk {
             stage,
             repair: false,
             cursor: 0,
-            steps: HashMap::new(),
+            steps: FxHashMap::default(),
             pace,
             total_bytes,
             done_bytes: 0,

@@ -22,6 +22,13 @@ const BIT_1: u8 = 2;
 
 /// The head of a frame (header, then payload that is not data) and the data to send after it.
 pub fn encode(envelope: &Envelope) -> (Vec<u8>, Option<Buffer>) {
+    let mut head = Vec::with_capacity(HEADER_BYTES);
+    let data = append(envelope, &mut head);
+    (head, data)
+}
+
+/// As [`encode`], with the head at the end of `heads`.
+pub fn append(envelope: &Envelope, heads: &mut Vec<u8>) -> Option<Buffer> {
     let (inline, data) = payload(&envelope.message);
     let header = header(envelope, data.as_deref().unwrap_or(&inline));
     let (min, max) = header.kind().payload_limits();
@@ -31,10 +38,9 @@ pub fn encode(envelope: &Envelope) -> (Vec<u8>, Option<Buffer>) {
         header.kind(),
         header.payload_bytes
     );
-    let mut head = Vec::with_capacity(HEADER_BYTES + inline.len());
-    head.extend_from_slice(&header.encode());
-    head.extend_from_slice(&inline);
-    (head, data)
+    heads.extend_from_slice(&header.encode());
+    heads.extend_from_slice(&inline);
+    data
 }
 
 /// The header of a frame whose data follows as an LZ4 block of `block_bytes`. Panics for a message without data, and

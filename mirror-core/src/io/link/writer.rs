@@ -35,15 +35,16 @@ pub(super) struct Sink {
 /// Sends until the outbox is finished and empty.
 pub(super) async fn run(sink: Sink, outbox: Rc<Outbox>) -> Result<(), LinkError> {
     let mut compressor: Option<Compressor> = None;
+    let mut batch = Batch::default();
     while outbox.wait().await {
         compressor = outbox.take_compressor().or(compressor);
-        let pieces = gather(&outbox, compressor.as_mut());
+        batch.gather(&outbox, compressor.as_mut());
         let blocks = compressor.as_ref().map_or(&[][..], Compressor::blocks);
         match &sink.tls {
-            None => sink.send(pieces, blocks).await,
+            None => sink.send(&mut batch, blocks).await,
             Some(tls) => {
-                let encrypted = encrypt(&mut tls.borrow_mut(), &pieces, blocks);
-                drop(pieces);
+                let encrypted = encrypt(&mut tls.borrow_mut(), &batch, blocks);
+                batch.clear();
                 match encrypted {
                     Ok(()) => sink.send_records(tls).await,
                     Err(error) => Err(error),
@@ -51,6 +52,7 @@ pub(super) async fn run(sink: Sink, outbox: Rc<Outbox>) -> Result<(), LinkError>
             }
         }
         .map_err(LinkError::Broken)?;
+        batch.clear();
         if let Some(compressor) = &mut compressor {
             let has_taken_long = compressor.is_full();
             sink.note(compressor.finish_batch());
@@ -62,88 +64,105 @@ pub(super) async fn run(sink: Sink, outbox: Rc<Outbox>) -> Result<(), LinkError>
     Ok(())
 }
 
-fn gather(outbox: &Outbox, mut compressor: Option<&mut Compressor>) -> Vec<Piece> {
-    let mut batch = Batch::default();
-    while batch.bytes < BATCH_BYTES
-        && batch.pieces.len() + 2 < PIECES_MAX
-        && compressor
-            .as_ref()
-            .is_none_or(|compressor| !compressor.is_full())
-        && let Some(envelope) = outbox.pop()
-    {
-        match &mut compressor {
-            Some(compressor) => match compressor.compress(&envelope.message) {
-                Some(block) => batch.add_compressed(&envelope, block, compressor.blocks()),
-                None => batch.add(&envelope),
-            },
-            None => batch.add(&envelope),
-        }
-    }
-    batch.finish()
-}
-
-/// What is sent at once.
+/// What is sent at once. The memory for heads and pieces is used again for the next.
 #[derive(Default)]
 struct Batch {
     pieces: Vec<Piece>,
-    /// Heads and small payload since the last piece.
+    /// Heads and small payload of all pieces, one after the other.
     heads: Vec<u8>,
+    /// Up to there they belong to a piece.
+    heads_end: usize,
+    /// Of the pieces beside the heads.
     bytes: usize,
 }
 
 impl Batch {
-    fn add(&mut self, envelope: &Envelope) {
-        let (head, data) = frame::encode(envelope);
-        if self.heads.is_empty() {
-            self.bytes += head.len();
-            self.heads = head;
-        } else {
-            self.add_head(&head);
-        }
-        match data {
-            Some(data) if data.len() > INLINE_BYTES => {
-                self.add_piece(data.len(), Bytes::Shared(data))
+    fn clear(&mut self) {
+        self.pieces.clear();
+        self.heads.clear();
+        self.heads_end = 0;
+        self.bytes = 0;
+    }
+
+    /// Fills an empty batch.
+    fn gather(&mut self, outbox: &Outbox, mut compressor: Option<&mut Compressor>) {
+        while self.bytes + self.heads.len() < BATCH_BYTES
+            && self.pieces.len() + 2 < PIECES_MAX
+            && compressor
+                .as_ref()
+                .is_none_or(|compressor| !compressor.is_full())
+            && let Some(envelope) = outbox.pop()
+        {
+            let block = compressor
+                .as_mut()
+                .and_then(|compressor| compressor.compress(&envelope.message));
+            match (block, &compressor) {
+                (Some(block), Some(compressor)) => {
+                    self.add_compressed(&envelope, block, compressor.blocks());
+                }
+                _ => self.add(&envelope),
             }
-            Some(data) => self.add_head(&data),
+        }
+        self.end_heads();
+    }
+
+    fn add(&mut self, envelope: &Envelope) {
+        match frame::append(envelope, &mut self.heads) {
+            Some(data) if data.len() > INLINE_BYTES => self.add_piece(Piece::Data(data)),
+            Some(data) => self.heads.extend_from_slice(&data),
             None => {}
         }
     }
 
     fn add_compressed(&mut self, envelope: &Envelope, block: Range<usize>, blocks: &[u8]) {
-        self.add_head(&frame::encode_compressed(envelope, block.len()));
+        let head = frame::encode_compressed(envelope, block.len());
+        self.heads.extend_from_slice(&head);
         if block.len() > INLINE_BYTES {
-            self.add_piece(block.len(), Bytes::Compressed(block));
+            self.add_piece(Piece::Compressed(block));
         } else {
-            self.add_head(&blocks[block]);
+            self.heads.extend_from_slice(&blocks[block]);
         }
     }
 
-    fn add_head(&mut self, head: &[u8]) {
-        self.bytes += head.len();
-        self.heads.extend_from_slice(head);
+    fn add_piece(&mut self, piece: Piece) {
+        self.end_heads();
+        self.bytes += piece.len();
+        self.pieces.push(piece);
     }
 
-    fn add_piece(&mut self, length: usize, bytes: Bytes) {
-        self.bytes += length;
-        let heads = std::mem::take(&mut self.heads);
-        self.pieces.push(Piece::new(Bytes::Own(heads)));
-        self.pieces.push(Piece::new(bytes));
-    }
-
-    fn finish(mut self) -> Vec<Piece> {
-        if !self.heads.is_empty() {
-            self.pieces.push(Piece::new(Bytes::Own(self.heads)));
+    /// What was added to the heads since the last piece is a piece.
+    fn end_heads(&mut self) {
+        let end = self.heads.len();
+        if self.heads_end < end {
+            self.pieces.push(Piece::Head(self.heads_end..end));
+            self.heads_end = end;
         }
-        self.pieces
+    }
+
+    /// The pieces as they lie in memory.
+    fn slices<'a>(&'a self, blocks: &'a [u8]) -> Vec<IoSlice<'a>> {
+        let slice = |piece: &'a Piece| IoSlice::new(piece.bytes(&self.heads, blocks));
+        self.pieces.iter().map(slice).collect()
+    }
+
+    /// So many bytes of it are sent.
+    fn advance(&mut self, mut sent: usize) {
+        let mut whole = 0;
+        for piece in &mut self.pieces {
+            if sent < piece.len() {
+                piece.skip(sent);
+                break;
+            }
+            sent -= piece.len();
+            whole += 1;
+        }
+        self.pieces.drain(..whole);
     }
 }
 
 /// Makes records of all pieces, heads and payload together, from where they lie.
-fn encrypt(tls: &mut Connection, pieces: &[Piece], blocks: &[u8]) -> io::Result<()> {
-    let slices: Vec<IoSlice> = pieces
-        .iter()
-        .map(|piece| IoSlice::new(piece.rest(blocks)))
-        .collect();
+fn encrypt(tls: &mut Connection, batch: &Batch, blocks: &[u8]) -> io::Result<()> {
+    let slices = batch.slices(blocks);
     let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
     // It has no limit to what it takes at once (`tls`).
     match tls.writer().write_vectored(&slices)? {
@@ -176,41 +195,19 @@ impl Sink {
     }
 
     /// `blocks` is where compressed pieces lie.
-    async fn send(&self, mut pieces: Vec<Piece>, blocks: &[u8]) -> io::Result<()> {
-        while !pieces.is_empty() {
-            let mut written = self.write(&pieces, blocks).await?;
+    async fn send(&self, batch: &mut Batch, blocks: &[u8]) -> io::Result<()> {
+        while !batch.pieces.is_empty() {
+            let written = self.write(batch, blocks).await?;
             self.sent.set(self.sent.get() + written as u64);
-            let whole = pieces
-                .iter()
-                .take_while(|piece| {
-                    let fits = piece.rest(blocks).len() <= written;
-                    if fits {
-                        written -= piece.rest(blocks).len();
-                    }
-                    fits
-                })
-                .count();
-            pieces.drain(..whole);
-            if let Some(first) = pieces.first_mut() {
-                first.start += written;
-            }
+            batch.advance(written);
         }
         Ok(())
     }
-}
 
-impl Sink {
     /// Hands over what the socket takes at once, waiting only when it takes nothing.
-    async fn write(&self, pieces: &[Piece], blocks: &[u8]) -> io::Result<usize> {
+    async fn write(&self, batch: &Batch, blocks: &[u8]) -> io::Result<usize> {
         loop {
-            let written = {
-                let slices: Vec<IoSlice> = pieces
-                    .iter()
-                    .map(|piece| IoSlice::new(piece.rest(blocks)))
-                    .collect();
-                self.stream.try_write_vectored(&slices)
-            };
-            match written {
+            match self.stream.try_write_vectored(&batch.slices(blocks)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.stream.writable().await?;
@@ -221,30 +218,35 @@ impl Sink {
     }
 }
 
-enum Bytes {
-    Own(Vec<u8>),
-    Shared(Buffer),
+/// What is left to send of one stretch of bytes.
+enum Piece {
+    /// Where it lies among the batch's heads.
+    Head(Range<usize>),
+    Data(Buffer),
     /// Where it lies among the compressor's blocks.
     Compressed(Range<usize>),
 }
 
-/// What is left to send of one stretch of bytes.
-struct Piece {
-    bytes: Bytes,
-    start: usize,
-}
-
 impl Piece {
-    fn new(bytes: Bytes) -> Self {
-        Self { bytes, start: 0 }
+    fn len(&self) -> usize {
+        match self {
+            Self::Head(range) | Self::Compressed(range) => range.len(),
+            Self::Data(data) => data.len(),
+        }
     }
 
-    fn rest<'a>(&'a self, blocks: &'a [u8]) -> &'a [u8] {
-        let bytes: &[u8] = match &self.bytes {
-            Bytes::Own(bytes) => bytes,
-            Bytes::Shared(bytes) => bytes,
-            Bytes::Compressed(block) => &blocks[block.clone()],
-        };
-        &bytes[self.start..]
+    fn skip(&mut self, length: usize) {
+        match self {
+            Self::Head(range) | Self::Compressed(range) => range.start += length,
+            Self::Data(data) => *data = data.slice(length, data.len() - length),
+        }
+    }
+
+    fn bytes<'a>(&'a self, heads: &'a [u8], blocks: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Head(range) => &heads[range.clone()],
+            Self::Data(data) => data,
+            Self::Compressed(range) => &blocks[range.clone()],
+        }
     }
 }
