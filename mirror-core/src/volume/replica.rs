@@ -11,8 +11,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use rustc_hash::FxHashMap;
-
 use super::effect::Effect;
 use super::event::{DiskFault, Output};
 use super::log::LogWaiter;
@@ -22,6 +20,10 @@ use super::{Io, Volume};
 use crate::resync::hash::{block_hashes, unequal_blocks};
 use crate::units::{ByteRange, LinkId, Sequence};
 use crate::wire::message::{HASH_BYTES, Message, Role};
+
+mod ops;
+
+use ops::{Op, Ops, Work};
 
 #[derive(Debug)]
 pub(super) enum ReplicaIo {
@@ -60,28 +62,9 @@ pub(super) struct Comparison {
     hashes: Vec<[u8; HASH_BYTES]>,
 }
 
-#[derive(Debug)]
-enum Work {
-    Change(Change),
-    /// Covers everything before it.
-    Flush,
-}
-
-#[derive(Debug)]
-struct Op {
-    link: LinkId,
-    sequence: Sequence,
-    depends_on: Sequence,
-    range: ByteRange,
-    work: Work,
-    running: bool,
-    /// Went through this side's log, because the sender has no disk.
-    logged: bool,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Replica {
-    ops: FxHashMap<Owner, Op>,
+    ops: Ops,
     /// Sequences of the ops that are not complete.
     incomplete: BTreeSet<Sequence>,
     /// Ops that wait for their barrier, in order of arrival.
@@ -112,7 +95,7 @@ impl Replica {
         let Self {
             ops, incomplete, ..
         } = self;
-        ops.retain(|_, op| {
+        ops.retain(|op| {
             let stays = op.running || op.logged;
             if !stays {
                 incomplete.remove(&op.sequence);
@@ -270,7 +253,7 @@ impl Volume {
     /// The extent of a logged op is hot.
     pub(super) fn on_replica_hot(&mut self, owner: Owner) {
         self.log_queue.running += 1;
-        let Some(op) = self.replica.ops.get_mut(&owner) else {
+        let Some(op) = self.replica.ops.get_mut(owner) else {
             return;
         };
         op.logged = true;
@@ -389,35 +372,33 @@ impl Volume {
         }
         let mut ready = Vec::new();
         let in_line = self.runs_ahead();
-        let mut held_up = false;
         let Replica {
             ops,
             incomplete,
             waiting,
             ..
         } = &mut self.replica;
-        waiting.retain(|owner| {
-            if held_up {
-                return true;
-            }
-            let Some(op) = ops.get(owner) else {
-                return false;
+        let mut at = 0;
+        while let Some(&owner) = waiting.get(at) {
+            let first = incomplete.first();
+            let is_blocked = |op: &Op| {
+                first.is_some_and(|first| *first <= op.depends_on) || ops.has_earlier_overlap(op)
             };
-            let barred = incomplete
-                .first()
-                .is_some_and(|first| *first <= op.depends_on);
-            let blocked = barred
-                || ops
-                    .values()
-                    .any(|other| other.sequence < op.sequence && other.range.overlaps(op.range));
-            if !blocked {
-                ready.push((*owner, op.range));
+            match ops.get(owner) {
+                Some(op) if is_blocked(op) => {
+                    if in_line {
+                        break;
+                    }
+                    at += 1;
+                }
+                found => {
+                    ready.extend(found.map(|op| (owner, op.range)));
+                    waiting.remove(at);
+                }
             }
-            held_up = blocked && in_line;
-            blocked
-        });
+        }
         for (owner, _) in &ready {
-            if let Some(op) = ops.get_mut(owner) {
+            if let Some(op) = ops.get_mut(*owner) {
                 op.running = true;
             }
         }
@@ -425,7 +406,7 @@ impl Volume {
             let is_change = self
                 .replica
                 .ops
-                .get(&owner)
+                .get(owner)
                 .is_some_and(|op| matches!(op.work, Work::Change(_)));
             if self.superblock.peer.detached && is_change {
                 self.heat(LogWaiter::Replica(owner), range.extent());
@@ -437,27 +418,34 @@ impl Volume {
 
     fn apply_replica(&mut self, owner: Owner) {
         self.replica.running += 1;
-        let op = &self.replica.ops[&owner];
+        let op = self.replica.ops.get(owner);
+        let op = op.expect("an operation that begins is in the table");
         let (link, sequence, range) = (op.link, op.sequence, op.range);
-        let purpose = match op.work {
-            Work::Change(_) => ReplicaIo::Apply(owner),
-            Work::Flush => ReplicaIo::Flush {
-                link,
-                sequence,
-                covered: std::mem::take(&mut self.replica.resynced),
-                owner: Some(owner),
-            },
+        let change = match &op.work {
+            Work::Change(change) => Some(change.clone()),
+            Work::Flush => None,
         };
-        let io = self.start_io(Io::Replica(purpose));
-        let effect = match &self.replica.ops[&owner].work {
-            Work::Change(change) => change.effect(io, range),
-            Work::Flush => Effect::Flush { io },
+        let effect = match change {
+            Some(change) => {
+                let io = self.start_io(Io::Replica(ReplicaIo::Apply(owner)));
+                change.effect(io, range)
+            }
+            None => {
+                let covered = std::mem::take(&mut self.replica.resynced);
+                let io = self.start_io(Io::Replica(ReplicaIo::Flush {
+                    link,
+                    sequence,
+                    covered,
+                    owner: Some(owner),
+                }));
+                Effect::Flush { io }
+            }
         };
         self.fx.push(effect);
     }
 
     fn on_applied(&mut self, owner: Owner) {
-        let Some(op) = self.replica.ops.remove(&owner) else {
+        let Some(op) = self.replica.ops.remove(owner) else {
             return;
         };
         if op.logged {
@@ -496,7 +484,7 @@ impl Volume {
 
     fn on_replica_fault(&mut self, io: &ReplicaIo) {
         let (link, sequence) = match io {
-            ReplicaIo::Apply(owner) => match self.replica.ops.remove(owner) {
+            ReplicaIo::Apply(owner) => match self.replica.ops.remove(*owner) {
                 Some(op) => {
                     self.replica.incomplete.remove(&op.sequence);
                     if op.logged {
@@ -513,7 +501,7 @@ impl Volume {
                 ..
             } => {
                 if let Some(owner) = owner {
-                    self.replica.ops.remove(owner);
+                    self.replica.ops.remove(*owner);
                     self.replica.incomplete.remove(sequence);
                 }
                 (*link, *sequence)
