@@ -2,7 +2,8 @@
 //!
 //! All of a mirror lives on one thread: volume, disks, link and clients. [`Driver::handle`] is the
 //! one way in. It is never re-entered: an event that arises while effects are carried out waits in a
-//! queue. Effects are started in the order in which the volume gave them.
+//! queue. Effects are started in the order in which the volume gave them, but writes to a disk in memory after what the
+//! same batch of events sends.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -389,7 +390,7 @@ impl Driver {
                 fua,
             } => {
                 let begun = self.metrics.begin_local_write(range);
-                let disk = self.resources.data.clone();
+                let disk = &self.resources.data;
                 if disk.is_in_memory() {
                     return self.write_in_memory(MemoryWrite {
                         io,
@@ -399,6 +400,7 @@ impl Driver {
                         begun,
                     });
                 }
+                let disk = disk.clone();
                 self.local(io, Some(begun), async move {
                     disk.write(range, data, fua).await
                 });

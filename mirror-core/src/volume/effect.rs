@@ -1,5 +1,6 @@
-//! Everything a volume can ask of its driver. Effects are carried out in order of appearance;
-//! their completions come back as events in any order.
+//! Everything a volume can ask of its driver. Effects are carried out in order of appearance, but for operations on the
+//! data disk: those may begin and end in any order, so what has to come after one waits for its completion.
+//! Completions come back as events.
 
 use crate::buffer::Buffer;
 use crate::link::compression::Compression;

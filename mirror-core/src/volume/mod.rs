@@ -34,6 +34,7 @@
 
 pub mod ack_policy;
 mod alone;
+mod by_extent;
 mod commands;
 pub mod config;
 pub mod effect;

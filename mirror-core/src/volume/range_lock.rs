@@ -17,9 +17,8 @@
 
 use std::collections::VecDeque;
 
-use rustc_hash::FxHashMap;
-
-use crate::units::{ByteRange, ExtentIndex};
+use super::by_extent::ByExtent;
+use crate::units::ByteRange;
 
 /// Who holds a lock: the number of the work item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,10 +51,8 @@ impl Claim {
 
 #[derive(Debug, Default)]
 pub struct RangeLocks {
-    /// Claims of each extent in order of arrival. Ranges never straddle extents.
-    extents: FxHashMap<ExtentIndex, VecDeque<Claim>>,
-    /// Of extents that have no claims any more, for the next: as many as ever had claims at once.
-    spare: Vec<VecDeque<Claim>>,
+    /// In order of arrival.
+    claims: ByExtent<Claim>,
 }
 
 impl RangeLocks {
@@ -63,9 +60,7 @@ impl RangeLocks {
     /// owner.
     pub fn acquire(&mut self, owner: Owner, range: ByteRange, what: Use) -> bool {
         assert!(range.within_one_extent(), "{range:?} straddles extents");
-        let spare = &mut self.spare;
-        let extent = self.extents.entry(range.extent());
-        let claims = extent.or_insert_with(|| spare.pop().unwrap_or_default());
+        let claims = self.claims.list(range.extent());
         let mut claim = Claim {
             owner,
             range,
@@ -82,22 +77,20 @@ impl RangeLocks {
     /// Gives up a claim, held or waiting, and adds to `granted` those that now hold theirs.
     pub fn release(&mut self, owner: Owner, range: ByteRange, granted: &mut Vec<Owner>) {
         let claims = self
-            .extents
-            .get_mut(&range.extent())
+            .claims
+            .get_mut(range.extent())
             .expect("released without a claim");
         let position = position(claims, owner);
         claims.remove(position);
         grant(claims, position, range, granted);
-        if claims.is_empty() {
-            self.spare.extend(self.extents.remove(&range.extent()));
-        }
+        self.claims.tidy(range.extent());
     }
 
     /// Lets later writes pass a claim that is held, and adds to `granted` those that now hold theirs.
     pub fn let_pass(&mut self, owner: Owner, range: ByteRange, granted: &mut Vec<Owner>) {
         let claims = self
-            .extents
-            .get_mut(&range.extent())
+            .claims
+            .get_mut(range.extent())
             .expect("passed without a claim");
         let position = position(claims, owner);
         assert!(claims[position].held, "a claim that waits lets nobody pass");
@@ -106,7 +99,7 @@ impl RangeLocks {
     }
 
     pub fn check_invariants(&self) {
-        for claims in self.extents.values() {
+        for claims in self.claims.lists() {
             for (index, claim) in claims.iter().enumerate() {
                 let blocked = claims
                     .iter()

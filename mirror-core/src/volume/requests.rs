@@ -36,19 +36,19 @@ pub(super) enum Change {
 
 impl Change {
     /// The disk operation that makes the change.
-    pub(super) fn effect(&self, io: IoToken, range: ByteRange) -> Effect {
+    pub(super) fn effect(self, io: IoToken, range: ByteRange) -> Effect {
         match self {
             Self::Data { data, fua } => Effect::Write {
                 io,
                 range,
-                data: data.clone(),
-                fua: *fua,
+                data,
+                fua,
             },
             Self::Zeroes { fua, no_hole, .. } => Effect::WriteZeroes {
                 io,
                 range,
-                no_hole: *no_hole,
-                fua: *fua,
+                no_hole,
+                fua,
             },
         }
     }
@@ -622,7 +622,7 @@ impl Volume {
         let io = self.start_io(Io::Write(owner));
         let write = &self.requests.writes[&owner];
         let range = write.range;
-        let change = write.change.as_ref().expect("a write that was not begun");
+        let change = write.change.clone().expect("a write that was not begun");
         let effect = change.effect(io, range);
         self.fx.push(effect);
     }

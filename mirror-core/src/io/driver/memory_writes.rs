@@ -1,7 +1,9 @@
 //! Writes to a disk in memory, which never waits: a copy each, made right here.
 //!
-//! All that a batch of requests brings is written by one task, which is less for the thread to do than one each, and
-//! after what the same batch sends: the peer has its part to do meanwhile.
+//! All that a batch of requests brings is written by one task, which is less for the thread to do than one each. It
+//! begins after what the same batch sends, so that the peer has its part to do meanwhile. No write has to come before
+//! or after another one that is under way: the volume waits for the first where they overlap, and a flush covers only what
+//! is complete.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -13,8 +15,10 @@ use crate::io::metrics::Begun;
 use crate::io::turns::{TURN_BYTES, let_others_run};
 use crate::units::{ByteRange, IoToken};
 
-/// Memory that is taken at the start. The line is bounded by the requests that clients and peer have under way.
+/// Room in line that is taken at the start. The line is bounded by the requests that clients and peer have under way.
 const WRITES: usize = 1024;
+/// What a write counts for in a turn at least: the step that follows it takes as long as the copy of so much.
+const WRITE_BYTES_MIN: usize = 4096;
 
 pub(super) struct MemoryWrite {
     pub io: IoToken,
@@ -53,7 +57,7 @@ impl MemoryWrites {
         loop {
             let first = self.line.borrow_mut().pop_front();
             let Some(write) = first else { break };
-            turn_bytes += write.data.len();
+            turn_bytes += write.data.len().max(WRITE_BYTES_MIN);
             carry_out(write);
             if turn_bytes >= TURN_BYTES {
                 turn_bytes = 0;
@@ -88,7 +92,7 @@ impl Driver {
             begun,
         } = write;
         let result = self.resources.data.write_in_memory(range, &data, fua);
-        // Its memory is free before a client is answered and asks for more.
+        // Nobody needs it for the answer.
         drop(data);
         self.ended(self.local_done(io, Some(begun), result));
     }

@@ -44,6 +44,7 @@ pub(super) async fn run(sink: Sink, outbox: Rc<Outbox>) -> Result<(), LinkError>
             None => sink.send(&mut batch, blocks).await,
             Some(tls) => {
                 let encrypted = encrypt(&mut tls.borrow_mut(), &batch, blocks);
+                // The records hold it all: payload goes back to the pool before the socket is waited for.
                 batch.clear();
                 match encrypted {
                     Ok(()) => sink.send_records(tls).await,

@@ -2,7 +2,8 @@
 
 use rustc_hash::FxHashMap;
 
-use crate::units::{ByteRange, ExtentIndex, LinkId, Sequence};
+use crate::units::{ByteRange, LinkId, Sequence};
+use crate::volume::by_extent::ByExtent;
 use crate::volume::range_lock::Owner;
 use crate::volume::requests::Change;
 
@@ -33,15 +34,13 @@ struct Place {
     range: ByteRange,
 }
 
-/// In semisync and async there are as many as the peer's queue holds, so nothing that is done for each of them looks at
-/// all the others.
+/// In semisync and async there are as many as the peer's queue holds, so what is done for each of them looks only at
+/// those of its extent.
 #[derive(Debug, Default)]
 pub(super) struct Ops {
     table: FxHashMap<Owner, Op>,
-    /// Those with a range, which lies in one extent.
-    extents: FxHashMap<ExtentIndex, Vec<Place>>,
-    /// Empty lists, for the next extent: as many as ever were in use at once.
-    spare: Vec<Vec<Place>>,
+    /// Of those with a range.
+    places: ByExtent<Place>,
 }
 
 impl Ops {
@@ -64,11 +63,7 @@ impl Ops {
                 sequence: op.sequence,
                 range: op.range,
             };
-            let spare = &mut self.spare;
-            let extent = self.extents.entry(op.range.extent());
-            extent
-                .or_insert_with(|| spare.pop().unwrap_or_default())
-                .push(place);
+            self.places.list(op.range.extent()).push_back(place);
         }
         self.table.insert(owner, op);
     }
@@ -90,7 +85,7 @@ impl Ops {
 
     /// One that was sent before `op` changes what `op` changes, and is not complete.
     pub fn has_earlier_overlap(&self, op: &Op) -> bool {
-        let places = self.extents.get(&op.range.extent());
+        let places = self.places.get(op.range.extent());
         places.is_some_and(|places| {
             places
                 .iter()
@@ -103,13 +98,12 @@ impl Ops {
             return;
         }
         let extent = range.extent();
-        let places = self.extents.get_mut(&extent);
-        let places = places.expect("an operation with a range has its place");
-        let at = places.iter().position(|place| place.owner == owner);
-        places.swap_remove(at.expect("an operation with a range has its place"));
-        if places.is_empty() {
-            self.spare.extend(self.extents.remove(&extent));
-        }
+        let found = self.places.get_mut(extent).and_then(|places| {
+            let at = places.iter().position(|place| place.owner == owner)?;
+            places.swap_remove_back(at)
+        });
+        found.expect("an operation with a range has its place");
+        self.places.tidy(extent);
     }
 }
 
@@ -149,7 +143,7 @@ mod tests {
         ops.insert(Owner(5), op(5, 8192, 8192));
         assert!(blocked(&ops, 5), "by what was kept");
         ops.retain(|_| false);
-        assert!(ops.is_empty() && ops.extents.is_empty());
+        assert!(ops.is_empty() && ops.places.lists().next().is_none());
         ops.insert(Owner(6), op(6, 8192, 8192));
         assert!(!blocked(&ops, 6));
     }
