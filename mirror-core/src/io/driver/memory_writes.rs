@@ -3,7 +3,8 @@
 //! All that a batch of requests brings is written by one task, which is less for the thread to do than one each. It
 //! begins after what the same batch sends, so that the peer has its part to do meanwhile. No write has to come before
 //! or after another one that is under way: the volume waits for the first where they overlap, and a flush covers only what
-//! is complete.
+//! is complete. The disks of the simulator hold it to both: they end operations in any order, and a flush of theirs makes
+//! nothing durable that ended after it began.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
