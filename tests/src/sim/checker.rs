@@ -381,6 +381,8 @@ impl World {
         }
         self.tally.promotions += 1;
         let peer = other(node);
+        // Nobody promoted it: it was reinstated, or its demotion came to nothing.
+        let again = self.is_of_its_device(node);
         self.begin_device(node);
         let line = self.line[node];
         if self.operator.diverging == Some(node) {
@@ -402,7 +404,7 @@ impl World {
             );
             return;
         }
-        if self.nodes[node].goes_on && self.has_arbiter() {
+        if (again || self.nodes[node].goes_on) && self.has_arbiter() {
             // Its gate is shut, maybe for good, so that only an answer is wrong.
             let lost = self.excused_before(node);
             self.nodes[node].durable();
@@ -423,15 +425,20 @@ impl World {
         self.last_served = Some(node);
     }
 
+    /// A device carries the epoch that it was made in, and the kernel compares it.
+    fn is_of_its_device(&mut self, node: NodeIndex) -> bool {
+        let epoch = self.nodes[node].durable().map(|view| view.superblock.epoch);
+        epoch.is_some() && self.nodes[node].device == epoch
+    }
+
     /// A promotion makes the kernel device anew; a reinstatement goes on with the one of the same epoch.
     fn begin_device(&mut self, node: NodeIndex) {
         let reinstated = self
             .outstanding
             .values()
             .any(|(at, command)| *at == node && matches!(command, Command::Reinstate { .. }));
+        let found = self.is_of_its_device(node);
         let epoch = self.nodes[node].durable().map(|view| view.superblock.epoch);
-        // A device carries the epoch that it was made in, and the kernel compares it.
-        let found = epoch.is_some() && self.nodes[node].device == epoch;
         let kept = self.settings.mutation == Some(Mutation::KeepDevice);
         self.nodes[node].goes_on = (reinstated && found) || kept;
         if !self.nodes[node].goes_on {
