@@ -71,7 +71,7 @@ pub enum GroupCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
-    /// Groups leave the node, and none starts there
+    /// Groups leave the node, and none starts there until `node active` or a restart of its agent
     Standby {
         // `node` is the global option.
         #[arg(value_name = "NODE")]
@@ -86,9 +86,9 @@ pub enum NodeCommand {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum MonitorCommand {
-    /// Faults are not looked for, on this node
+    /// Faults are not looked for on either node, until `monitor resume` or a restart of its agent
     Suspend,
-    /// Faults are looked for again
+    /// Faults are looked for again on both nodes
     Resume,
 }
 
