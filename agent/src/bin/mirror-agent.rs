@@ -13,7 +13,7 @@ use nbd_frontend::daemon::log;
 /// Decide which node may mount the data, and see that it does.
 ///
 /// Runs in the foreground, logs to standard error. SIGTERM and SIGINT stop the groups of this node and
-/// tell the other, which takes them over.
+/// tell the other, which takes them over. SIGHUP opens the alert log anew.
 #[derive(Debug, Parser)]
 #[command(name = "mirror-agent", version)]
 struct Arguments {

@@ -31,7 +31,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Read the configuration and its key files, and say what is wrong with them
+    /// Read the configuration, its key files and the state, and say what is wrong with them
     Check,
     /// Drop what is recorded of a cluster or mirror; its nodes then enrol again. Stop the witness first
     Forget {

@@ -10,7 +10,7 @@ use nbd_frontend::daemon::{self, Options, log};
 
 /// Serve the mirrors of this node.
 ///
-/// Runs in the foreground, logs to standard error, and stops cleanly on SIGTERM or SIGINT.
+/// Runs in the foreground, logs to standard error, and stops cleanly on SIGTERM, SIGINT or SIGHUP.
 #[derive(Debug, Parser)]
 #[command(name = "mirrord", version)]
 struct Arguments {

@@ -161,7 +161,7 @@ pub enum Command {
     Cluster(cluster::Command),
     /// Check the configuration and what it needs of this machine and of others; name every problem
     Check {
-        /// Do not try the forced stop, the arbiter and the resolvers' targets
+        /// Do not try the forced stop, the arbiter, the resolvers' targets and the floating addresses
         #[arg(long)]
         offline: bool,
     },
