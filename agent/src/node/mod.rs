@@ -23,7 +23,7 @@
 //!
 //! Order of safety: a forced stop is confirmed, or the arbiter has granted, before a group is promoted;
 //! a mirror is demoted before its lease goes back; a mirror goes on alone only when the other side is
-//! down, outdated by its own word, or outdated on the arbiter's record.
+//! down, outdated by its own word, or outdated on the arbiter's record. `docs/rules.md` has the rules A1 to A7.
 
 pub mod config;
 pub mod event;

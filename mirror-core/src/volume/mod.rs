@@ -3,7 +3,7 @@
 //! `step` takes one event and the time, and appends effects; it does nothing else. The driver
 //! carries effects out in order and brings their completions back as events, in any order. There is
 //! no clock, randomness, socket, file or thread in here, so a simulator can run two volumes against
-//! each other under every fault and check each rule of D1 to D13 after every step.
+//! each other under every fault and check the rules D1 to D13 (`docs/rules.md`) after every step.
 //!
 //! A write runs left to right: `requests` (range lock) → `log` (hot extent) → local disk and peer
 //! at once → both acknowledged → answer. What the parts own:
