@@ -2,7 +2,7 @@
 //!
 //! Two things would make cargo compile the same crates again for another task: a selection of packages that turns on
 //! other features of what they share, and `cargo clippy`, which goes through all dependencies once more. So all tasks
-//! use one of two selections, and the compiler that builds our crates is clippy's.
+//! use one of three selections, and the compiler that builds our crates is clippy's.
 
 use std::process::Command;
 
