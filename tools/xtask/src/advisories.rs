@@ -19,8 +19,8 @@ use crate::command::root;
 const LOCKS: [&str; 2] = ["Cargo.lock", "tests/fuzz/Cargo.lock"];
 const HEAD: &str = "\
 # Advisories of the RustSec database that concern crates of our lock files. `cargo xtask check` compares them with the
-# versions in use; `cargo xtask advisories CHECKOUT` makes this file anew. What must be lived with goes to deny.toml,
-# [advisories] ignore, with its reason.
+# versions in use; `cargo xtask advisories CHECKOUT DAY` makes this file anew. What must be lived with goes to
+# deny.toml, [advisories] ignore, with its reason.
 
 ";
 
