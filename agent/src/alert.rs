@@ -158,6 +158,7 @@ kinds! {
     RESOURCE_FAILED = 1412 Error Rc "A resource could not be started or stopped.";
     FAILOVER_LIMIT = 1413 Error Rc "A group failed over too often and stays where it is.";
     FAILURE_FORGOTTEN = 1414 Info Rc "A failed start, or a monitor's last action, is long ago: the group may start again.";
+    GROUP_FORCED = 1415 Warning Rc "A group starts by force: what the other node has beyond the data here is given up.";
 
     MONITOR_WARNING = 1501 Warning Rm "A monitor found a fault.";
     MONITOR_RECOVERED = 1502 Info Rm "A monitor finds its target in order again.";

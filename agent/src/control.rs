@@ -102,6 +102,9 @@ pub struct GroupStatus {
     pub current: Vec<String>,
     /// Why it does not run here although it could: whom or what it waits for.
     pub waits_for: Option<String>,
+    /// On which it stands.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
     pub resources: Vec<ResourceStatus>,
 }
 
@@ -160,11 +163,14 @@ pub enum CommandRequest {
         to: Option<String>,
     },
     /// Starts a group on the node that is asked. `peer_down`: the operator's word that the silent other
-    /// node is really down.
+    /// node is really down. `force`: the operator's word that the data of its mirrors here is the truth, whatever the other
+    /// node has beyond it.
     GroupStart {
         group: String,
         #[serde(default)]
         peer_down: bool,
+        #[serde(default)]
+        force: bool,
     },
     /// Stops a group wherever it runs, and keeps it stopped until `group-start`.
     GroupStop {

@@ -7,6 +7,7 @@ use mirror_tests::cluster::checker::Violation;
 use mirror_tests::cluster::faults::Fault;
 use mirror_tests::cluster::network::Line;
 use mirror_tests::cluster::settings::{GROUP, NAMES, Profile};
+use mirror_tests::cluster::world::World;
 
 use crate::scene::*;
 
@@ -316,10 +317,7 @@ fn a_start_by_hand_where_the_record_knows_the_other_node_alone_says_which_one() 
             && world.has_alert(other, alert::STARTUP_DONE.id)
     });
     world.run_until(world.now_ms + 5_000);
-    let group = GROUP.to_owned();
-    let peer_down = false;
-    let request = CommandRequest::GroupStart { group, peer_down };
-    let outcome = outcome(&mut world, other, request, 60_000);
+    let outcome = outcome(&mut world, other, start_by_hand(), 60_000);
     let current = format!("current is {}", NAMES[owner]);
     assert!(
         outcome.as_ref().is_err_and(|why| why.contains(&current)),
@@ -600,6 +598,7 @@ fn start_by_hand() -> CommandRequest {
     CommandRequest::GroupStart {
         group: GROUP.into(),
         peer_down: false,
+        force: false,
     }
 }
 
@@ -646,5 +645,107 @@ fn a_start_by_hand_is_refused_while_a_mirror_hears_the_other_node_as_its_primary
         "{outcome:?}\n{}",
         story(&world)
     );
+    in_order(&world);
+}
+
+/// The node that went on alone is lost with what only it had, and somebody accepts that.
+fn lost_for_good(profile: Profile, peer_down: bool) -> (World, usize) {
+    let (mut world, owner) = served(profile, no_final_action);
+    let other = 1 - owner;
+    world.power_off(other);
+    world.machines[other].boot_ms = None;
+    comes_true(&mut world, 60_000, |world| {
+        world.mirrors[owner].disk.peer_outdated && world.serves(owner)
+    });
+    world.run_until(world.now_ms + 3_000);
+    world.power_off(owner);
+    world.machines[owner].boot_ms = None;
+    world.machines[other].boot_ms = Some(world.now_ms + 500);
+    comes_true(&mut world, 60_000, |world| {
+        count(world, other, alert::STARTUP_DONE.id) == 2
+    });
+    world.run_until(world.now_ms + 5_000);
+    let refused = outcome(&mut world, other, start_by_hand(), 60_000);
+    assert!(refused.is_err(), "{refused:?}\n{}", story(&world));
+    let left = world.mirrors[other].disk.data.clone();
+    assert!(world.checker.first_missing_in(&left).is_some());
+    world.checker.give_up_beyond(&left);
+    let by_force = CommandRequest::GroupStart {
+        group: GROUP.into(),
+        peer_down,
+        force: true,
+    };
+    let started = outcome(&mut world, other, by_force, 60_000);
+    assert!(started.is_ok(), "{started:?}\n{}", story(&world));
+    assert!(world.has_alert(other, alert::GROUP_FORCED.id));
+    comes_true(&mut world, 10_000, |world| world.serves(other));
+    (world, owner)
+}
+
+/// It comes back after all, with data that no longer counts.
+fn returns_as_the_side_that_is_copied_to(world: &mut World, lost: usize) {
+    let other = 1 - lost;
+    world.machines[lost].boot_ms = Some(world.now_ms + 500);
+    comes_true(world, 60_000, |world| {
+        let equal = world.mirrors[lost].disk.generation == world.mirrors[other].disk.generation;
+        equal && world.mirrors[lost].disk.is_current() && world.serves(other)
+    });
+    world.run_until(world.now_ms + 5_000);
+    assert!(!world.machines[lost].application, "{}", story(world));
+    in_order(world);
+}
+
+#[test]
+fn by_force_an_outdated_node_is_granted_what_the_record_gave_to_the_other_alone() {
+    let (mut world, lost) = lost_for_good(Profile::Witness, false);
+    in_order(&world);
+    returns_as_the_side_that_is_copied_to(&mut world, lost);
+}
+
+/// Nothing but an operator says there which of the two counts, should the lost one come back after all.
+#[test]
+fn by_force_a_node_that_may_be_behind_serves_also_without_an_arbiter() {
+    let (mut world, lost) = lost_for_good(Profile::Classic, true);
+    in_order(&world);
+    let other = 1 - lost;
+    world.machines[lost].boot_ms = Some(world.now_ms + 500);
+    comes_true(&mut world, 60_000, |world| {
+        world.has_alert(lost, alert::MIRROR_SPLIT_BRAIN.id)
+    });
+    world.run_until(world.now_ms + 20_000);
+    assert!(world.serves(other) && !world.machines[lost].application);
+    let resolve = CommandRequest::GroupResolve {
+        group: GROUP.into(),
+        keep: NAMES[other].into(),
+    };
+    let resolved = outcome(&mut world, other, resolve, 60_000);
+    assert!(resolved.is_ok(), "{resolved:?}\n{}", story(&world));
+    comes_true(&mut world, 30_000, |world| {
+        world.mirrors[lost].disk.generation == world.mirrors[other].disk.generation
+    });
+    in_order(&world);
+}
+
+#[test]
+fn force_is_refused_while_the_other_node_has_the_data() {
+    let (mut world, owner) = served(Profile::Witness, |_| {});
+    let group = GROUP.to_owned();
+    world.command(owner, CommandRequest::GroupStop { group });
+    comes_true(&mut world, 20_000, |world| !world.machines[owner].mounted);
+    world.run_until(world.now_ms + 1_000);
+    let by_force = CommandRequest::GroupStart {
+        group: GROUP.into(),
+        peer_down: false,
+        force: true,
+    };
+    let refused = outcome(&mut world, 1 - owner, by_force, 10_000);
+    assert!(
+        refused
+            .as_ref()
+            .is_err_and(|why| why.contains("up-to-date data")),
+        "{refused:?}\n{}",
+        story(&world)
+    );
+    assert!(!world.has_alert(1 - owner, alert::GROUP_FORCED.id));
     in_order(&world);
 }

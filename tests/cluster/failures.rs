@@ -38,6 +38,7 @@ fn a_start_that_failed_on_both_nodes_is_tried_again_after_a_while_where_that_is_
                     CommandRequest::GroupStart {
                         group: GROUP.into(),
                         peer_down: false,
+                        force: false,
                     },
                 );
             }
@@ -154,6 +155,7 @@ fn a_monitor_s_last_action_stops_the_group_on_both_nodes_until_somebody_starts_i
             let request = CommandRequest::GroupStart {
                 group: GROUP.into(),
                 peer_down: false,
+                force: false,
             };
             world.command(owner, request);
         }
@@ -253,6 +255,7 @@ fn a_group_that_is_started_by_hand_waits_for_that_and_fails_over_all_the_same() 
     let request = CommandRequest::GroupStart {
         group: GROUP.into(),
         peer_down: false,
+        force: false,
     };
     world.command(1, request);
     comes_true(&mut world, 10_000, |world| world.serves(1));

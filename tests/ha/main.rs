@@ -4,6 +4,7 @@
 mod alerts;
 mod alone;
 mod bed_itself;
+mod founded;
 mod frozen;
 mod killed;
 mod last_actions;

@@ -12,7 +12,14 @@ pub enum Request {
     /// The right to be primary: an epoch above all before, and a lease. Granted only while no other
     /// node's lease may live, and only to a node with current data. Asking again within a grant of this
     /// node that nobody followed returns a higher epoch for the same node.
-    Acquire { mirror: String },
+    ///
+    /// `force`: an operator accepts that this node's data is the truth, though the record names only the other, or nobody
+    /// is certain to have current data. No lease is cut short by it.
+    Acquire {
+        mirror: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
+    },
     /// Gives the lease back. The mirror is demoted already.
     Release { holding: Holding },
     /// Records who holds current data; only the holder of `holding.epoch` may.

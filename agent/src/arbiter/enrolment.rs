@@ -63,7 +63,7 @@ impl fmt::Display for Misfit {
             ),
             Self::NobodyIsCurrent => f.write_str(
                 "neither has data that is certain to be up to date; \
-                 `mirrorctl promote --force` on one node makes its data the truth",
+                 `mirrorctl group start --force` on one node makes its data the truth",
             ),
         }
     }

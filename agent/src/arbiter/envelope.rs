@@ -270,6 +270,11 @@ mod tests {
             },
             Request::Acquire {
                 mirror: "md1".into(),
+                force: false,
+            },
+            Request::Acquire {
+                mirror: "md1".into(),
+                force: true,
             },
             Request::Release {
                 holding: holding.clone(),

@@ -7,7 +7,7 @@
 //!
 //! What always holds: an epoch of a mirror is granted once, and each is above all before; one is granted
 //! only while no other node's lease may live; only the holder of the newest epoch changes who is current;
-//! and a node that is not current is granted nothing.
+//! and a node that is not current is granted nothing, unless an operator gives up for it what the others have.
 //!
 //! It does not know who may ask (the caller is proved and in order already), nor any clock or file.
 
@@ -21,7 +21,7 @@ use mirror_core::units::Epoch;
 use serde::{Deserialize, Serialize};
 
 use super::call::{Claim, Holding, Refusal, Renewal, Reply, Request};
-use super::enrolment::{Enrolment, unite};
+use super::enrolment::{Enrolment, Misfit, unite};
 
 /// Mirrors of one cluster, claimed ones included.
 pub const MIRRORS_MAX: usize = 256;
@@ -169,8 +169,8 @@ impl Registry {
                     .map(|holding| self.renew(now_ms, caller, holding, &mut changed))
                     .collect(),
             },
-            Request::Acquire { mirror } => {
-                settle(self.acquire(now_ms, caller, mirror, &mut changed))
+            Request::Acquire { mirror, force } => {
+                settle(self.acquire(now_ms, caller, mirror, *force, &mut changed))
             }
             Request::Release { holding } => settle(self.release(caller, holding, &mut changed)),
             Request::Record { holding, current } => {
@@ -237,11 +237,16 @@ impl Registry {
         now_ms: u64,
         caller: Caller,
         name: &str,
+        force: bool,
         changed: &mut bool,
     ) -> Result<Reply, Refusal> {
+        if force && !self.mirrors.contains_key(name) {
+            self.found(now_ms, caller, name, changed)?;
+        }
         let mirror = self.mirrors.get_mut(name).ok_or(Refusal::Unknown)?;
         let record = &mut mirror.record;
-        if !record.current.contains(caller.node) {
+        let is_current = record.current.contains(caller.node);
+        if !is_current && !(force && record.nodes.contains(caller.node)) {
             return Err(Refusal::Outdated {
                 current: record.current.iter().cloned().collect(),
             });
@@ -259,6 +264,10 @@ impl Registry {
                 mirror.lease_end_ms = now_ms;
             }
         }
+        if !is_current {
+            // What the other has beyond it is given up, and is not current any more.
+            record.current = BTreeSet::from([caller.node.into()]);
+        }
         // Out of epochs after 10^19 promotions; it must not begin again at zero.
         let epoch = record.epoch.0.checked_add(1).ok_or(Refusal::Superseded {
             epoch: record.epoch,
@@ -271,6 +280,33 @@ impl Registry {
         Ok(Reply::Granted {
             epoch: Epoch(epoch),
         })
+    }
+
+    /// Takes up a mirror of which neither node is certain to have current data, where both said so lately: that of the
+    /// caller is.
+    fn found(
+        &mut self,
+        now_ms: u64,
+        caller: Caller,
+        name: &str,
+        changed: &mut bool,
+    ) -> Result<(), Refusal> {
+        self.drop_old_claims(now_ms);
+        let claims = self.claims.get(name).ok_or(Refusal::Unknown)?;
+        let mine = claims.get(caller.node).ok_or(Refusal::Unknown)?;
+        let (other, theirs) = other_claim(claims, caller.node).ok_or(Refusal::Unknown)?;
+        let enrolment = match unite([(caller.node, mine.claim), (other, theirs.claim)]) {
+            Err(Misfit::NobodyIsCurrent) if !mine.claim.primary && !theirs.claim.primary => {
+                Enrolment {
+                    epoch: mine.claim.epoch.max(theirs.claim.epoch),
+                    current: BTreeSet::from([caller.node.into()]),
+                    holder: None,
+                }
+            }
+            enrolment => enrolment?,
+        };
+        self.take_up(now_ms, name, enrolment, changed);
+        Ok(())
     }
 
     fn release(
@@ -352,19 +388,20 @@ impl Registry {
             made_ms: now_ms,
         };
         claims.insert(caller.node.into(), pending);
-        let Some((other, theirs)) = claims.iter().find(|(node, _)| *node != caller.node) else {
+        let Some((other, theirs)) = other_claim(claims, caller.node) else {
             return Ok(Reply::Enrolled { complete: false });
         };
-        let enrolment = unite([(caller.node, claim), (other, theirs.claim)]).map_err(|misfit| {
-            Refusal::Conflict {
-                reason: misfit.to_string(),
-            }
-        })?;
-        let mirror = Mirror::enrolled(now_ms, enrolment, claims);
-        self.mirrors.insert(name.into(), mirror);
-        self.claims.remove(name);
-        *changed = true;
+        let enrolment = unite([(caller.node, claim), (other, theirs.claim)])?;
+        self.take_up(now_ms, name, enrolment, changed);
         Ok(Reply::Enrolled { complete: true })
+    }
+
+    /// What both claims came to is the record from now on.
+    fn take_up(&mut self, now_ms: u64, name: &str, enrolment: Enrolment, changed: &mut bool) {
+        let claims = self.claims.remove(name).unwrap_or_default();
+        let mirror = Mirror::enrolled(now_ms, enrolment, &claims);
+        self.mirrors.insert(name.into(), mirror);
+        *changed = true;
     }
 
     fn drop_old_claims(&mut self, now_ms: u64) {
@@ -437,6 +474,22 @@ impl Mirror {
         if self.record.lease_ms < left_ms {
             self.record.lease_ms = left_ms;
             *changed = true;
+        }
+    }
+}
+
+fn other_claim<'a>(
+    claims: &'a BTreeMap<String, PendingClaim>,
+    node: &str,
+) -> Option<(&'a str, &'a PendingClaim)> {
+    let mut others = claims.iter().filter(|(name, _)| *name != node);
+    others.next().map(|(name, claim)| (name.as_str(), claim))
+}
+
+impl From<Misfit> for Refusal {
+    fn from(misfit: Misfit) -> Self {
+        Self::Conflict {
+            reason: misfit.to_string(),
         }
     }
 }

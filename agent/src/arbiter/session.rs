@@ -142,6 +142,7 @@ mod tests {
         Call {
             request: Request::Acquire {
                 mirror: "md1".into(),
+                force: false,
             },
             ..beat(node, session, sequence)
         }

@@ -166,6 +166,8 @@ pub struct Permit {
     pub grant: Option<Grant>,
     /// The lost peer counts as down.
     pub peer_down: bool,
+    /// The data here is the truth, by an operator's word.
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -393,6 +393,7 @@ impl Node {
             grant: self.rights.as_ref().and_then(|rights| rights.grant(mirror)),
             // The agent's word, for what it is worth: confirmed, or by the resolvers alone.
             peer_down: self.rights.is_none() && self.partition.may_act(),
+            force: self.controls[group].cause == Some(Cause::Operator { force: true }),
         }
     }
 

@@ -96,7 +96,7 @@ impl Node {
         let comes_back = outcome.is_err() && is_offline_there;
         self.end_move(group, outcome);
         if comes_back && !self.standby && self.leaving.is_none() && up {
-            self.start_group(group, Cause::Operator);
+            self.start_group(group, Cause::Operator { force: false });
         }
     }
 

@@ -120,9 +120,13 @@ impl Node {
                 let to = to.map(|name| self.find_node(&name)).transpose()?;
                 self.switch_over(id, group, to)
             }
-            CommandRequest::GroupStart { group, peer_down } => {
+            CommandRequest::GroupStart {
+                group,
+                peer_down,
+                force,
+            } => {
                 let group = self.find_group(&group)?;
-                self.start_by_hand(id, group, peer_down)
+                self.start_by_hand(id, group, peer_down, force)
             }
             CommandRequest::GroupStop { group } => {
                 let group = self.find_group(&group)?;
@@ -190,6 +194,7 @@ impl Node {
         id: CommandId,
         group: usize,
         peer_down: bool,
+        force: bool,
     ) -> Result<Option<String>, Refusal> {
         let name = self.config.groups[group].config.name.clone();
         let peer = self.config.peer_name().to_owned();
@@ -224,6 +229,16 @@ impl Node {
                 "active-there",
                 format!("{name} is active on {peer}"),
                 format!("move it with `mirrorctl switchover {name}`"),
+            ));
+        }
+        if force
+            && self.membership.peer() == Peer::Up
+            && self.peer_group(group).is_some_and(|there| there.able)
+        {
+            return Err(refusal(
+                "current-there",
+                format!("{peer} has up-to-date data of {name}"),
+                format!("start it on {peer}, or leave out --force"),
             ));
         }
         if self.is_freezing() {
@@ -262,9 +277,7 @@ impl Node {
             return Err(refusal(
                 "not-heard",
                 format!("{peer} was not heard since this agent started, and may run {name}"),
-                format!(
-                    "wait for it; or see that {peer} is down, and say so: `mirrorctl group start {name} --peer-down`"
-                ),
+                format!("wait for it; or see that {peer} is down, and say so with --peer-down"),
             ));
         }
         self.check_waiting()?;
@@ -281,7 +294,7 @@ impl Node {
             group,
             online: true,
         });
-        self.start_group(group, Cause::Operator);
+        self.start_group(group, Cause::Operator { force });
         Ok(None)
     }
 

@@ -86,8 +86,10 @@ pub enum Cause {
     Failover,
     /// The other node gave it away.
     Given,
-    /// An operator said so.
-    Operator,
+    /// An operator said so. `force`: and accepts that the data here is the truth from then on.
+    Operator {
+        force: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -252,7 +254,7 @@ mod tests {
                 Cause::Automatic => assert!(s.automatic_start || s.given, "{s:?}"),
                 Cause::Failover => assert!(s.failover && !s.limited, "{s:?}"),
                 Cause::Given => assert!(s.given, "{s:?}"),
-                Cause::Operator => panic!("no rule gives an operator's word"),
+                Cause::Operator { .. } => panic!("no rule gives an operator's word"),
             }
         });
     }

@@ -83,6 +83,8 @@ struct Right {
     wanted: bool,
     /// A start waits for an epoch that no promotion has used.
     awaited: bool,
+    /// An operator wants it, whoever holds newer data.
+    forced: bool,
     retry_ms: u64,
     refused: Option<Refusal>,
     /// What is known to be on record: `Some(true)` this node alone, `Some(false)` both.
@@ -255,6 +257,13 @@ impl Rights {
         }
         right.wanted = wanted;
         right.awaited = wanted;
+        right.forced = false;
+    }
+
+    /// The same, and the data here is the truth by an operator's word, whatever the record says.
+    pub fn want_by_force(&mut self, mirror: usize) {
+        self.want(mirror, true);
+        self.rights[mirror].forced = true;
     }
 
     /// A group was found that is primary of it already.
@@ -361,7 +370,11 @@ impl Rights {
             let waits = self.is_asking(|asked| {
                 matches!(asked, Asked::Enrol(other) | Asked::Acquire(other) if *other == mirror)
             });
-            if let (Some(view), false) = (right.view, waits) {
+            // What both nodes say is known there, and fits nothing but this.
+            let conflict = matches!(right.refused, Some(Refusal::Conflict { .. }));
+            if right.awaited && right.forced && conflict && !waits {
+                self.acquire(now_ms, mirror, out);
+            } else if let (Some(view), false) = (right.view, waits) {
                 let request = Request::Enrol {
                     mirror: self.mirrors[mirror].name.clone(),
                     claim: right.claim(view, now_ms),
@@ -372,10 +385,7 @@ impl Rights {
         }
         let Some(held) = right.held else {
             if right.awaited && !self.is_asking(|asked| *asked == Asked::Acquire(mirror)) {
-                let request = Request::Acquire {
-                    mirror: self.mirrors[mirror].name.clone(),
-                };
-                self.ask(now_ms, Asked::Acquire(mirror), request, out);
+                self.acquire(now_ms, mirror, out);
             }
             return;
         };
@@ -419,6 +429,14 @@ impl Rights {
             self.rights[mirror].recorded = None;
             self.ask(now_ms, Asked::Record { mirror, alone }, request, out);
         }
+    }
+
+    fn acquire(&mut self, now_ms: u64, mirror: usize, out: &mut Vec<Effect>) {
+        let request = Request::Acquire {
+            mirror: self.mirrors[mirror].name.clone(),
+            force: self.rights[mirror].forced,
+        };
+        self.ask(now_ms, Asked::Acquire(mirror), request, out);
     }
 
     fn beat(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
@@ -532,6 +550,7 @@ impl Rights {
                 right.refused = None;
                 right.recorded = None;
                 right.awaited = false;
+                right.forced = false;
                 right.held = Some(Held {
                     epoch,
                     deadline_ms,

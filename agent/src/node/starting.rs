@@ -73,11 +73,21 @@ impl Node {
             );
             self.alert(alert::MAY_BE_ACTIVE_TWICE, text);
         }
+        let force = cause == Cause::Operator { force: true };
+        if force {
+            let text = format!(
+                "{name} starts by force: its data on {here} is the truth, and what {} has beyond it is given up.",
+                self.config.peer_name()
+            );
+            self.alert(alert::GROUP_FORCED, text);
+        }
         self.controls[group].waits_for_grant = true;
         self.controls[group].started_ms = self.now_ms;
         for mirror in self.group_mirrors(group) {
-            if let Some(rights) = &mut self.rights {
-                rights.want(mirror, true);
+            match &mut self.rights {
+                Some(rights) if force => rights.want_by_force(mirror),
+                Some(rights) => rights.want(mirror, true),
+                None => {}
             }
         }
         self.await_grants(group);
@@ -158,7 +168,7 @@ impl Node {
     /// An operator's word, until its first resource starts.
     pub(super) fn is_started_by_hand(&self, group: usize) -> bool {
         let control = &self.controls[group];
-        control.waits_for_grant && control.cause == Some(Cause::Operator)
+        control.waits_for_grant && matches!(control.cause, Some(Cause::Operator { .. }))
     }
 
     /// Not beside the other node, and not for ever.
@@ -216,15 +226,10 @@ impl Node {
                 "{peer}, where it did not stop; once that node is down, start it by hand (`mirrorctl group start --peer-down`)"
             ),
             Reason::Connection => format!("the connection of its mirrors to {peer}"),
-            Reason::OtherHasNewer => {
-                let mirrors = self.group_mirrors(group).into_iter();
-                let names = mirrors.map(|mirror| self.config.mirrors[mirror].name.clone());
-                let name = &self.config.groups[group].config.name;
-                format!(
-                    "{peer}, which may have newer data; if it is gone for good, `mirrorctl promote {} --force` and then `mirrorctl group start {name}` take what is here",
-                    names.collect::<Vec<_>>().join(" ")
-                )
-            }
+            Reason::OtherHasNewer => format!(
+                "{peer}, which may have newer data; {}",
+                self.explain_giving_up(group)
+            ),
             Reason::FailoverLimit => {
                 let name = &self.config.groups[group].config.name;
                 format!(
@@ -245,12 +250,26 @@ impl Node {
         let elsewhere = view.outdated || self.is_outdated_on_record(mirror);
         if elsewhere && self.membership.peer() != Peer::Up {
             format!(
-                "{}, which has newer data of {name}; if it is gone for good, `mirrorctl promote {name} --force` takes what is here",
-                self.config.peer_name()
+                "{}, which has newer data of {name}; {}",
+                self.config.peer_name(),
+                self.explain_giving_up(group)
+            )
+        } else if self.membership.peer() == Peer::Up && !self.could_run_there(group) {
+            format!(
+                "up-to-date data of {name}, which is certain on neither node; to make what is here the truth, `mirrorctl group start {} --force`",
+                self.config.groups[group].config.name
             )
         } else {
             format!("up-to-date data of {name} on this node")
         }
+    }
+
+    /// The way on without a node that does not come back.
+    fn explain_giving_up(&self, group: usize) -> String {
+        format!(
+            "if it is gone for good, `mirrorctl group start {} --peer-down --force` takes what is here",
+            self.config.groups[group].config.name
+        )
     }
 
     /// That the limit of failovers is reached.
@@ -376,7 +395,7 @@ mod tests {
     fn a_group_starts_in_silence_on_an_operators_word() {
         let (mut node, now_ms) = bereaved();
         node.take_word_that_peer_is_down();
-        node.start_group(0, Cause::Operator);
+        node.start_group(0, Cause::Operator { force: false });
         node.step(now_ms + 50, Event::Tick, &mut Vec::new());
         assert_eq!(node.controls[0].group.state(), State::Online);
     }

@@ -159,6 +159,11 @@ impl Node {
                 .waits_for
                 .clone()
                 .or_else(|| self.idle_until(group, there)),
+            mirrors: self
+                .group_mirrors(group)
+                .into_iter()
+                .map(|mirror| self.config.mirrors[mirror].name.clone())
+                .collect(),
             resources: control
                 .group
                 .resource_states()

@@ -184,6 +184,7 @@ pub fn client(url: &str, cluster: &str, secret: u8, node: &str) -> WitnessClient
 pub fn acquire(mirror: &str) -> Request {
     Request::Acquire {
         mirror: mirror.into(),
+        force: false,
     }
 }
 

@@ -82,14 +82,16 @@ impl Volume {
     }
 
     fn explain_connected(&self) -> Story {
-        let name = &self.config.name;
         let fresh = self.superblock.generations.current.is_none();
         if self.walk.is_some() || self.target.is_some() {
             return ("a resync, recheck or verify is running".into(), Vec::new());
         }
         if fresh {
             let force = choice(
-                format!("mirrorctl promote {name} --force   (on the side with the data)"),
+                format!(
+                    "{}   (on the side with the data)",
+                    self.promotion("--force")
+                ),
                 "declares that side's data the truth and copies it to the other",
                 "whatever the other side's data partition holds",
             );
@@ -100,7 +102,7 @@ impl Volume {
             && self.disk_state() != DiskState::UpToDate
         {
             let force = choice(
-                format!("mirrorctl promote {name} --force   (on the side to keep)"),
+                format!("{}   (on the side to keep)", self.promotion("--force")),
                 "declares that side's mixture of old and new blocks the truth and copies it to the other",
                 "what only the other side has, and the order of the last writes on this one",
             );
@@ -149,7 +151,7 @@ impl Volume {
             Rule::SourceInconsistent => (
                 "the side with the newer history holds a mixture of old and new blocks: a resync into it has not ended".into(),
                 vec![choice(
-                    format!("mirrorctl promote {name} --force   (on the side to keep)"),
+                    format!("{}   (on the side to keep)", self.promotion("--force")),
                     "declares that side's data the truth; the other becomes a copy of it",
                     "what only the other side has",
                 )],
@@ -173,16 +175,11 @@ impl Volume {
     }
 
     fn explain_alone(&self) -> Story {
-        let (name, peer) = (&self.config.name, &self.config.peer_name);
+        let peer = &self.config.peer_name;
         let summary = format!("looking for {peer}");
         let secondary = self.role != Role::Primary;
-        let peer_down = |effect: &str, loses: String| {
-            choice(
-                format!("mirrorctl promote {name} --peer-down"),
-                effect,
-                loses,
-            )
-        };
+        let peer_down =
+            |effect: &str, loses: String| choice(self.promotion("--peer-down"), effect, loses);
         let way_out = if !secondary && self.is_suspended() {
             peer_down(
                 "answers go on, on your word that the peer is really down",
@@ -202,7 +199,7 @@ impl Volume {
             )
         } else if secondary {
             choice(
-                format!("mirrorctl promote {name} --force"),
+                self.promotion("--force"),
                 "declares this side's data the truth as it is",
                 format!("whatever {peer} has that this side lacks, if {peer} has data"),
             )
@@ -210,6 +207,15 @@ impl Volume {
             return (summary, Vec::new());
         };
         (summary, vec![way_out])
+    }
+
+    /// The command that makes this side primary: the agent's where it takes a grant.
+    fn promotion(&self, option: &str) -> String {
+        let name = &self.config.name;
+        match self.has_arbiter() {
+            true => format!("mirrorctl group start GROUP {option}   (GROUP: that of {name})"),
+            false => format!("mirrorctl promote {name} {option}"),
+        }
     }
 
     fn facts(&self) -> Vec<String> {

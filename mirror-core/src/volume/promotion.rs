@@ -156,7 +156,7 @@ impl Volume {
                 id,
                 "no-grant",
                 "an arbiter decides who may be primary, and it has granted this node nothing",
-                "start the group (mirrorctl group start) or switch it over: the agent asks the arbiter",
+                "start the group (mirrorctl group start, with --force where its data here is to count whatever the peer has) or switch it over: the agent asks the arbiter",
             ),
             (Some(_), false) => self.refuse(
                 id,

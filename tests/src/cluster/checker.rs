@@ -176,6 +176,11 @@ impl Checker {
         }
     }
 
+    /// An operator gave up what is not there.
+    pub fn give_up_beyond(&mut self, holds: &Writes) {
+        self.answered.retain_in(holds);
+    }
+
     /// An answered write that is not there.
     pub fn first_missing_in(&self, holds: &Writes) -> Option<usize> {
         self.answered.first_missing_in(holds)

@@ -28,6 +28,14 @@ impl Writes {
         })
     }
 
+    /// Only what the other has too is left.
+    pub fn retain_in(&mut self, other: &Self) {
+        self.words.truncate(other.words.len());
+        for (word, theirs) in self.words.iter_mut().zip(&other.words) {
+            *word &= theirs;
+        }
+    }
+
     pub fn count_missing_in(&self, other: &Self) -> u64 {
         self.words
             .iter()

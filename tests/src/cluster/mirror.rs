@@ -6,6 +6,7 @@
 //! * with `hold` that record is made only after a word that the peer is down, or after its goodbye;
 //! * a promotion needs current data and the peer's leave, and without a grant a peer that is not primary itself;
 //!   without a link it needs a grant, or the word that the peer is down and a peer that was seen in this run;
+//! * without a link an operator's force makes the data here current, whatever it is, and the peer outdated;
 //! * with an arbiter a promotion needs an epoch above any that this side has seen, and a side that gave
 //!   its word to a lost primary waits until that word is over;
 //! * every answer passes a gate: open, frozen or failing by order; with an arbiter it needs a live lease,
@@ -58,6 +59,17 @@ pub struct Disk {
 impl Disk {
     pub fn is_current(&self) -> bool {
         !self.outdated && !self.inconsistent
+    }
+
+    /// From here on there is data that only this side has.
+    fn leave_peer_behind(&mut self, next_generation: &mut u64) {
+        *next_generation += 1;
+        self.peer_outdated = true;
+        self.ancestors.push(self.generation);
+        if self.base == 0 {
+            self.base = self.generation;
+        }
+        self.generation = *next_generation;
     }
 }
 
@@ -465,7 +477,7 @@ impl Mirror {
     ) {
         self.watch_link(now_ms);
         self.reinstate(next_promotion);
-        self.advance_promotion(now_ms, next_promotion);
+        self.advance_promotion(now_ms, next_promotion, next_generation);
         self.go_alone(next_generation);
         self.advance_gate(now_ms, true_ms);
     }

@@ -366,6 +366,7 @@ fn operate(world: &mut World, tries: usize) {
             CommandRequest::GroupStart {
                 group,
                 peer_down: false,
+                force: false,
             },
         );
     }

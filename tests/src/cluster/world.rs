@@ -482,6 +482,7 @@ impl World {
                 CommandRequest::GroupStart {
                     group,
                     peer_down: false,
+                    force: false,
                 }
             } else {
                 CommandRequest::GroupStop { group }

@@ -6,7 +6,7 @@ use mirror_core::control::{Connection, DiskState, MirrorStatus, Role};
 /// The generation of a side that never had data.
 const NO_GENERATION: &str = "0000000000000000";
 
-/// What `promote --force` on this side may lose.
+/// What `promote --force` on this side may lose, or the forced start of its group.
 pub fn of_forced_promotion(status: &MirrorStatus) -> String {
     let peer = &status.peer.node;
     let connected = status.connection == Connection::Connected;

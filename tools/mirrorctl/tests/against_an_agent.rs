@@ -66,6 +66,7 @@ fn status() -> ClusterStatus {
             states: vec![State::Online, State::Unknown],
             current: vec!["server1".into()],
             waits_for: None,
+            mirrors: vec!["md1".into()],
             resources: Vec::new(),
         }],
         monitors: Vec::new(),
@@ -78,7 +79,8 @@ fn status() -> ClusterStatus {
     }
 }
 
-/// Takes every command but the start of a group, which it never answers, and `resolve`, which it refuses.
+/// Takes every command but the start of a group, which it never answers unless it is forced, and `resolve`, which it
+/// refuses.
 async fn agent(mut asks: Receiver<Ask>) {
     let mut unanswered = Vec::new();
     while let Some(ask) = asks.recv().await {
@@ -89,7 +91,7 @@ async fn agent(mut asks: Receiver<Ask>) {
             }
             Ask::Command { request, reply } => {
                 let result = match request {
-                    CommandRequest::GroupStart { .. } => {
+                    CommandRequest::GroupStart { force: false, .. } => {
                         unanswered.push(reply);
                         continue;
                     }
@@ -242,6 +244,19 @@ fn every_command_reaches_the_agent_as_it_was_meant() {
             check(folder, arguments, 0, &format!("{message}\n"), "");
         }
         check(folder, &["-q", "monitor", "resume"], 0, "", "");
+    });
+}
+
+#[test]
+fn a_forced_start_says_first_what_it_may_lose() {
+    with_agent(|folder, _| {
+        check(
+            folder,
+            &["group", "start", "failover1", "--force"],
+            0,
+            "GroupStart { group: \"failover1\", peer_down: false, force: true }\n",
+            "group start --force failover1 may lose, of md1: nothing, this side is primary already\n",
+        );
     });
 }
 

@@ -21,8 +21,17 @@ fn holding(epoch: u64) -> Holding {
 }
 
 fn acquire() -> Request {
+    acquire_as(false)
+}
+
+fn acquire_by_force() -> Request {
+    acquire_as(true)
+}
+
+fn acquire_as(force: bool) -> Request {
     Request::Acquire {
         mirror: "md1".into(),
+        force,
     }
 }
 
@@ -132,7 +141,7 @@ fn every_state_answers_every_request_as_the_table_says() {
     ];
     // (request, [one answer a state while a lease lives], [... and after it])
     type Row<'a> = (&'a str, Request, [&'a str; 6], [&'a str; 6]);
-    let rows: [Row; 13] = [
+    let rows: [Row; 14] = [
         (
             "acquire",
             acquire(),
@@ -151,6 +160,26 @@ fn every_state_answers_every_request_as_the_table_says() {
                 "granted 6",
                 "outdated",
                 "outdated",
+            ],
+        ),
+        (
+            "acquire by force",
+            acquire_by_force(),
+            [
+                "unknown",
+                "granted 6",
+                "held",
+                "granted 6",
+                "held",
+                "granted 6",
+            ],
+            [
+                "unknown",
+                "granted 6",
+                "granted 6",
+                "granted 6",
+                "granted 6",
+                "granted 6",
             ],
         ),
         (
@@ -400,6 +429,89 @@ fn only_the_nodes_of_a_mirror_can_be_current() {
     assert_eq!(word(&ask(&mut registry, 0, "c", &acquire())), "outdated");
 }
 
+fn current(registry: &Registry) -> Vec<String> {
+    let records = registry.records();
+    records["md1"].current.iter().cloned().collect()
+}
+
+#[test]
+fn force_makes_an_outdated_node_the_only_current_one_once_no_lease_may_live() {
+    let mut registry = restored(5, Some("b"), &["b"]);
+    let reply = ask(&mut registry, 10, "a", &acquire_by_force());
+    assert_eq!(word(&reply), "held");
+    assert_eq!(current(&registry), ["b"], "a refusal changes nothing");
+    let reply = ask(&mut registry, LEASE_MS + 1, "a", &acquire_by_force());
+    assert_eq!(reply, granted(6));
+    assert_eq!(current(&registry), ["a"]);
+    // What was given up does not come back by itself.
+    assert_eq!(
+        renewal(&mut registry, LEASE_MS + 2, "b", 5),
+        Renewal::Lost {
+            epoch: Epoch(6),
+            holder: Some("a".into()),
+        }
+    );
+    let reply = ask(&mut registry, 9 * LEASE_MS, "b", &acquire());
+    assert_eq!(word(&reply), "outdated");
+}
+
+#[test]
+fn force_takes_nothing_from_a_node_that_is_as_current() {
+    let mut registry = restored(5, None, &["a", "b"]);
+    let reply = ask(&mut registry, 0, "a", &acquire_by_force());
+    assert_eq!(reply, granted(6));
+    assert_eq!(current(&registry), ["a", "b"]);
+}
+
+#[test]
+fn force_is_for_the_nodes_of_a_mirror() {
+    let mut registry = restored(5, None, &["a"]);
+    let reply = ask(&mut registry, 0, "c", &acquire_by_force());
+    assert_eq!(word(&reply), "outdated");
+}
+
+/// Two fresh nodes, say.
+#[test]
+fn force_founds_a_mirror_of_which_nobody_is_current() {
+    let mut registry = Registry::new();
+    assert_eq!(
+        word(&ask(&mut registry, 0, "a", &acquire_by_force())),
+        "unknown"
+    );
+    ask(&mut registry, 0, "a", &enrol(0, false, false));
+    assert_eq!(
+        word(&ask(&mut registry, 0, "a", &acquire_by_force())),
+        "unknown",
+        "the other node has not said anything yet"
+    );
+    let reply = ask(&mut registry, 1, "b", &enrol(3, false, false));
+    assert_eq!(word(&reply), "conflict");
+    assert_eq!(word(&ask(&mut registry, 2, "a", &acquire())), "unknown");
+    let late = CLAIM_MS_MAX + 1;
+    let mut too_late = registry.clone();
+    assert_eq!(
+        word(&ask(&mut too_late, late, "a", &acquire_by_force())),
+        "unknown"
+    );
+    assert_eq!(ask(&mut registry, 2, "a", &acquire_by_force()), granted(4));
+    assert_eq!(current(&registry), ["a"]);
+    assert_eq!(
+        word(&ask(&mut registry, 3, "b", &enrol(3, false, false))),
+        "enrolled"
+    );
+}
+
+#[test]
+fn force_founds_nothing_beside_a_primary() {
+    let mut registry = Registry::new();
+    ask(&mut registry, 0, "a", &enrol(0, false, false));
+    let reply = ask(&mut registry, 1, "b", &enrol(0, false, true));
+    assert_eq!(word(&reply), "conflict");
+    let reply = ask(&mut registry, 2, "a", &acquire_by_force());
+    assert_eq!(word(&reply), "conflict");
+    assert!(registry.records().is_empty());
+}
+
 #[test]
 fn a_beat_says_when_the_other_node_was_heard() {
     let mut registry = Registry::new();
@@ -565,6 +677,7 @@ enum Action {
 #[derive(Debug, Clone, Copy)]
 enum What {
     Acquire,
+    AcquireByForce,
     Renew,
     RenewOld,
     Release,
@@ -628,6 +741,7 @@ impl World {
         let party = self.parties[index].clone();
         let request = match what {
             What::Acquire => acquire(),
+            What::AcquireByForce => acquire_by_force(),
             What::Renew => renew(party.epoch),
             What::RenewOld => renew(party.epoch.saturating_sub(1)),
             What::Release => {
@@ -721,9 +835,17 @@ impl World {
             return;
         };
         assert!(after.epoch >= before.epoch);
-        if before.current != after.current {
-            assert!(matches!(request, Request::Record { .. }), "{request:?}");
-            assert_eq!(before.holder.as_deref(), Some(party.name));
+        if before.current == after.current {
+            return;
+        }
+        match request {
+            Request::Record { .. } => assert_eq!(before.holder.as_deref(), Some(party.name)),
+            Request::Acquire { force: true, .. } => {
+                assert!(!before.current.contains(party.name));
+                assert_eq!(after.current, BTreeSet::from([party.name.into()]));
+                assert_eq!(after.holder.as_deref(), Some(party.name));
+            }
+            other => panic!("{other:?} changed who is current"),
         }
     }
 }
@@ -731,6 +853,7 @@ impl World {
 fn what() -> impl Strategy<Value = What> {
     prop_oneof![
         4 => Just(What::Acquire),
+        1 => Just(What::AcquireByForce),
         3 => Just(What::Renew),
         1 => Just(What::RenewOld),
         1 => Just(What::Release),

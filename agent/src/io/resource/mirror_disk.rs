@@ -431,8 +431,7 @@ impl MirrorDisk {
     async fn promote(&self, permit: &Permit) -> Result<()> {
         let command = CommandRequest::Promote {
             peer_down: permit.peer_down,
-            // Loss of data is an operator's to accept, by `mirrorctl`.
-            force: false,
+            force: permit.force,
             grant: permit.grant.map(|grant| Grant {
                 epoch: grant.epoch,
                 deadline_ms: grant.deadline_ms,

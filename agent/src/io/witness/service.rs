@@ -214,7 +214,9 @@ fn check(call: &Call) -> Result<(), String> {
         Request::Beat { renew } => renew
             .iter()
             .try_for_each(|holding| check_name("mirror", &holding.mirror)),
-        Request::Acquire { mirror } | Request::Enrol { mirror, .. } => check_name("mirror", mirror),
+        Request::Acquire { mirror, .. } | Request::Enrol { mirror, .. } => {
+            check_name("mirror", mirror)
+        }
         Request::Release { holding } => check_name("mirror", &holding.mirror),
         Request::Record { holding, current } => {
             check_name("mirror", &holding.mirror)?;

@@ -40,14 +40,7 @@ impl Mirror {
             .any(|pending| pending.work == Work::Alone);
         if waits && !process.alone_durable && may {
             process.alone_durable = true;
-            *next_generation += 1;
-            let disk = &mut self.disk;
-            disk.peer_outdated = true;
-            disk.ancestors.push(disk.generation);
-            if disk.base == 0 {
-                disk.base = disk.generation;
-            }
-            disk.generation = *next_generation;
+            self.disk.leave_peer_behind(next_generation);
         }
         if process.alone_durable {
             for pending in &mut process.pending {

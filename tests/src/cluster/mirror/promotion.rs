@@ -69,7 +69,7 @@ impl Mirror {
             (Some(grant), true) if grant.epoch <= own => return Some(Err("grant-is-old".into())),
             _ => {}
         }
-        if !self.disk.is_current() {
+        if !self.disk.is_current() && !(permit.force && process.link.is_none()) {
             return Some(Err("outdated or inconsistent".into()));
         }
         None
@@ -81,7 +81,12 @@ impl Mirror {
         }
     }
 
-    pub(super) fn advance_promotion(&mut self, now_ms: u64, next_promotion: &mut u64) {
+    pub(super) fn advance_promotion(
+        &mut self,
+        now_ms: u64,
+        next_promotion: &mut u64,
+        next_generation: &mut u64,
+    ) {
         let Some(promoting) = self.process.as_ref().and_then(|process| process.promoting) else {
             return;
         };
@@ -94,12 +99,14 @@ impl Mirror {
         if now_ms.saturating_sub(promoting.since_ms) >= PROMOTE_MS_MAX {
             return give_up(self, "the peer does not agree in time");
         }
-        if !self.disk.is_current() {
-            return give_up(self, "outdated or inconsistent");
-        }
+        let is_current = self.disk.is_current();
+        let force = promoting.permit.force;
         let Some(process) = &mut self.process else {
             return;
         };
+        if !is_current && !(force && process.link.is_none()) {
+            return give_up(self, "outdated or inconsistent");
+        }
         if let Some(link) = &process.link {
             if link.peer_primary {
                 return give_up(self, "peer-is-primary");
@@ -124,12 +131,18 @@ impl Mirror {
             if now_ms < process.vouched_ms + WORD_OVER_MS {
                 return;
             }
-        } else if !process.peer_seen {
+        } else if !force && !process.peer_seen {
             return give_up(self, "peer-not-seen");
-        } else if !promoting.permit.peer_down {
+        } else if !force && !promoting.permit.peer_down {
             return give_up(self, "peer-may-be-ahead");
         }
-        self.disk.peer_confirmed_down |= promoting.permit.peer_down;
+        if force {
+            self.disk.outdated = false;
+            self.disk.inconsistent = false;
+            self.disk.discard_local = false;
+            self.disk.leave_peer_behind(next_generation);
+        }
+        self.disk.peer_confirmed_down |= promoting.permit.peer_down || force;
         self.become_primary(next_promotion);
     }
 

@@ -11,6 +11,7 @@ use agent::control::CommandRequest;
 use clap::Subcommand;
 
 use crate::arguments::Global;
+use crate::loss;
 use crate::outcome::{Failure, Outcome};
 
 /// Time for a question when --timeout says nothing.
@@ -57,6 +58,10 @@ pub enum GroupCommand {
         /// You know that the other node, which is silent, is really down
         #[arg(long)]
         peer_down: bool,
+        /// The data of its mirrors here is the truth: the first start of a new group, or you give up what only the other
+        /// node has
+        #[arg(long)]
+        force: bool,
     },
     /// Stop a group wherever it runs; it stays stopped until `group start`
     Stop { group: String },
@@ -100,10 +105,20 @@ pub async fn run(global: &Global, command: &Command) -> Outcome {
             group: group.clone(),
             to: to.clone(),
         },
-        Command::Group(GroupCommand::Start { group, peer_down }) => CommandRequest::GroupStart {
-            group: group.clone(),
-            peer_down: *peer_down,
-        },
+        Command::Group(GroupCommand::Start {
+            group,
+            peer_down,
+            force,
+        }) => {
+            if *force {
+                tell_loss(global, group).await?;
+            }
+            CommandRequest::GroupStart {
+                group: group.clone(),
+                peer_down: *peer_down,
+                force: *force,
+            }
+        }
         Command::Group(GroupCommand::Stop { group }) => CommandRequest::GroupStop {
             group: group.clone(),
         },
@@ -121,6 +136,23 @@ pub async fn run(global: &Global, command: &Command) -> Outcome {
         Command::Monitor(MonitorCommand::Resume) => CommandRequest::MonitorResume,
     };
     tell(global, &request).await
+}
+
+/// What the step may cost has to be asked before it is taken. A group that is not there, the agent refuses.
+async fn tell_loss(global: &Global, name: &str) -> Outcome {
+    let status = client(global, QUERY_TIMEOUT_DEFAULT).status().await?;
+    let groups = status.groups.iter().filter(|group| group.name == name);
+    let mirrors: Vec<&String> = groups.flat_map(|group| &group.mirrors).collect();
+    for mirror in status.mirrors {
+        if mirrors.contains(&&mirror.name) {
+            let loss = loss::of_forced_promotion(&mirror);
+            eprintln!(
+                "group start --force {name} may lose, of {}: {loss}",
+                mirror.name
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Passes a command on and waits for its outcome.

@@ -48,6 +48,7 @@ fn sample() -> ClusterStatus {
             states: vec![State::Online, State::Offline],
             current: vec!["server1".into()],
             waits_for: None,
+            mirrors: vec!["md1".into()],
             resources: vec![
                 resource("disk", "mirror-disk"),
                 resource("address", "floating-ip"),
