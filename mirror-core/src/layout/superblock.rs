@@ -120,8 +120,22 @@ pub struct PeerSlot {
 pub struct Run {
     /// What the peer knows this side by. Kept by a run that lost nothing of what the one before it had written.
     pub incarnation: Uuid,
-    /// The boot of the machine; zero: not known.
+    /// The boot of the machine; zero: not known; [`Run::ENDED`]: the run is over, with everything flushed.
     pub boot: Uuid,
+}
+
+impl Run {
+    /// No boot is named so.
+    const ENDED: Uuid = Uuid([0xff; 16]);
+
+    /// All that it acknowledged is durable, and it acknowledges nothing more.
+    pub fn end(&mut self) {
+        self.boot = Self::ENDED;
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.boot == Self::ENDED && self.incarnation != Uuid::default()
+    }
 }
 
 /// What was given up last (split brain, or an old primary's unacknowledged tail).

@@ -160,6 +160,9 @@ impl Volume {
         self.own_tail();
         self.release_log();
         self.superblock.flags.clean_stop = true;
+        if self.disk_state() != DiskState::Failed {
+            self.superblock.run.end();
+        }
         self.persist(After::Stopped { id });
     }
 

@@ -221,7 +221,9 @@ impl Volume {
         } = loaded;
         // Whoever opened it has wiped what was left there.
         superblock.moved_from = 0;
-        let incarnation = match runs_on {
+        // A run that ended with everything flushed took nothing along, so this one has all that it acknowledged.
+        let lost_nothing = runs_on || (superblock.run.has_ended() && !fell_back);
+        let incarnation = match lost_nothing {
             true => superblock.run.incarnation,
             false => seed.incarnation,
         };
@@ -337,6 +339,13 @@ impl Volume {
         assert!(
             self.role != Role::Primary || !self.runs_on || self.recheck.is_some(),
             "a primary has made up its mind about the last run"
+        );
+        assert!(
+            self.role == Role::Primary
+                || self
+                    .link()
+                    .is_none_or(|link| link.peer_role != Role::Primary || !link.replicating),
+            "nothing follows a secondary of a primary"
         );
         assert!(
             self.walk.is_none() || self.link().is_some(),

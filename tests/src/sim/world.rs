@@ -659,7 +659,10 @@ impl World {
             Happening::Restart { node } => self.start(node),
             Happening::Exit { node, life } => {
                 if self.nodes[node].life == life {
+                    // A run that ended with everything flushed takes nothing along.
+                    let broken = self.nodes[node].broken;
                     self.crash(node, Crash::Kill);
+                    self.nodes[node].broken = broken;
                     let down_us = self.random.between(5_000, 500_000);
                     self.schedule(down_us, Happening::Restart { node });
                 }
