@@ -82,6 +82,39 @@ fn a_split_brain_is_resolved_for_the_second_node() {
     check_resolution(0);
 }
 
+/// What it answers after that, nobody has given up.
+#[test]
+fn a_side_that_is_promoted_after_all_is_not_given_up_any_more() {
+    let mut world = split();
+    world.cut(&[0, 1], None);
+    world
+        .command(1, Command::Demote)
+        .expect("an end")
+        .expect("done");
+    let discard = Command::Resync {
+        full: false,
+        discard_local: true,
+    };
+    world.command(1, discard).expect("an end").expect("done");
+    world.promote_apart(1);
+    world.write(1, 6..8);
+    let newest = world.read(1, 7);
+    world
+        .command(1, Command::Demote)
+        .expect("an end")
+        .expect("done");
+    world.heal();
+    world.until("both sides see the split brain", |world| {
+        [0, 1].iter().all(|node| {
+            world
+                .status(*node)
+                .is_some_and(|status| status.connection == Connection::SplitBrain)
+        })
+    });
+    world.run_for(3_000);
+    assert_eq!(world.nodes[1].data.current(7), newest);
+}
+
 #[test]
 fn nobody_takes_over_silently_from_a_primary_that_went_on_alone_and_died() {
     let mut world = pair(8);

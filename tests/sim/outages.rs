@@ -167,6 +167,78 @@ fn under_hold_a_clean_stop_of_the_peer_is_word_enough() {
     world.end_well();
 }
 
+/// The roles were swapped on a link that stands, so each side was the other's follower at a time.
+#[test]
+fn after_a_switchover_a_failed_disk_is_served_by_the_peer_for_good() {
+    let mut world = pair(16);
+    world.write(0, 0..8);
+    done(&mut world, 0, Command::Demote);
+    world.until("the demotion is heard of", |world| {
+        let status = world.status(1);
+        status.is_some_and(|status| status.peer.role == control::Role::Secondary)
+    });
+    done(&mut world, 1, PROMOTE);
+    world.write(1, 0..4);
+    world.nodes[1].fail_next_write = true;
+    world.write(1, 2..4);
+    let failed = |world: &World| {
+        let status = world.status(1);
+        status.is_some_and(|status| status.disk == DiskState::Failed)
+    };
+    assert!(failed(&world));
+    // Longer than what the quiet flush of the other side waits.
+    for unit in 0..12 {
+        world.write(1, unit..unit + 1);
+        assert_eq!(world.asked(1, Asked::Flush), Answer::Done);
+        world.run_for(1_000);
+    }
+    assert!(failed(&world) && world.is_connected(1));
+    let newest = world.nodes[0].data.current(3);
+    assert_eq!(world.read(1, 3), newest);
+}
+
+/// Otherwise the only good copy would be given up for want of room for a second.
+#[test]
+fn a_block_that_is_given_back_in_vain_stays_good_at_the_peer() {
+    let mut world = pair(18);
+    world.write(0, 0..8);
+    let kept = world.nodes[1].data.current(3);
+    world.nodes[0].data.spoil(3);
+    world.nodes[0].full_next_write = true;
+    assert_eq!(world.read(0, 3), kept);
+    world.until("the disk is full", |world| !world.nodes[0].full_next_write);
+    assert_eq!(
+        world.read(0, 3),
+        kept,
+        "from the peer again, and given back"
+    );
+    let status = world.status(0).expect("it runs");
+    assert_eq!((status.out_of_sync_bytes, status.sync), (0, None));
+    world.end_well();
+}
+
+/// It has all that was answered, flushed by itself as it stopped; the primary that died had not flushed.
+#[test]
+fn a_clean_restart_of_the_survivor_loses_nothing_that_the_dead_primary_lost() {
+    let mut world = pair(17);
+    world.write(0, 0..8);
+    assert_eq!(world.asked(0, Asked::Flush), Answer::Done);
+    world.write(0, 2..6);
+    let newest = world.nodes[1].data.current(3);
+    world.crash(0, Crash::PowerLoss);
+    done(&mut world, 1, Command::Stop);
+    world.until("it has restarted", |world| {
+        let status = world.status(1);
+        status.is_some_and(|status| status.connection == control::Connection::Connecting)
+    });
+    world.start(0);
+    world.until("both sides are in sync", |world| world.is_settled());
+    for node in [0, 1] {
+        assert_eq!(world.nodes[node].data.current(3), newest, "node {node}");
+    }
+    world.end_well();
+}
+
 #[test]
 fn a_disk_that_fails_during_a_verify_is_served_by_the_peer() {
     let mut world = pair(6);

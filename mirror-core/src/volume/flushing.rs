@@ -84,6 +84,12 @@ impl Flushing {
         self.round.is_none() && self.next.is_empty()
     }
 
+    /// A flush is with the peer, or is to be.
+    pub(super) fn awaits_peer(&self) -> bool {
+        let round = self.round.as_ref();
+        round.is_some_and(|round| round.peer == Leg::Running) || self.ahead.is_some()
+    }
+
     pub(super) fn has_held(&self) -> bool {
         !self.held.is_empty()
     }

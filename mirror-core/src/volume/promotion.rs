@@ -377,6 +377,7 @@ impl Volume {
             || racing
             || copying
             || self.is_fetching()
+            || self.flushing.awaits_peer()
             || self.commands.leaving.is_some();
         if refuse {
             self.send(Message::PromoteReply {
@@ -395,6 +396,9 @@ impl Volume {
         if let Some(link) = &mut self.peering.link {
             link.peer_role = Role::Primary;
             link.is_source = false;
+            // What this side is asked to flush from now on is its own.
+            link.replicating = false;
+            link.behind = false;
         }
         self.superblock.epoch = self.superblock.epoch.max(epoch);
         self.superblock.flags.primary = false;
@@ -467,6 +471,8 @@ impl Volume {
             superblock.peer.incarnation = Uuid::default();
         }
         superblock.epoch = epoch;
+        // What is answered from now on was not spoken of when this side's data was given up.
+        superblock.flags.discard_local = false;
         superblock.flags.primary = true;
         superblock.flags.last_primary = true;
         superblock.flags.log_active = true;

@@ -319,6 +319,10 @@ impl Volume {
                 write.local = Leg::Done;
                 self.log.note_local_write(range.extent());
             }
+            Err(DiskFault::NoSpace) if usable && write.id.is_none() => {
+                // A block that cannot be read here stays so: what the peer gave back has no place.
+                write.local = Leg::Done;
+            }
             Err(DiskFault::NoSpace) if usable => {
                 // The peer may have the data and we have not: the block differs, and the client is
                 // told that its write failed. A resync makes both sides equal again.
