@@ -166,6 +166,15 @@ impl Volume {
                 "the settings that both nodes share differ from those of {peer}: use the same file on both"
             ));
         }
+        // It is agreed at the first meeting. Clients, and file systems for good, count on it from then on.
+        let block_bytes = self.superblock.logical_block_bytes;
+        let is_settled = self.superblock.peer.had_copy || self.role == Role::Primary;
+        if is_settled && hello.logical_block_bytes > block_bytes {
+            return Some(format!(
+                "the disk of {peer} takes nothing below {} bytes, and the mirror has logical blocks of {block_bytes}: give {peer} a disk with such blocks",
+                hello.logical_block_bytes
+            ));
+        }
         let sizes = [self.superblock.size_bytes, hello.size_bytes];
         let needed = sizes[0].max(sizes[1]);
         for (name, usable) in [

@@ -221,6 +221,19 @@ fn every_misfit_of_a_hello_is_named() {
 }
 
 #[test]
+fn a_logical_block_is_agreed_once() {
+    let mut hello = Scripted::new(0).hello();
+    hello.logical_block_bytes = 4096;
+    for had_copy in [false, true] {
+        let mut scripted = Scripted::new(1);
+        scripted.volume.superblock.peer.had_copy = had_copy;
+        scripted.hears(Message::Hello(Box::new(hello.clone())));
+        assert_eq!(scripted.has_told("handshake-refused"), had_copy);
+        assert!(!had_copy || scripted.volume.logical_block_bytes() == 512);
+    }
+}
+
+#[test]
 fn data_goes_compressed_only_to_a_peer_that_takes_it() {
     let ours = Scripted::new(0).hello();
     assert_ne!(ours.features & FEATURE_COMPRESSION, 0, "it always takes it");
