@@ -75,6 +75,8 @@ pub(super) struct Agent {
     /// Newest ticket that its mirror published.
     wanted: u64,
     unknown: bool,
+    /// Newest epoch that it was granted, and until when. It may be taken up at any moment while that lasts.
+    granted: Option<(u64, u64)>,
     recorded_both: bool,
     /// The arbiter knows its node under a later epoch than the mirror has, or as nobody who holds one.
     refused: bool,
@@ -306,11 +308,13 @@ impl World {
         let agent = self.arbiter.agents[node];
         let epoch = status.epoch;
         if agent.unknown {
+            let now_ms = self.now_of(node).monotonic_ms;
+            let (granted, until_ms) = agent.granted.unwrap_or_default();
             return Some(Question::Enrol(Claim {
-                epoch,
+                epoch: epoch.max(granted),
                 current: status.disk == DiskState::UpToDate,
                 peer_outdated: status.peer_outdated,
-                primary: status.role == Role::Primary,
+                primary: status.role == Role::Primary || now_ms <= until_ms,
             }));
         }
         let connected = status.connection == Connection::Connected;
@@ -406,9 +410,13 @@ impl World {
                 );
             }
             (Reply::Granted { epoch }, _) => {
-                self.arbiter.agents[node].refused = false;
+                let agent = &mut self.arbiter.agents[node];
+                agent.refused = false;
+                agent.granted = Some((epoch, deadline_ms));
                 let force = self.is_fresh();
-                if !self.network.connected() {
+                // Cut off, paused or not met yet, it makes no difference: nobody asked the other for what it has.
+                let cut = !self.network.connected() || !self.is_connected(node);
+                if cut || self.is_paused(other(node)) {
                     self.nodes[node].superseded = false;
                     self.nodes[other(node)].superseded = true;
                 }

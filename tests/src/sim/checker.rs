@@ -530,6 +530,13 @@ impl World {
         self.order += 1;
         let order = self.order;
         self.nodes[node].cache_lost = order;
+        let line = self.line[node];
+        if self.runs_ahead() && self.last_served != Some(node) {
+            // There a flush is answered when it is done on the other side and on its way to this one.
+            let disk = &self.nodes[node].data;
+            let tail = self.truths[line].tail(|unit| disk.current(unit), 0);
+            self.truths[line].unflush(&tail.lost);
+        }
         let peer = other(node);
         let only = self.nodes[peer]
             .durable()
@@ -538,7 +545,6 @@ impl World {
                 .durable()
                 .is_some_and(|view| view.superblock.peer.outdated || view.superblock.peer.detached);
         if only {
-            let line = self.line[node];
             self.truths[line].excuse_unflushed(order);
         }
     }
@@ -564,6 +570,12 @@ impl World {
         }
         if let Message::Goodbye { clean: true } = message {
             self.nodes[node].peer_left = true;
+        }
+        let overruled = self.last_served == Some(node) && self.nodes[node].superseded;
+        if overruled && matches!(message, Message::ResyncDone { .. }) {
+            // What the other has counts, though it has not served since.
+            self.check_survivor(other(node));
+            self.last_served = Some(other(node));
         }
     }
 

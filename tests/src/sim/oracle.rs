@@ -299,6 +299,19 @@ impl Oracle {
         tail
     }
 
+    /// No flush that was answered covers these writes on the disk that counts.
+    pub fn unflush(&mut self, writes: &BTreeSet<u64>) {
+        for (unit, history) in &mut self.units {
+            for version in &mut history.versions {
+                if version.flushed && writes.contains(&version.write) {
+                    version.flushed = false;
+                    let units = self.writes.entry(version.write).or_insert(*unit..*unit);
+                    units.end = *unit + 1;
+                }
+            }
+        }
+    }
+
     /// These writes may be missing from now on.
     pub fn give_up(&mut self, lost: &BTreeSet<u64>) {
         for history in self.units.values_mut() {
