@@ -62,6 +62,42 @@ fn without_a_forced_stop_a_cut_makes_both_active_and_both_say_so() {
     );
 }
 
+/// As `docs/operations/cluster.md` has it: the damage is not to grow while the nodes cannot see each other.
+#[test]
+fn a_side_that_was_stopped_amid_a_split_may_take_over_again_once_that_is_resolved() {
+    for asked in 0..2 {
+        let (mut world, owner) = served(Profile::Nothing, |_| {});
+        let other = 1 - owner;
+        begin(&mut world, Fault::Cut(Line::between_nodes()));
+        comes_true(&mut world, 30_000, |world| {
+            world.serves(0) && world.serves(1)
+        });
+        let stop = CommandRequest::GroupStop {
+            group: GROUP.into(),
+        };
+        let stopped = outcome(&mut world, other, stop, 30_000);
+        assert!(stopped.is_ok(), "{stopped:?}");
+        world.end(&trouble(0, Fault::Cut(Line::between_nodes())));
+        comes_true(&mut world, 30_000, |world| {
+            world.has_alert(other, alert::MIRROR_SPLIT_BRAIN.id)
+        });
+        world.run_until(world.now_ms + 3_000);
+        let resolve = CommandRequest::GroupResolve {
+            group: GROUP.into(),
+            keep: NAMES[owner].into(),
+        };
+        let resolved = outcome(&mut world, asked, resolve, 60_000);
+        assert!(resolved.is_ok(), "{resolved:?}\n{}", story(&world));
+        comes_true(&mut world, 30_000, |world| {
+            world.mirrors[0].disk.generation == world.mirrors[1].disk.generation
+        });
+        world.run_until(world.now_ms + 5_000);
+        world.power_off(owner);
+        world.machines[owner].boot_ms = None;
+        comes_true(&mut world, 30_000, |world| world.serves(other));
+    }
+}
+
 #[test]
 fn with_a_forced_stop_a_cut_leaves_the_owner_and_stops_the_other_first() {
     let (mut world, owner) = served(Profile::Classic, |_| {});

@@ -135,10 +135,13 @@ impl Node {
             CommandRequest::GroupResolve { group, keep } => {
                 let group = self.find_group(&group)?;
                 let keep = self.find_node(&keep)?;
+                // Who stopped it on one node so that the damage did not grow, did not mean it to stay stopped.
                 if keep == self.config.me {
+                    self.clear(group);
                     let done = format!("{} gave up its data", self.config.peer_name());
                     return self.order(id, OrderKind::Discard, group, done);
                 }
+                self.clear_on_both(group);
                 self.discard(group, MovedBy::Command(id));
                 Ok(None)
             }
@@ -200,6 +203,7 @@ impl Node {
         let peer = self.config.peer_name().to_owned();
         let situation = self.situation(group);
         if situation.here == State::Online {
+            self.clear_on_both(group);
             return Ok(Some(format!("{name} runs here already")));
         }
         if !situation.allowed {
@@ -284,11 +288,7 @@ impl Node {
         if peer_down {
             self.take_word_that_peer_is_down();
         }
-        self.clear(group);
-        if self.membership.peer() == Peer::Up && self.orders.sent.is_none() {
-            // Nobody waits for the outcome of this one.
-            self.send_order(CommandId(0), OrderKind::Clear, group, String::new());
-        }
+        self.clear_on_both(group);
         self.orders.waiting.push(Waiting {
             id,
             group,
@@ -306,6 +306,15 @@ impl Node {
         primaries.all(|is_primary| is_primary)
     }
 
+    fn clear_on_both(&mut self, group: usize) {
+        self.clear(group);
+        if self.membership.peer() == Peer::Up && self.orders.sent.is_none() {
+            // Nobody waits for the outcome of this one.
+            self.send_order(CommandId(0), OrderKind::Clear, group, String::new());
+        }
+    }
+
+    /// That it was stopped, or failed, counts no more.
     fn clear(&mut self, group: usize) {
         self.controls[group].stopped = false;
         self.controls[group].failures.clear();
@@ -616,7 +625,10 @@ impl Node {
                 self.clear(group);
                 Ok(())
             }
-            OrderKind::Discard => return self.discard(group, by),
+            OrderKind::Discard => {
+                self.clear(group);
+                return self.discard(group, by);
+            }
             OrderKind::Standby => self.change_standby(true),
             OrderKind::Active => self.change_standby(false),
             OrderKind::SuspendMonitors | OrderKind::ResumeMonitors => {
