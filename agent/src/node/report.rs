@@ -2,12 +2,12 @@
 //! the layout. Groups and mirrors go by their place in the configuration, which both nodes share; the
 //! digest tells where they do not.
 
+use nbd_frontend::config::agent::BEAT_ITEMS_MAX;
+
 use crate::control::State;
 
 /// Longest text of an order's outcome, bytes.
 pub const REASON_BYTES_MAX: usize = 200;
-/// Most groups and most mirrors of a cluster.
-pub const ITEMS_MAX: usize = 64;
 const FORMAT: u8 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -109,7 +109,7 @@ const STATES: [State; 6] = [
 
 impl Report {
     pub fn encode(&self) -> Vec<u8> {
-        assert!(self.groups.len() <= ITEMS_MAX && self.mirrors.len() <= ITEMS_MAX);
+        assert!(self.groups.len() <= BEAT_ITEMS_MAX && self.mirrors.len() <= BEAT_ITEMS_MAX);
         let mut out = Vec::with_capacity(128);
         out.push(FORMAT);
         out.push(bits(&[
@@ -279,7 +279,7 @@ impl<'a> Reader<'a> {
 
     fn count(&mut self) -> Option<usize> {
         let count = usize::from(self.byte()?);
-        (count <= ITEMS_MAX).then_some(count)
+        (count <= BEAT_ITEMS_MAX).then_some(count)
     }
 }
 
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_report_round_trips_and_fits_a_beat() {
-        let mut report = full(ITEMS_MAX);
+        let mut report = full(BEAT_ITEMS_MAX);
         let bytes = report.encode();
         assert!(bytes.len() <= BODY_BYTES_MAX);
         report.outcome.as_mut().unwrap().result = Err("ä".repeat(REASON_BYTES_MAX / 2));

@@ -21,6 +21,9 @@ use std::time::Duration;
 
 use mirror_core::volume::config::LeaseCheck;
 
+/// Most mirrors and most groups that a heartbeat has room for.
+pub const BEAT_ITEMS_MAX: usize = 64;
+
 /// Everything that `mirror-agent` needs. There is one only where the file has `[heartbeat]`.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {

@@ -9,7 +9,7 @@ use super::authority::{DraftStopKind, TIMEOUTS_IN_A_LEASE_MIN};
 use super::partition::{
     DraftHeartbeat, DraftPath, DraftResolverKind, HEARTBEAT_PATHS_MAX, RESOLVERS_MAX,
 };
-use super::{addresses, delay};
+use super::{BEAT_ITEMS_MAX, addresses, delay};
 use crate::config::draft::Draft;
 use crate::config::problem::{Collector, Located};
 use crate::config::section::nearest_of;
@@ -84,6 +84,18 @@ fn check_heartbeat(draft: &Draft, heartbeat: &DraftHeartbeat, problems: &mut Col
                  and on = {{ server1 = \"ADDRESS:PORT\", server2 = \"ADDRESS:PORT\" }}"
             ),
         );
+    }
+    let mirrors: Vec<usize> = draft.mirrors.iter().map(|mirror| mirror.line).collect();
+    let groups: Vec<usize> = draft.agent.groups.iter().map(|group| group.line).collect();
+    for (title, lines) in [("mirror", mirrors), ("group", groups)] {
+        if let Some(line) = lines.get(BEAT_ITEMS_MAX) {
+            problems.add(
+                Some(*line),
+                title,
+                format!("there are {} of them, and a heartbeat has room for {BEAT_ITEMS_MAX}", lines.len()),
+                format!("write at most {BEAT_ITEMS_MAX} [[{title}]] sections where there is a [heartbeat]"),
+            );
+        }
     }
     let least = heartbeat.interval.value * INTERVALS_IN_A_TIMEOUT_MIN;
     if heartbeat.timeout.value < least {

@@ -249,6 +249,24 @@ fn heartbeats_have_a_path_and_not_too_many() {
 }
 
 #[test]
+fn a_heartbeat_has_room_for_so_many_groups() {
+    let more: String = (0..64)
+        .map(|nth| {
+            format!(
+                "[[group]]\nname = \"g{nth}\"\n\
+                 [[group.resource]]\nkind = \"exec\"\nname = \"a\"\n\
+                 start = [\"/bin/true\"]\nstop = [\"/bin/true\"]\n"
+            )
+        })
+        .collect();
+    refused(
+        "[[monitor]]",
+        &format!("{more}[[monitor]]"),
+        &["has room for 64", "[[group]]"],
+    );
+}
+
+#[test]
 fn a_monitor_without_a_group_says_nothing_about_one() {
     let from = "group = \"failover1\"\nresource = \"app\"\n";
     for line in [
