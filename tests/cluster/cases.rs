@@ -785,3 +785,31 @@ fn force_is_refused_while_the_other_node_has_the_data() {
     assert!(!world.has_alert(1 - owner, alert::GROUP_FORCED.id));
     in_order(&world);
 }
+
+/// Alone, and nobody had to be stopped for that, because nothing was to start.
+#[test]
+fn a_start_by_hand_in_a_silence_takes_a_word_where_nobody_was_stopped() {
+    let (mut world, owner) = served(Profile::Classic, |_| {});
+    let other = 1 - owner;
+    // Nor is it stopped by the owner meanwhile.
+    begin(&mut world, Fault::ProviderFails);
+    begin(&mut world, Fault::Cut(Line::between_nodes()));
+    let stop = CommandRequest::GroupStop {
+        group: GROUP.into(),
+    };
+    let stopped = outcome(&mut world, other, stop, 10_000);
+    assert!(stopped.is_err(), "{stopped:?}");
+    comes_true(&mut world, 10_000, |world| {
+        world.has_alert(other, alert::PEER_DOWN.id)
+    });
+    world.run_until(world.now_ms + 3_000);
+    let refused = outcome(&mut world, other, start_by_hand(), 10_000);
+    assert!(
+        refused
+            .as_ref()
+            .is_err_and(|why| why.contains("not certain")),
+        "{refused:?}\n{}",
+        story(&world)
+    );
+    in_order(&world);
+}

@@ -246,7 +246,7 @@ impl Registry {
         let mirror = self.mirrors.get_mut(name).ok_or(Refusal::Unknown)?;
         let record = &mut mirror.record;
         let is_current = record.current.contains(caller.node);
-        if !is_current && !(force && record.nodes.contains(caller.node)) {
+        if !is_current && (!force || !record.nodes.contains(caller.node)) {
             return Err(Refusal::Outdated {
                 current: record.current.iter().cloned().collect(),
             });

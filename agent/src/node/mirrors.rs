@@ -257,18 +257,20 @@ impl Node {
     }
 
     /// A mirror that is primary under no group, while the other node tries to start its group: the `mirrord` of a group
-    /// that stopped without it came back, say, and went on with its device. Under an arbiter the later grant decides.
+    /// that stopped without it came back, say, and went on with its device. Under an arbiter nobody can have promoted it
+    /// by hand, and as long as its lease is renewed the other node cannot even begin.
     fn make_room(&mut self, mirror: usize, view: MirrorView) {
-        let wanted_there = (0..self.controls.len()).any(|group| {
+        let arbitrated = self.rights.is_some();
+        let heard = self.membership.peer() == Peer::Up;
+        let in_the_way = (0..self.controls.len()).any(|group| {
             let there = self.peer_group(group).map(|there| there.state);
+            let wanted_there = heard && view.connected && there == Some(State::OnlinePending);
             self.group_mirrors(group).contains(&mirror)
                 && self.controls[group].group.state() == State::Offline
                 && !self.controls[group].waits_for_grant
-                && there == Some(State::OnlinePending)
+                && (arbitrated || wanted_there)
         });
-        let heard = self.membership.peer() == Peer::Up;
-        let in_the_way = view.primary && view.connected && wanted_there;
-        if !in_the_way || !heard || self.rights.is_some() {
+        if !view.primary || !in_the_way {
             self.mirrors[mirror].demoted_ms = None;
             return;
         }

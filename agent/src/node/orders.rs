@@ -260,7 +260,10 @@ impl Node {
                 "leave out --peer-down",
             ));
         }
-        if self.membership.peer() == Peer::Lost && !self.partition.may_act() && !peer_down {
+        // Alone without a forced stop, because nothing was to start then.
+        let unstopped = self.config.forced_stop.is_some() && self.is_unproven(group);
+        let may_act = self.partition.may_act() && !unstopped;
+        if self.membership.peer() == Peer::Lost && !may_act && !peer_down {
             return Err(refusal(
                 "undecided",
                 format!("{peer} is silent, and it is not certain that it does not run {name}"),

@@ -2,7 +2,7 @@
 //! and whoever waits says for what.
 
 use super::Node;
-use super::placement::{Cause, Other, Placement, Reason, There, place};
+use super::placement::{Cause, Other, Placement, Reason, Situation, There, place};
 use crate::alert::{self, Kind};
 use crate::control::State;
 use crate::group;
@@ -33,12 +33,7 @@ impl Node {
                 self.wait_for(group, Some((kind, text)));
             }
             Placement::Start(cause) => {
-                // The other node may be about to say that it starts it too.
-                let settle_ms = if situation.other == Other::Up && !situation.preferred {
-                    2 * self.membership.interval_ms()
-                } else {
-                    0
-                };
+                let settle_ms = self.settle_ms(&situation);
                 let (_, since_ms) = *self.controls[group]
                     .decided
                     .get_or_insert((cause, self.now_ms));
@@ -46,6 +41,19 @@ impl Node {
                     self.start_group(group, cause);
                 }
             }
+        }
+    }
+
+    /// How long a start waits for what the other node may be about to say: that it starts the group too.
+    fn settle_ms(&self, situation: &Situation) -> u64 {
+        let beats_ms = 2 * self.membership.interval_ms();
+        match situation.other {
+            Other::Up if !situation.preferred => beats_ms,
+            // Its side of the mirrors is connected, so it lives; its agent may be heard at any moment, and come to the
+            // same conclusion before that.
+            Other::NeverHeard if self.rights.is_none() && situation.preferred => beats_ms,
+            Other::NeverHeard if self.rights.is_none() => self.membership.timeout_ms(),
+            _ => 0,
         }
     }
 

@@ -69,7 +69,7 @@ impl Mirror {
             (Some(grant), true) if grant.epoch <= own => return Some(Err("grant-is-old".into())),
             _ => {}
         }
-        if !self.disk.is_current() && !(permit.force && process.link.is_none()) {
+        if !self.disk.is_current() && (!permit.force || process.link.is_some()) {
             return Some(Err("outdated or inconsistent".into()));
         }
         None
@@ -104,7 +104,7 @@ impl Mirror {
         let Some(process) = &mut self.process else {
             return;
         };
-        if !is_current && !(force && process.link.is_none()) {
+        if !is_current && (!force || process.link.is_some()) {
             return give_up(self, "outdated or inconsistent");
         }
         if let Some(link) = &process.link {
