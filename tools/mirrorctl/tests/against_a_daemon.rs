@@ -279,7 +279,7 @@ fn a_wait_that_cannot_end_or_takes_too_long_says_so() {
     let mut lost = status();
     lost.connection = Connection::Connecting;
     with_daemon(lost, 0, |folder, _| {
-        let arguments = ["wait", "md1", "--for", "connected", "--timeout", "200ms"];
+        let arguments = ["wait", "md1", "--for", "connected", "--timeout", "2s"];
         let done = run(folder, &arguments);
         assert_eq!(done.status.code(), Some(4), "{done:?}");
         let error = String::from_utf8_lossy(&done.stderr).into_owned();
@@ -355,7 +355,7 @@ fn a_repair_is_done_when_nothing_differs_any_more() {
 
 #[test]
 fn a_repair_that_did_not_happen_is_not_called_one() {
-    let arguments = ["--json", "--timeout", "1s", "verify", "md1", "--repair"];
+    let arguments = ["--json", "--timeout", "5s", "verify", "md1", "--repair"];
     for (repair, code, rule) in [
         (Repair::Hangs, 4, "timed-out"),
         (Repair::LosesPeer, 1, "not-repaired"),
@@ -441,11 +441,11 @@ impl Drop for Watching {
 #[test]
 fn a_time_out_bounds_each_look_of_a_watch_and_not_the_watch() {
     with_daemon(status(), 0, |folder, events| {
-        let mut follow = Watching::start(folder, &["--timeout", "300ms", "events", "--follow"]);
+        let mut follow = Watching::start(folder, &["--timeout", "3s", "events", "--follow"]);
         // A second passes between two looks, so both tools outlive their time-out.
-        let arguments = ["--json", "--timeout", "500ms", "mdstat", "--watch"];
-        let lines = Watching::start(folder, &arguments).lines(3);
-        assert_eq!(lines.len(), 3, "{lines:?}");
+        let arguments = ["--json", "--timeout", "3s", "mdstat", "--watch"];
+        let lines = Watching::start(folder, &arguments).lines(5);
+        assert_eq!(lines.len(), 5, "{lines:?}");
         events.push("md1", Notice::info("promoted", "after a while"));
         let line = follow.lines(1).concat();
         assert!(line.ends_with("promoted: after a while"), "{line}");
