@@ -57,14 +57,7 @@ impl<S: Read + Write> RawClient<S> {
     }
 
     pub fn request(&mut self, command: u16, flags: u16, offset: u64, length: u32) {
-        let header = RequestHeader {
-            flags,
-            command,
-            cookie: offset ^ u64::from(length),
-            offset,
-            length,
-        };
-        self.send(&header.encode());
+        self.send(&request(command, flags, offset, length));
     }
 
     pub fn receive(&mut self, length: usize) -> Vec<u8> {
@@ -102,6 +95,17 @@ impl<S: Read + Write> RawClient<S> {
             }
         }
     }
+}
+
+pub fn request(command: u16, flags: u16, offset: u64, length: u32) -> Vec<u8> {
+    let header = RequestHeader {
+        flags,
+        command,
+        cookie: offset ^ u64::from(length),
+        offset,
+        length,
+    };
+    header.encode().to_vec()
 }
 
 pub fn option(number: u32, data: &[u8]) -> Vec<u8> {

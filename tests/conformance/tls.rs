@@ -487,17 +487,17 @@ fn older_tls_and_garbage_are_refused() {
 #[test]
 fn a_client_that_stops_inside_the_tls_handshake_is_cut_off() {
     let limits = Limits {
-        handshake_timeout: Duration::from_millis(500),
+        handshake_timeout: Duration::from_secs(2),
         ..Limits::default()
     };
     let server = TlsServer::with(MIB, limits, true);
-    let script = "silent = begin()\n\
-        half = begin()\n\
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()\n\
+    let script = "incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()\n\
         tls = context().wrap_bio(incoming, outgoing, server_hostname='localhost')\n\
         try: tls.do_handshake()\n\
         except ssl.SSLWantReadError: pass\n\
         hello = outgoing.read()\n\
+        silent = begin()\n\
+        half = begin()\n\
         half.sendall(hello[:len(hello) // 2])\n\
         most = begin()\n\
         most.sendall(hello)\n\
@@ -538,18 +538,20 @@ fn a_client_that_does_not_take_its_replies_is_cut_off() {
         ..Limits::default()
     };
     let server = TlsServer::with(16 * MIB, limits, true);
-    let cut_off = server.server.file("cut-off");
+    let [asked, cut_off] = ["asked", "cut-off"].map(|name| server.server.file(name));
     let script = format!(
         "import os, time\n\
         c = Sealed(); c.go()\n\
         c.send(b''.join(request(0, 0, 8 << 20) for _ in range(16)))\n\
+        open({asked:?}, 'w').close()\n\
         while not os.path.exists({cut_off:?}): time.sleep(0.01)\n"
     );
     std::thread::scope(|scope| {
         let client = scope.spawn(|| by_hand(&server, &script));
-        let count = |wanted| move |_: &_, server: &Server| server.connections() == wanted;
-        server.server.wait_until("the client is on", count(1));
-        server.server.wait_until("it is cut off", count(0));
+        let has_asked = move |_: &_, _: &Server| Path::new(&asked).exists();
+        server.server.wait_until("the client has asked", has_asked);
+        let is_gone = |_: &_, server: &Server| server.connections() == 0;
+        server.server.wait_until("it is cut off", is_gone);
         std::fs::write(&cut_off, []).expect("tell the client");
         client.join().expect("the client ends");
     });
