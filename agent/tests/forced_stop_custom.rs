@@ -130,7 +130,7 @@ async fn a_script_that_hangs_is_killed_with_its_children() {
          wait\n",
     );
     let began = Instant::now();
-    let error = driver(&script, Duration::from_secs(1))
+    let error = driver(&script, Duration::from_secs(5))
         .stop(0)
         .await
         .unwrap_err();

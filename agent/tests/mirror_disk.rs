@@ -9,7 +9,7 @@ use agent::io::resource::attachment::Attachment;
 use agent::io::resource::{Permit, Presence, Resource, fuse, mounts};
 use local_disks::Cleaner;
 use local_pair::{MIRROR, Pair, PairOptions, Programs, Side};
-use mirror_core::control::{Connection, DiskState, Role};
+use mirror_core::control::{Connection, DiskState, MirrorStatus, Role};
 use nbd_frontend::config::agent::{
     Attach, Filesystem, Fsck, MirrorDisk, Resource as Config, ResourceKind,
 };
@@ -104,6 +104,13 @@ impl Scene {
                 })
                 .unwrap();
         }
+    }
+
+    /// A side has heard that the other one is primary no more, and may be it now.
+    fn wait_turn(&self, side: Side) {
+        let is_free = |mirror: &MirrorStatus| mirror.peer.role == Role::Secondary;
+        let heard = self.pair.wait_for(side, "its turn", 30, is_free);
+        heard.unwrap();
     }
 
     fn attachment(&self) -> Attachment {
@@ -283,12 +290,14 @@ async fn an_xfs_file_system_moves_to_the_other_node_and_back_with_its_files() {
     let file = scene.point.join("file");
     std::fs::write(&file, "of the first").unwrap();
     scene.resource.stop(false).await.unwrap();
+    scene.wait_turn(Side::Second);
     let other = scene.resource_of(Side::Second);
     other.start(&Permit::default()).await.unwrap();
     other.check().await.unwrap();
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "of the first");
     std::fs::write(&file, "of the second").unwrap();
     other.stop(false).await.unwrap();
+    scene.wait_turn(Side::First);
     scene.start().await;
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "of the second");
     scene.resource.stop(false).await.unwrap();

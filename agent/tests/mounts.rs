@@ -86,6 +86,8 @@ async fn a_forced_unmount_kills_at_once_what_has_a_file_open_or_mapped() {
     let program = image.point().join("sleep");
     std::fs::copy("/bin/sleep", &program).unwrap();
     let mut runner = Killed::spawn(program.to_str().unwrap(), &["1000"], "/".as_ref());
+    let image_of_runner = format!("/proc/{}/exe", runner.0.id());
+    wait_until(|| std::fs::read_link(&image_of_runner).is_ok_and(|found| found == program)).await;
     unmount(&Slot::default(), &image.point(), TRIES, true)
         .await
         .unwrap();

@@ -43,6 +43,9 @@ fn the_nodes_change_places() -> Result<()> {
     {
         if round > 0 {
             pair.ctl(side.other(), &["demote", MIRROR]).done()?;
+            pair.wait_for(side, "word of the demotion", 20, |s| {
+                s.peer.role == Role::Secondary
+            })?;
             pair.ctl(side, &["promote", MIRROR]).done()?;
             let before = format!("read -P {round} {}M 1M", round - 1);
             qemu_io(&pair.uri(side), &[&before])?;
