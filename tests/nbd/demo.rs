@@ -38,11 +38,16 @@ impl Demo {
 
     /// Waits until a step has begun.
     fn wait_step(&mut self, step: &str) -> Result<()> {
-        Deadline::after_seconds(DEMO_SECONDS_MAX).until(step, || {
+        self.wait(step, |demo| Ok(demo.said("stderr").contains(step)))
+    }
+
+    /// Waits for a state of a demo that goes on.
+    fn wait(&mut self, what: &str, is_so: impl Fn(&Self) -> Result<bool>) -> Result<()> {
+        Deadline::after_seconds(DEMO_SECONDS_MAX).until(what, || {
             if self.process.try_wait()?.is_some() {
                 bail!("the demo ended early: {}", self.said("stderr"));
             }
-            Ok(self.said("stderr").contains(step).then_some(()))
+            Ok(is_so(self)?.then_some(()))
         })
     }
 
@@ -135,13 +140,14 @@ fn an_interrupted_demo_takes_everything_down_and_fails() -> Result<()> {
         "this test mounts a file system; run it as root"
     );
     let mut demo = Demo::start("nbdfuse")?;
-    demo.wait_step("server1 is killed under load")?;
+    demo.wait_step("a file system with files")?;
     let folder = demo.folder()?;
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    ensure!(
-        mounts.contains(&folder.display().to_string()),
-        "nothing is mounted to take down:\n{mounts}"
-    );
+    let named = folder.display().to_string();
+    // Here, because the step under load is over in a moment.
+    demo.wait("something mounted to take down", |_| {
+        Ok(std::fs::read_to_string("/proc/self/mounts")?.contains(&named))
+    })?;
+    demo.wait_step("server1 is killed under load")?;
     kill(
         Pid::from_raw(demo.process.id().cast_signed()),
         Signal::SIGINT,
