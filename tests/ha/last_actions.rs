@@ -12,12 +12,11 @@ use crate::alerts::{ensure_order, find, wait_alert};
 
 const ISOLATION: &str = "isolation_timeout = \"500ms\"\naction = \"none\"";
 
-/// A cluster whose servers do this when they stay cut off, with the group on the first one.
+/// A cluster whose servers do this when they stay cut off. No agent yet.
 fn ending_in(action: &str, setup: Setup) -> Result<Bed> {
-    let mut bed = Bed::prepared(setup)?;
+    let bed = Bed::prepared(setup)?;
     let own = ISOLATION.replace("\"none\"", &format!("{action:?}"));
     bed.configure(ISOLATION, &own)?;
-    bed.bring_online()?;
     Ok(bed)
 }
 
@@ -31,6 +30,8 @@ fn a_server_that_stays_cut_off_reboots_after_its_group_has_stopped() -> Result<(
         },
     )?;
     // The other one's forced stop takes longer than all that.
+    bed.configure("timeout = \"10s\"", "timeout = \"60s\"")?;
+    bed.bring_online()?;
     bed.power_held = true;
     bed.set_links(Side::First, false)?;
     bed.until("a final action", 60, |bed| {
@@ -79,6 +80,7 @@ fn an_agent_that_stays_cut_off_ends_where_the_service_is_to_stop() -> Result<()>
             mounted: false,
         },
     )?;
+    bed.bring_online()?;
     bed.set_links(Side::First, false)?;
     bed.until("the end of the agent", 60, |bed| {
         Ok((!bed.runs(Side::First, Daemon::Agent)?).then_some(()))
@@ -105,6 +107,10 @@ fn a_server_that_runs_nothing_waits_when_it_is_cut_off_and_takes_no_action() -> 
             mounted: false,
         },
     )?;
+    // A witness that is slow for a moment must not end the one that has its lease.
+    let (short, long) = ("= \"500ms\"\naction", "= \"20s\"\naction");
+    bed.configure_alone(Side::First, short, long)?;
+    bed.bring_online()?;
     bed.set_links(Side::Second, false)?;
     wait_alert(&mut bed, Side::Second, alert::ISOLATED, &[])?;
     bed.set_links(Side::Second, true)?;

@@ -47,16 +47,20 @@ impl Power {
         Ok(Self { folder, script })
     }
 
-    /// The request that waits, if one does.
+    /// The request that has waited longest, if one waits.
     pub fn request(&self) -> Result<Option<Request>> {
+        let mut waiting = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let file = entry?.path();
             if file.extension().is_none() {
-                let server = fs::read_to_string(&file)?.trim().to_owned();
-                return Ok(Some(Request { file, server }));
+                waiting.push((fs::metadata(&file)?.modified()?, file));
             }
         }
-        Ok(None)
+        let Some((_, file)) = waiting.into_iter().min() else {
+            return Ok(None);
+        };
+        let server = fs::read_to_string(&file)?.trim().to_owned();
+        Ok(Some(Request { file, server }))
     }
 
     /// The script ends well.
