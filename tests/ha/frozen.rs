@@ -3,9 +3,9 @@
 use agent::control::State;
 use anyhow::{Result, ensure};
 use local_cluster::{Bed, Files, Guard, Setup};
-use local_pair::Side;
+use local_pair::{Side, now_ns};
 
-use crate::writers::{Writers, ensure_handed_over};
+use crate::writers::{Writers, ensure_handed_over_asleep};
 
 #[test]
 fn a_primary_that_wakes_up_after_its_failover_answers_nothing() -> Result<()> {
@@ -21,6 +21,7 @@ fn a_primary_that_wakes_up_after_its_failover_answers_nothing() -> Result<()> {
         })
     };
     wait(&mut bed, &writers, Side::First)?;
+    let frozen_ns = now_ns()?;
     bed.freeze(Side::First)?;
     wait(&mut bed, &writers, Side::Second)?;
     bed.wait_group(Side::Second, State::Online)?;
@@ -29,7 +30,7 @@ fn a_primary_that_wakes_up_after_its_failover_answers_nothing() -> Result<()> {
     bed.wait_in_step()?;
     wait(&mut bed, &writers, Side::Second)?;
     let [old, new] = Side::BOTH.map(|side| writers.answers(side));
-    ensure_handed_over(&old, &new)?;
+    ensure_handed_over_asleep(&old, &new, frozen_ns)?;
     ensure!(!bed.app_runs(Side::First));
     writers.stop()?;
     writers.check(bed.pair(), &Side::BOTH, Side::Second)
