@@ -32,12 +32,23 @@ pub fn ensure_order(alerts: &[String], kinds: &[Kind]) -> Result<()> {
 
 /// Waits for an alert of a kind with all these words, and gives its line.
 pub fn wait_alert(bed: &mut Bed, side: Side, kind: Kind, words: &[&str]) -> Result<String> {
+    wait_alert_after(bed, side, 0, kind, words)
+}
+
+/// The same behind the first `known` lines of the log, which outlives agents and power cuts.
+pub fn wait_alert_after(
+    bed: &mut Bed,
+    side: Side,
+    known: usize,
+    kind: Kind,
+    words: &[&str],
+) -> Result<String> {
     let id = kind.id.to_string();
     bed.until(
         &format!("the alert {id} with {words:?} on {side:?}"),
         60,
         |bed| {
-            Ok(bed.alerts(side).into_iter().find(|line| {
+            Ok(bed.alerts(side).into_iter().skip(known).find(|line| {
                 line.split_whitespace().nth(5) == Some(&id)
                     && words.iter().all(|word| line.contains(word))
             }))

@@ -7,7 +7,7 @@ use local_cluster::{Bed, Guard, Setup};
 use local_pair::Side;
 use mirror_core::control::Role;
 
-use crate::alerts::{ensure_order, find, wait_alert};
+use crate::alerts::{ensure_order, find, wait_alert, wait_alert_after};
 use crate::writers::Writers;
 
 fn waits_for_whom_it_needs(guard: Guard) -> Result<()> {
@@ -27,6 +27,7 @@ fn waits_for_whom_it_needs(guard: Guard) -> Result<()> {
     writers.stop()?;
     bed.cut_power(newer)?;
 
+    let known = bed.alerts(older).len();
     bed.boot(older)?;
     bed.start_server(older)?;
     // First it waits for its start-up delay, and shows how long that is.
@@ -41,13 +42,13 @@ fn waits_for_whom_it_needs(guard: Guard) -> Result<()> {
         ensure!(screen.contains("Start-up delay : "), "{screen}");
     }
     let words = format!("No group starts for {delay_ms} ms");
-    wait_alert(&mut bed, older, alert::STARTUP_WAIT, &[&words])?;
-    wait_alert(&mut bed, older, alert::STARTUP_DONE, &[])?;
+    wait_alert_after(&mut bed, older, known, alert::STARTUP_WAIT, &[&words])?;
+    wait_alert_after(&mut bed, older, known, alert::STARTUP_DONE, &[])?;
     let waits_for = match guard {
         Guard::Witness => "server1, which has newer data of md1",
         _ => "server1, which may have newer data",
     };
-    wait_alert(&mut bed, older, alert::GROUP_WAITS, &[waits_for])?;
+    wait_alert_after(&mut bed, older, known, alert::GROUP_WAITS, &[waits_for])?;
     let waits = bed.group(older)?.waits_for.unwrap_or_default();
     ensure!(waits.contains(waits_for), "{waits}");
     ensure!(bed.group(older)?.state == State::Offline);

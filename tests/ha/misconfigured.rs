@@ -10,7 +10,7 @@ use local_cluster::{Bed, Daemon, GROUP, Guard, Process, Setup};
 use local_pair::{PYTHON, Side, run_tool};
 use mirror_core::control::Role;
 
-use crate::alerts::{ensure_order, find, wait_alert};
+use crate::alerts::{ensure_order, find, wait_alert, wait_alert_after};
 
 const FORCED_STOP: Setup = Setup {
     guard: Guard::ForcedStop,
@@ -195,9 +195,11 @@ fn a_forced_stop_that_would_not_work_is_told_before_it_is_needed_and_then_nothin
         ("exec sleep 1000", &["did not end within"][..]),
         (expired, &told[..]),
     ] {
+        let known = Side::BOTH.map(|side| bed.alerts(side).len());
         fs::write(&script, format!("#!/bin/sh\n{wrong}\n"))?;
         for side in Side::BOTH {
-            wait_alert(&mut bed, side, alert::STOP_CHECK_FAILED, words)?;
+            let known = known[side.index()];
+            wait_alert_after(&mut bed, side, known, alert::STOP_CHECK_FAILED, words)?;
             let said = found_by_check(&bed, side)?;
             ensure_says(&said, &["a forced stop of the other node would fail"])?;
             ensure_says(&said, words)?;
@@ -205,7 +207,8 @@ fn a_forced_stop_that_would_not_work_is_told_before_it_is_needed_and_then_nothin
         }
         fs::write(&script, &good)?;
         for side in Side::BOTH {
-            wait_alert(&mut bed, side, alert::STOP_CHECK_RECOVERED, &[])?;
+            let known = known[side.index()];
+            wait_alert_after(&mut bed, side, known, alert::STOP_CHECK_RECOVERED, &[])?;
         }
     }
     fs::write(&script, format!("#!/bin/sh\n{expired}\n"))?;
@@ -288,7 +291,7 @@ fn a_start_script_that_hangs_is_killed_before_the_other_server_starts() -> Resul
     for (side, script) in Side::BOTH.into_iter().zip(scripts) {
         fs::write(bed.here(side).join("start"), script)?;
     }
-    let own = format!("start = [\"/bin/sh\", \"{here}/start\"]\nstart_timeout = \"2s\"\n");
+    let own = format!("start = [\"/bin/sh\", \"{here}/start\"]\nstart_timeout = \"5s\"\n");
     bed.configure(&format!("{START}\"{here}/app\"]\n"), &own)?;
     bed.start_agents()?;
     // By the limit of the script or by the one around it, whichever comes first on a busy machine.
@@ -299,6 +302,7 @@ fn a_start_script_that_hangs_is_killed_before_the_other_server_starts() -> Resul
     ensure!(bed.app_runs(Side::Second));
     ensure_all_off(&bed, Side::First)?;
     ensure_says(&bed.ctl(Side::First, &["status"]).done()?, &words)?;
+    wait_alert(&mut bed, Side::First, alert::GROUP_STOPPED, &[])?;
     let in_order = [
         alert::GROUP_STARTING,
         alert::RESOURCE_FAILED,
@@ -306,6 +310,7 @@ fn a_start_script_that_hangs_is_killed_before_the_other_server_starts() -> Resul
         alert::GROUP_STOPPED,
     ];
     ensure_order(&bed.alerts(Side::First), &in_order)?;
+    wait_alert(&mut bed, Side::Second, alert::GROUP_STARTED, &[])?;
     let in_order = [alert::FAILING_OVER, alert::GROUP_STARTED];
     ensure_order(&bed.alerts(Side::Second), &in_order)?;
     bed.wait_in_step()
@@ -341,24 +346,31 @@ fn a_witness_that_does_not_have_this_cluster_grants_nothing_until_it_does() -> R
     bed.wait_group(Side::First, State::Online)?;
     bed.wait_in_step()?;
     ensure!(!bed.app_runs(Side::Second));
-    let status = bed.status(Side::First)?;
-    let arbiter = status.arbiter.context("there is an arbiter")?;
-    ensure!(arbiter.health == Health::Normal && arbiter.detail.is_none());
-    Ok(())
+    // It shows the last answer, and one may be late.
+    bed.until("an arbiter with which nothing is wrong", 30, |bed| {
+        let status = bed.status(Side::First)?;
+        let arbiter = status.arbiter.context("there is an arbiter")?;
+        let well = arbiter.health == Health::Normal && arbiter.detail.is_none();
+        Ok(well.then_some(()))
+    })
 }
 
 /// Both say why the arbiter is of no use now, and that the group waits for it.
 fn ensure_ungranted(bed: &mut Bed, words: &[&str]) -> Result<()> {
     for side in Side::BOTH {
         wait_alert(bed, side, alert::ARBITER_DOWN, words)?;
+        // Each tells what the last question came to, and one may have come to nothing in time.
+        let told = |text: &str| words.iter().all(|word| text.contains(word));
         bed.until(&format!("{words:?} in the status of {side:?}"), 30, |bed| {
             let arbiter = bed.status(side)?.arbiter.context("there is an arbiter")?;
             let detail = arbiter.detail.unwrap_or_default();
-            let told = words.iter().all(|word| detail.contains(word));
-            Ok((told && arbiter.health == Health::Error).then_some(()))
+            let screen = bed.ctl(side, &["status"]).done()?;
+            let is_error = arbiter.health == Health::Error;
+            Ok((is_error && told(&detail) && told(&screen)).then_some(()))
         })?;
-        ensure_says(&found_by_check(bed, side)?, words)?;
-        ensure_says(&bed.ctl(side, &["status"]).done()?, words)?;
+        bed.until(&format!("{words:?} in the check of {side:?}"), 30, |bed| {
+            Ok(told(&found_by_check(bed, side)?).then_some(()))
+        })?;
     }
     bed.until("the end of the start-up delay", 30, |bed| {
         Ok(bed.status(Side::First)?.startup.is_none().then_some(()))
