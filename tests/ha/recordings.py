@@ -14,6 +14,10 @@ ETHERTYPE_IPV4 = b"\x08\x00"
 UDP = 17
 # Between two datagrams. A heartbeat comes every 100 ms.
 PAUSE_SECONDS = 0.001
+# Of the oldest and of the newest lines of the tape in each round, and at most so many between them: it grows all the
+# time, and a round must end.
+ALWAYS = 200
+SOMETIMES = 200
 
 
 def record(tape):
@@ -51,14 +55,16 @@ def altered(beat):
 
 
 def send(tape, victim):
-    """Everything that bears on the victim, all the time, and what is recorded meanwhile too."""
+    """What bears on the victim, all the time, and what is recorded meanwhile too."""
     out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     hosts = ["10.77.0." + victim, "10.77.1." + victim]
     rounds = 0
     while True:
         with open(tape) as lines:
             whole = [line for line in lines if line.endswith("\n")]
-        for line in whole:
+        middle = whole[ALWAYS:-ALWAYS]
+        drawn = random.sample(middle, min(SOMETIMES, len(middle)))
+        for line in whole[:ALWAYS] + drawn + whole[ALWAYS:][-ALWAYS:]:
             entry = json.loads(line)
             beat = bytes.fromhex(entry["bytes"])
             if entry["to"] in hosts:

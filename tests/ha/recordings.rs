@@ -80,7 +80,7 @@ impl Tape {
         said.lines().count()
     }
 
-    /// Looks again and again while the whole tape is sent a few times.
+    /// Looks again and again while the tape is sent a few times.
     fn while_sent(bed: &mut Bed, mut look: impl FnMut(&mut Bed) -> Result<()>) -> Result<()> {
         let goal = Self::rounds(bed) + ROUNDS;
         bed.until("the tape, sent again", 120, |bed| {
