@@ -813,3 +813,31 @@ fn a_start_by_hand_in_a_silence_takes_a_word_where_nobody_was_stopped() {
     );
     in_order(&world);
 }
+
+/// Whoever asked for the move hears of it, and the next one is possible.
+#[test]
+fn a_move_ends_where_the_group_is_stopped_or_started_by_hand_meanwhile() {
+    let (mut world, owner) = served(Profile::Nothing, |_| {});
+    let group = || GROUP.to_owned();
+    let switchover = || CommandRequest::Switchover {
+        group: group(),
+        to: None,
+    };
+    let moved = world.command(owner, switchover());
+    let stop = CommandRequest::GroupStop { group: group() };
+    let stopped = outcome(&mut world, owner, stop, 30_000);
+    assert!(stopped.is_ok(), "{stopped:?}");
+    let ended = world.outcomes.iter().find(|(at, _)| *at == moved);
+    assert!(
+        ended.is_some_and(|(_, result)| result.as_ref().is_err_and(|why| why.contains("by hand"))),
+        "{}",
+        story(&world)
+    );
+    let started = outcome(&mut world, owner, start_by_hand(), 30_000);
+    assert!(started.is_ok(), "{started:?}");
+    world.run_until(world.now_ms + 5_000);
+    let moved = outcome(&mut world, owner, switchover(), 60_000);
+    assert!(moved.is_ok(), "{moved:?}\n{}", story(&world));
+    assert!(world.serves(1 - owner));
+    in_order(&world);
+}

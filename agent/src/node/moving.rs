@@ -100,6 +100,14 @@ impl Node {
         }
     }
 
+    /// Somebody decided otherwise before the other node had it.
+    pub(super) fn withdraw_move(&mut self, group: usize, why: &str) {
+        self.controls[group].given_ms = None;
+        let name = &self.config.groups[group].config.name;
+        let outcome = Err(format!("{name} {why} meanwhile"));
+        self.end_move(group, outcome);
+    }
+
     pub(super) fn end_move(&mut self, group: usize, outcome: Result<(), String>) {
         let Some(moving) = self.controls[group].moving.take() else {
             return;

@@ -291,6 +291,7 @@ impl Node {
         if peer_down {
             self.take_word_that_peer_is_down();
         }
+        self.withdraw_move(group, "was started by hand");
         self.clear_on_both(group);
         self.orders.waiting.push(Waiting {
             id,
@@ -343,6 +344,7 @@ impl Node {
             return self.order(id, OrderKind::Stop, group, done);
         }
         self.controls[group].stopped = true;
+        self.withdraw_move(group, "was stopped by hand");
         if here == State::Offline {
             return Ok(Some(format!("{name} is stopped, and stays so")));
         }
@@ -621,6 +623,7 @@ impl Node {
             },
             OrderKind::Stop => {
                 self.controls[group].stopped = true;
+                self.withdraw_move(group, "was stopped by hand");
                 self.stop_group(group);
                 Ok(())
             }

@@ -373,10 +373,11 @@ impl Node {
                     view.is_some_and(|view| view.primary && view.suspended)
                 }),
             starting_up: self.starting_until_ms.is_some(),
+            // What was given away is this node's until the other is known to have it.
             owns_group: self
                 .controls
                 .iter()
-                .any(|control| control.group.state() != State::Offline),
+                .any(|control| control.group.state() != State::Offline || control.is_given()),
             isolated: self.partition.is_isolated(),
             is_first_node: self.config.me == 0,
         };

@@ -546,6 +546,13 @@ impl World {
             .any(|(_, at, alert)| *at == node && alert.id == id)
     }
 
+    /// The agent that runs there now has heard the other one.
+    pub fn has_heard_peer(&self, node: usize) -> bool {
+        let its = self.alerts.iter().rev().filter(|(_, at, _)| *at == node);
+        its.take_while(|(_, _, told)| told.id != alert::NODE_STARTED.id)
+            .any(|(_, _, told)| told.id == alert::PEER_UP.id)
+    }
+
     /// Whose client gets answers.
     pub fn serves(&self, node: usize) -> bool {
         let node_ms = self.machines[node].clock.read(self.now_ms);

@@ -388,7 +388,9 @@ impl World {
         };
         let there = &self.machines[1 - node];
         let runs_there = there.application || there.mounted;
-        if job.action == Action::Start && runs_there && self.settings.stops_first() {
+        // A node that was never heard is not stopped; the arbiter's grant is proof that it answers nothing any more.
+        let proved = job.permit.grant.is_some() && !self.has_heard_peer(node);
+        if job.action == Action::Start && runs_there && self.settings.stops_first() && !proved {
             self.checker.report(Violation::BothRun { node });
         }
         match (job.action, job.resource) {
