@@ -37,6 +37,8 @@ pub(super) struct Control {
     pub(super) waits_for: Option<String>,
     /// Given to the other node, and not yet running there.
     pub(super) given_ms: Option<u64>,
+    /// It was given away when the other node fell silent.
+    pub(super) unclaimed: bool,
     /// It is being stopped so that the other node can have it.
     pub(super) moving: Option<Moving>,
     /// The decision to start it without a word from the other must stand this long.
@@ -77,6 +79,7 @@ impl Control {
             doubt_told: false,
             waits_for: None,
             given_ms: None,
+            unclaimed: false,
             moving: None,
             decided: None,
             was_online: false,
@@ -87,6 +90,11 @@ impl Control {
             ungranted: Vec::new(),
             demoting: Vec::new(),
         }
+    }
+
+    /// Given away, and the other node was not heard to have it yet.
+    pub(super) fn is_unclaimed(&self) -> bool {
+        self.is_given() || self.unclaimed
     }
 
     pub(super) fn is_given(&self) -> bool {
@@ -432,6 +440,7 @@ impl Node {
             let Some(there) = self.peer_group(group).copied() else {
                 continue;
             };
+            self.controls[group].unclaimed = false;
             if first && there.stopped {
                 self.controls[group].stopped = true;
             }

@@ -91,6 +91,7 @@ impl Node {
             _ => return,
         };
         self.controls[group].given_ms = None;
+        self.controls[group].unclaimed = !up;
         // Where it may run in part, it is started nowhere else.
         let is_offline_there = matches!(there, Some((State::Offline, _)));
         let comes_back = outcome.is_err() && is_offline_there;

@@ -377,7 +377,7 @@ impl Node {
             owns_group: self
                 .controls
                 .iter()
-                .any(|control| control.group.state() != State::Offline || control.is_given()),
+                .any(|control| control.group.state() != State::Offline || control.is_unclaimed()),
             isolated: self.partition.is_isolated(),
             is_first_node: self.config.me == 0,
         };
