@@ -359,13 +359,16 @@ impl Node {
 
     /// Whether the other node is to be stopped, and when.
     fn plan(&self) -> Plan {
+        // Given away, it may run there by now though nobody said so, and the other node knows: this one goes last.
+        let gave_away = self.controls.iter().any(|control| control.is_unclaimed());
         let situation = Situation {
             configured: self.fencing.is_some(),
             peer: self.membership.peer(),
             peer_down: self.partition.peer_stopped,
-            peer_group_fails_over: (0..self.controls.len())
-                .any(|group| self.would_fail_over(group)),
-            peer_could_start: (0..self.controls.len()).any(|group| self.could_start_there(group)),
+            peer_group_fails_over: !gave_away
+                && (0..self.controls.len()).any(|group| self.would_fail_over(group)),
+            peer_could_start: gave_away
+                || (0..self.controls.len()).any(|group| self.could_start_there(group)),
             // An arbiter's record lets them go.
             answers_wait: self.rights.is_none()
                 && self.mirrors.iter().any(|mirror| {
@@ -373,13 +376,12 @@ impl Node {
                     view.is_some_and(|view| view.primary && view.suspended)
                 }),
             starting_up: self.starting_until_ms.is_some(),
-            // What was given away is this node's until the other is known to have it.
             owns_group: self
                 .controls
                 .iter()
-                .any(|control| control.group.state() != State::Offline || control.is_unclaimed()),
+                .any(|control| control.group.state() != State::Offline),
             isolated: self.partition.is_isolated(),
-            is_first_node: self.config.me == 0,
+            is_first_node: self.config.me == 0 && !gave_away,
         };
         let delay = self
             .config
