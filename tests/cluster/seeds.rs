@@ -6,6 +6,22 @@ use mirror_tests::cluster::run::run_seed;
 
 const FIXED: std::ops::Range<u64> = 0..250;
 const FRESH: u64 = 40;
+/// Each of them broke a rule once.
+const MENDED: [u64; 13] = [
+    326_399_022_487,
+    326_399_022_661,
+    326_399_022_916,
+    680_471_793_800,
+    700_000_000_240,
+    700_000_003_912,
+    848_294_212_773,
+    862_535_556_114,
+    862_535_556_628,
+    862_535_557_400,
+    862_535_557_736,
+    900_000_002_242,
+    900_000_003_946,
+];
 
 fn check(seeds: impl Iterator<Item = u64>) {
     let broken: Vec<String> = seeds
@@ -20,6 +36,11 @@ fn check(seeds: impl Iterator<Item = u64>) {
 #[test]
 fn no_cluster_of_the_fixed_set_breaks_a_rule() {
     check(FIXED);
+}
+
+#[test]
+fn no_cluster_that_was_mended_breaks_a_rule() {
+    check(MENDED.into_iter());
 }
 
 #[test]

@@ -266,6 +266,12 @@ impl Rights {
         self.rights[mirror].forced = true;
     }
 
+    /// Nothing is held, and nothing is asked for.
+    pub fn is_idle(&self, mirror: usize) -> bool {
+        let right = &self.rights[mirror];
+        right.held.is_none() && !right.awaited
+    }
+
     /// A group was found that is primary of it already.
     pub fn keep(&mut self, mirror: usize) {
         self.rights[mirror].wanted = true;

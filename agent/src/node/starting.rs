@@ -92,13 +92,17 @@ impl Node {
         self.controls[group].waits_for_grant = true;
         self.controls[group].started_ms = self.now_ms;
         for mirror in self.group_mirrors(group) {
-            match &mut self.rights {
-                Some(rights) if force => rights.want_by_force(mirror),
-                Some(rights) => rights.want(mirror, true),
-                None => {}
-            }
+            self.want_grant(mirror, force);
         }
         self.await_grants(group);
+    }
+
+    fn want_grant(&mut self, mirror: usize, force: bool) {
+        match &mut self.rights {
+            Some(rights) if force => rights.want_by_force(mirror),
+            Some(rights) => rights.want(mirror, true),
+            None => {}
+        }
     }
 
     /// The arbiter first: no resource starts before every mirror of the group has its grant.
@@ -121,6 +125,11 @@ impl Node {
                     matches!(place(&self.situation(group)), Placement::Start(_))
                 };
                 if still {
+                    if rights.is_idle(mirror) {
+                        // What was lost meanwhile is an epoch of before.
+                        let cause = self.controls[group].cause;
+                        self.want_grant(mirror, cause == Some(Cause::Operator { force: true }));
+                    }
                     self.wait_for(group, Some((alert::GROUP_WAITS, reason)));
                 } else {
                     for mirror in mirrors {

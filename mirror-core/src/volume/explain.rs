@@ -175,18 +175,18 @@ impl Volume {
     }
 
     fn explain_alone(&self) -> Story {
-        let peer = &self.config.peer_name;
+        let (name, peer) = (&self.config.name, &self.config.peer_name);
         let summary = format!("looking for {peer}");
         let secondary = self.role != Role::Primary;
-        let peer_down =
-            |effect: &str, loses: String| choice(self.promotion("--peer-down"), effect, loses);
         let way_out = if !secondary && self.is_suspended() {
-            peer_down(
+            choice(
+                format!("mirrorctl promote {name} --peer-down"),
                 "answers go on, on your word that the peer is really down",
                 format!("nothing if {peer} is down; a split brain if it was promoted"),
             )
         } else if secondary && self.disk_state() == DiskState::UpToDate && self.peering.peer_seen {
-            peer_down(
+            choice(
+                self.promotion("--peer-down"),
                 "makes this node primary, on your word that the peer is really down",
                 match self.config.mode {
                     Mode::Async => format!(
