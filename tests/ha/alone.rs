@@ -20,10 +20,7 @@ fn waits_for_whom_it_needs(guard: Guard) -> Result<()> {
     bed.cut_power(older)?;
     // From now on there are answers that only one of them has.
     wait_alert(&mut bed, newer, alert::PEER_DOWN, &[])?;
-    let goal = writers.count(newer) + 50;
-    bed.until("answers without the other server", 60, |_| {
-        Ok((writers.count(newer) >= goal).then_some(()))
-    })?;
+    writers.wait_for_more(&mut bed, newer)?;
     writers.stop()?;
     bed.cut_power(newer)?;
 

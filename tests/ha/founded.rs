@@ -68,10 +68,7 @@ fn what_only_a_lost_server_had_is_given_up_on_an_operators_word() -> Result<()> 
     let mut writers = Writers::start(bed.pair())?;
     bed.cut_power(left)?;
     wait_alert(&mut bed, lost, alert::PEER_DOWN, &[])?;
-    let goal = writers.count(lost) + 50;
-    bed.until("answers without the other server", 60, |_| {
-        Ok((writers.count(lost) >= goal).then_some(()))
-    })?;
+    writers.wait_for_more(&mut bed, lost)?;
     bed.cut_power(lost)?;
 
     bed.boot(left)?;
@@ -83,10 +80,7 @@ fn what_only_a_lost_server_had_is_given_up_on_an_operators_word() -> Result<()> 
         .done()
         .with_context(|| bed.story())?;
     ensure!(bed.group(left)?.state == State::Online);
-    let goal = writers.count(left) + 50;
-    bed.until("answers of what is left", 60, |_| {
-        Ok((writers.count(left) >= goal).then_some(()))
-    })?;
+    writers.wait_for_more(&mut bed, left)?;
 
     // Should it come back after all, it is copied to.
     bed.boot(lost)?;

@@ -14,21 +14,15 @@ fn a_primary_that_wakes_up_after_its_failover_answers_nothing() -> Result<()> {
         mounted: false,
     })?;
     let mut writers = Writers::start(bed.pair())?;
-    let wait = |bed: &mut Bed, writers: &Writers, side: Side| {
-        let goal = writers.count(side) + 50;
-        bed.until(&format!("answers of {side:?}"), 60, |_| {
-            Ok((writers.count(side) >= goal).then_some(()))
-        })
-    };
-    wait(&mut bed, &writers, Side::First)?;
+    writers.wait_for_more(&mut bed, Side::First)?;
     let frozen_ns = now_ns()?;
     bed.freeze(Side::First)?;
-    wait(&mut bed, &writers, Side::Second)?;
+    writers.wait_for_more(&mut bed, Side::Second)?;
     bed.wait_group(Side::Second, State::Online)?;
     bed.thaw(Side::First)?;
     bed.wait_group(Side::First, State::Offline)?;
     bed.wait_in_step()?;
-    wait(&mut bed, &writers, Side::Second)?;
+    writers.wait_for_more(&mut bed, Side::Second)?;
     let [old, new] = Side::BOTH.map(|side| writers.answers(side));
     ensure_handed_over_asleep(&old, &new, frozen_ns)?;
     ensure!(!bed.app_runs(Side::First));

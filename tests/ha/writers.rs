@@ -1,6 +1,7 @@
 //! A client on each side that writes numbered blocks whenever its server answers.
 
 use anyhow::{Context, Result, ensure};
+use local_cluster::Bed;
 use local_pair::{Answer, Pair, Side, WhenLost};
 
 #[derive(Debug)]
@@ -26,6 +27,14 @@ impl Writers {
 
     pub fn count(&self, side: Side) -> usize {
         self.answers(side).len()
+    }
+
+    /// Waits until a side has answered 50 more.
+    pub fn wait_for_more(&self, bed: &mut Bed, side: Side) -> Result<()> {
+        let goal = self.count(side) + 50;
+        bed.until(&format!("answers of {side:?}"), 60, |_| {
+            Ok((self.count(side) >= goal).then_some(()))
+        })
     }
 
     pub fn stop(&mut self) -> Result<()> {

@@ -14,6 +14,30 @@ fn pair(seed: u64) -> World {
     World::pair(seed, Settings::quiet())
 }
 
+fn until_found(world: &mut World) {
+    world.until("both sides see the split brain", |world| {
+        [0, 1].iter().all(|node| {
+            world
+                .status(*node)
+                .is_some_and(|status| status.connection == Connection::SplitBrain)
+        })
+    });
+}
+
+fn demote(world: &mut World, node: usize) {
+    let demoted = world.command(node, Command::Demote);
+    demoted.expect("an end").expect("done");
+}
+
+fn give_up(world: &mut World, node: usize) {
+    let discard = Command::Resync {
+        full: false,
+        discard_local: true,
+    };
+    let given_up = world.command(node, discard);
+    given_up.expect("an end").expect("done");
+}
+
 /// Both nodes were promoted and have written while they were apart, and have met again.
 fn split() -> World {
     let mut world = pair(7);
@@ -24,13 +48,7 @@ fn split() -> World {
     world.promote_apart(1);
     world.write(1, 5..9);
     world.heal();
-    world.until("both sides see the split brain", |world| {
-        [0, 1].iter().all(|node| {
-            world
-                .status(*node)
-                .is_some_and(|status| status.connection == Connection::SplitBrain)
-        })
-    });
+    until_found(&mut world);
     world
 }
 
@@ -47,18 +65,8 @@ fn check_resolution(loser: usize) {
     let winner = 1 - loser;
     let mut world = split();
     let kept = world.read(winner, 5);
-    world
-        .command(loser, Command::Demote)
-        .expect("an end")
-        .expect("done");
-    let discard = Command::Resync {
-        full: false,
-        discard_local: true,
-    };
-    world
-        .command(loser, discard)
-        .expect("an end")
-        .expect("done");
+    demote(&mut world, loser);
+    give_up(&mut world, loser);
     world.give_up_line(loser, winner);
     world.until("both sides are in sync", |world| world.is_settled());
     for node in [0, 1] {
@@ -87,30 +95,14 @@ fn a_split_brain_is_resolved_for_the_second_node() {
 fn a_side_that_is_promoted_after_all_is_not_given_up_any_more() {
     let mut world = split();
     world.cut(&[0, 1], None);
-    world
-        .command(1, Command::Demote)
-        .expect("an end")
-        .expect("done");
-    let discard = Command::Resync {
-        full: false,
-        discard_local: true,
-    };
-    world.command(1, discard).expect("an end").expect("done");
+    demote(&mut world, 1);
+    give_up(&mut world, 1);
     world.promote_apart(1);
     world.write(1, 6..8);
     let newest = world.read(1, 7);
-    world
-        .command(1, Command::Demote)
-        .expect("an end")
-        .expect("done");
+    demote(&mut world, 1);
     world.heal();
-    world.until("both sides see the split brain", |world| {
-        [0, 1].iter().all(|node| {
-            world
-                .status(*node)
-                .is_some_and(|status| status.connection == Connection::SplitBrain)
-        })
-    });
+    until_found(&mut world);
     world.run_for(3_000);
     assert_eq!(world.nodes[1].data.current(7), newest);
 }
