@@ -267,7 +267,9 @@ impl Node {
             return Err(refusal(
                 "undecided",
                 format!("{peer} is silent, and it is not certain that it does not run {name}"),
-                format!("wait for the decision; or see that {peer} is down and use --peer-down"),
+                format!(
+                    "wait until it is heard or decided on; or see that {peer} is down and use --peer-down"
+                ),
             ));
         }
         if silent && situation.linked {

@@ -160,6 +160,7 @@ impl Volume {
         self.own_tail();
         self.release_log();
         self.superblock.flags.clean_stop = true;
+        // Drained and flushed: all that was acknowledged here is durable, unless that flush failed.
         if self.disk_state() != DiskState::Failed {
             self.superblock.run.end();
         }

@@ -221,7 +221,8 @@ impl Volume {
         } = loaded;
         // Whoever opened it has wiped what was left there.
         superblock.moved_from = 0;
-        // A run that ended with everything flushed took nothing along, so this one has all that it acknowledged.
+        // A run that ended with everything flushed took nothing along, so this one has all that it acknowledged. Of two
+        // superblocks the one that is left may be of before the run that acknowledged last.
         let lost_nothing = runs_on || (superblock.run.has_ended() && !fell_back);
         let incarnation = match lost_nothing {
             true => superblock.run.incarnation,

@@ -372,6 +372,7 @@ impl Volume {
         // The same epoch is the asker's own, from before it died, unless it was this side's.
         let same = epoch == own && !self.superblock.flags.last_primary;
         let old = self.has_arbiter() && epoch <= own && !same;
+        // A flush that is on its way to the peer would reach a primary, which takes none.
         let refuse = old
             || self.role == Role::Primary
             || racing

@@ -257,6 +257,14 @@ fn a_forced_start_says_first_what_it_may_lose() {
             "GroupStart { group: \"failover1\", peer_down: false, force: true }\n",
             "group start --force failover1 may lose, of md1: nothing, this side is primary already\n",
         );
+        check(
+            folder,
+            &["--json", "group", "start", "failover1", "--force"],
+            0,
+            "{\"may_lose\":{\"md1\":\"nothing, this side is primary already\"},\
+             \"message\":\"GroupStart { group: \\\"failover1\\\", peer_down: false, force: true }\"}\n",
+            "",
+        );
     });
 }
 

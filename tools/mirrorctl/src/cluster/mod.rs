@@ -4,6 +4,7 @@ mod log;
 mod screen;
 mod status;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agent::console::client::{AgentClient, ClientError};
@@ -110,14 +111,17 @@ pub async fn run(global: &Global, command: &Command) -> Outcome {
             peer_down,
             force,
         }) => {
-            if *force {
-                tell_loss(global, group).await?;
-            }
-            CommandRequest::GroupStart {
+            let request = CommandRequest::GroupStart {
                 group: group.clone(),
                 peer_down: *peer_down,
                 force: *force,
-            }
+            };
+            // What the step may cost has to be asked before it is taken.
+            let may_lose = match force {
+                true => losses(global, group).await?,
+                false => Losses::new(),
+            };
+            return tell(global, &request, &may_lose).await;
         }
         Command::Group(GroupCommand::Stop { group }) => CommandRequest::GroupStop {
             group: group.clone(),
@@ -135,33 +139,40 @@ pub async fn run(global: &Global, command: &Command) -> Outcome {
         Command::Monitor(MonitorCommand::Suspend) => CommandRequest::MonitorSuspend,
         Command::Monitor(MonitorCommand::Resume) => CommandRequest::MonitorResume,
     };
-    tell(global, &request).await
+    tell(global, &request, &Losses::new()).await
 }
 
-/// What the step may cost has to be asked before it is taken. A group that is not there, the agent refuses.
-async fn tell_loss(global: &Global, name: &str) -> Outcome {
+/// Told of a forced start, by mirror.
+type Losses = BTreeMap<String, String>;
+
+/// What a forced start of a group may lose. Nothing of one that is not there: the agent refuses that.
+async fn losses(global: &Global, name: &str) -> Outcome<Losses> {
     let status = client(global, QUERY_TIMEOUT_DEFAULT).status().await?;
     let groups = status.groups.iter().filter(|group| group.name == name);
-    let mirrors: Vec<&String> = groups.flat_map(|group| &group.mirrors).collect();
-    for mirror in status.mirrors {
-        if mirrors.contains(&&mirror.name) {
-            let loss = loss::of_forced_promotion(&mirror);
-            eprintln!(
-                "group start --force {name} may lose, of {}: {loss}",
-                mirror.name
-            );
+    let names: Vec<&String> = groups.flat_map(|group| &group.mirrors).collect();
+    let its = status.mirrors.into_iter();
+    let its = its.filter(|mirror| names.contains(&&mirror.name));
+    let losses: Losses = its
+        .map(|mirror| (mirror.name.clone(), loss::of_forced_promotion(&mirror)))
+        .collect();
+    if !global.json {
+        for (mirror, loss) in &losses {
+            eprintln!("group start --force {name} may lose, of {mirror}: {loss}");
         }
     }
-    Ok(())
+    Ok(losses)
 }
 
 /// Passes a command on and waits for its outcome.
-async fn tell(global: &Global, request: &CommandRequest) -> Outcome {
+async fn tell(global: &Global, request: &CommandRequest, may_lose: &Losses) -> Outcome {
     let client = client(global, COMMAND_TIMEOUT_DEFAULT);
     let reply = client.command(request).await.map_err(goes_on)?;
     if global.json {
-        let text = serde_json::to_string(&reply).map_err(anyhow::Error::from)?;
-        println!("{text}");
+        let mut report = serde_json::to_value(&reply).map_err(anyhow::Error::from)?;
+        if !may_lose.is_empty() {
+            report["may_lose"] = serde_json::json!(may_lose);
+        }
+        println!("{report}");
     } else if !global.quiet {
         println!("{}", reply.message);
         if let Some(without_ms) = reply.without_service_ms {
